@@ -54,8 +54,14 @@ def main() -> None:
         trained = Accuracies(rows[rows["context"] == "plain"])
         print("### What was gained, how much of it with wrong evidence, and how sure the student became\n")
         print(gains(trained))
-        print("### One method against another\n")
-        print(contrasts(trained))
+        if table := by_kind_of_evidence(rows, trained):
+            print(
+                "### Kinds of evidence: what the teacher makes of each, and what reaches the student that imitates it\n"
+            )
+            print(table)
+        if table := contrasts(trained):
+            print("### One method against another\n")
+            print(table)
         print("### Accuracy by family, visible questions\n")
         print(by_family(trained))
         print("### Wrong answers to visible questions, by kind\n")
@@ -133,8 +139,43 @@ def gains(answers: Accuracies) -> str:
     )
 
 
+def by_kind_of_evidence(rows: pd.DataFrame, answers: Accuracies) -> str:
+    """Of a study with a variant per kind of evidence: the teacher's accuracy with it, and what its student gained."""
+    teacher = (
+        rows[(rows["variant"] == TEACHER) & (rows["visibility"] == "visible")]
+        .groupby("context", observed=True)["accuracy"]
+        .mean()
+    )
+    kinds = {name.replace("_", "+"): name for name in answers.names}
+    if "plain" not in kinds or len(kinds.keys() & set(teacher.index)) < 3:
+        return ""
+    lines = [
+        [
+            kind,
+            f"{100 * teacher[kind]:.1f} %",
+            f"{100 * (teacher[kind] - teacher['plain']):+.1f}",
+            points(answers.accuracy_apart(name, UNTRAINED)),
+            points(answers.accuracy_apart(name, "plain")) if kind != "plain" else "",
+            f"{100 * answers.overconfidence(name).to_numpy().mean():+.0f}",
+        ]
+        for kind, name in kinds.items()
+        if kind in teacher.index
+    ]
+    head = [
+        "evidence",
+        "teacher with it",
+        "teacher gains",
+        "student gained",
+        "more than without evidence",
+        "over-confidence",
+    ]
+    return markdown(head, lines)
+
+
 def contrasts(answers: Accuracies) -> str:
     pairs = [pair for pair in CONTRASTS if set(pair) <= set(answers.names)]
+    if not pairs:
+        return ""
     lines = [
         [
             f"{first} - {second}",

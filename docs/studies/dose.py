@@ -1,0 +1,175 @@
+"""The dose map of collapse: which rows of a study collapsed at which rate, and how early the first warning came.
+
+    python docs/studies/dose.py runs/dose                # after workbench study configs/studies/dose.yaml
+    python docs/studies/dose.py docs/studies/data/dose   # the same from its stored metrics; nothing is trained
+
+A run has collapsed if the accuracy of its sampled answers, averaged over ten steps, ended below half of its best
+such average. Warnings are those of workbench.training.health, replayed from the run's metrics. Writes dose.png
+beside this file (needs Chromium and the extra "dev") and, from a study's own folder, health.parquet: the metrics
+that the monitor reads.
+"""
+
+import argparse
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from pays import markdown
+from playwright.sync_api import sync_playwright
+
+from workbench.analysis.style import layout
+from workbench.runs.folder import RunFolder
+from workbench.training.health import WINDOW, HealthMonitor
+
+MONITORED = ("entropy", "duplicate_rate", "truncated", "accuracy", "distinct_tokens", "supervised", "teacher_share")
+THEME = "light"
+LOST = 0.5  # of the best moving average of accuracy
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    metrics = monitored_metrics(parser.parse_args().folder)
+    runs = pd.DataFrame(
+        [
+            {"arm": arm, "rate": rate, "seed": seed, **judge(run)}
+            for (arm, rate, seed), run in metrics.groupby(["arm", "rate", "seed"])
+        ]
+    )
+    print(collapse_table(runs))
+    print(warning_table(runs))
+    screenshot(draw(runs), Path(__file__).parent / "dose.png")
+
+
+def monitored_metrics(folder: Path) -> pd.DataFrame:
+    """Metrics of every training step of a study's runs: arm, rate, seed, step and the columns of MONITORED."""
+    file = folder / "health.parquet"
+    lines = [
+        {
+            "arm": arm,
+            "rate": float(rate),
+            "seed": int(seed),
+            "step": line["step"],
+            **{name: line.get(name) for name in MONITORED},
+        }
+        for run in sorted(folder.glob("*-s*/metrics.jsonl"))
+        for name, _, seed in [run.parent.name.rpartition("-s")]
+        for arm, _, rate in [name.partition("-learning_rate=")]
+        for line in RunFolder.open(run.parent).metrics("train")
+    ]
+    if not lines:
+        return pd.read_parquet(file)
+    table = pd.DataFrame(lines)
+    table.to_parquet(file, compression="zstd", index=False)
+    return table
+
+
+def judge(run: pd.DataFrame) -> dict:
+    """Best and last ten-step accuracy of a run, the step of its collapse (NaN without one), and its first warning."""
+    run = run.sort_values("step").dropna(axis="columns", how="all")
+    average = run["accuracy"].rolling(WINDOW).mean().to_numpy()
+    best, last = np.nanmax(average), average[-1]
+    below = average < LOST * np.fmax.accumulate(average)
+    collapsed = below[-1]
+    step = float(run["step"].to_numpy()[len(below) - np.argmin(below[::-1])]) if collapsed else np.nan
+    monitor, warnings = HealthMonitor(), {}
+    for line in run.to_dict("records"):
+        before = set(monitor.warnings)
+        monitor.update(line["step"], line)
+        warnings |= dict.fromkeys(set(monitor.warnings) - before, line["step"])
+    first = min(warnings, key=warnings.get) if warnings else None
+    return {"best": best, "last": last, "collapsed": step, "warned": warnings.get(first, np.nan), "warning": first}
+
+
+def collapse_table(runs: pd.DataFrame) -> str:
+    """Share of seeds that collapsed, and accuracy of the last ten steps, by row and rate."""
+    rates = sorted(runs["rate"].unique())
+    rows = []
+    for arm, of_arm in runs.groupby("arm", sort=False):
+        cells = [
+            f"{at['collapsed'].notna().sum()} of {len(at)}; {100 * at['last'].mean():.0f} %"
+            for at in (of_arm[of_arm["rate"] == rate] for rate in rates)
+        ]
+        rows.append([arm, *cells])
+    return markdown(["collapsed; accuracy at the end", *(f"{rate:g}" for rate in rates)], rows)
+
+
+def warning_table(runs: pd.DataFrame) -> str:
+    """Of runs that collapsed: steps from the first warning to the collapse. Of the others: how many were warned of."""
+    rows = []
+    for arm, of_arm in runs.groupby("arm", sort=False):
+        fallen, others = of_arm[of_arm["collapsed"].notna()], of_arm[of_arm["collapsed"].isna()]
+        ahead = (fallen["collapsed"] - fallen["warned"]).dropna()
+        names = ", ".join(fallen["warning"].dropna().value_counts().index)
+        spread = f"{ahead.median():+.0f} ({ahead.min():+.0f} to {ahead.max():+.0f})" if len(ahead) else ""
+        rows.append(
+            [
+                arm,
+                f"{fallen['warned'].notna().sum()} of {len(fallen)}",
+                spread,
+                names,
+                f"{others['warned'].notna().sum()} of {len(others)}",
+            ]
+        )
+    head = [
+        "",
+        "collapsed runs that were warned of",
+        "steps from warning to collapse, median (range)",
+        "first warning",
+        "warned of, not collapsed",
+    ]
+    return markdown(head, rows)
+
+
+def draw(runs: pd.DataFrame) -> go.Figure:
+    """One cell per row and rate: how many runs collapsed, and the accuracy of the last ten steps."""
+    ends = runs.pivot_table(index="arm", columns="rate", values="last", sort=False)
+    num_collapsed = runs.assign(fell=runs["collapsed"].notna()).pivot_table("fell", "arm", "rate", "sum", sort=False)
+    counts = runs.pivot_table("last", "arm", "rate", "count", sort=False)
+    texts = [
+        [
+            f"{fell:.0f} of {count:.0f} collapsed<br>{100 * end:.0f} % right"
+            for fell, count, end in zip(*row, strict=True)
+        ]
+        for row in zip(num_collapsed.to_numpy(), counts.to_numpy(), ends.to_numpy(), strict=True)
+    ]
+    cells = go.Heatmap(
+        z=100 * ends.to_numpy(),
+        x=[f"rate {rate:g}" for rate in ends.columns],
+        y=list(ends.index),
+        text=texts,
+        texttemplate="%{text}",
+        colorscale=[[0, "#D55E00"], [0.5, "#F5E6D8"], [1, "#0072B2"]],
+        zmin=0,
+        zmax=60,
+        xgap=3,
+        ygap=3,
+        colorbar={"title": "% right"},
+    )
+    figure = go.Figure(cells)
+    style = layout(
+        THEME,
+        title="Which self collapses at which rate",
+        subtitle="sampled answers, last ten steps",
+        height=90 + 52 * len(ends),
+    )
+    figure.update_layout(style)
+    figure.update_yaxes(autorange="reversed", automargin=True, showgrid=False)
+    figure.update_xaxes(side="top", showgrid=False)
+    return figure
+
+
+def screenshot(figure: go.Figure, file: Path) -> None:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 900, "height": figure.layout.height + 20}, device_scale_factor=1.5)
+        page.set_content(figure.to_html(include_plotlyjs=True, config={"staticPlot": True}))
+        page.wait_for_selector(".main-svg")
+        page.locator(".js-plotly-plot").screenshot(path=file)
+        browser.close()
+
+
+if __name__ == "__main__":
+    main()
