@@ -1,4 +1,4 @@
-"""All that relies on Gradio's internals. tests/ui/test_gradio_private.py names the version in which it was checked."""
+"""All that relies on Gradio's internals. tests/app/test_gradio_private.py names the version in which it was checked."""
 
 import re
 from typing import Any

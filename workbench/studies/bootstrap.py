@@ -9,8 +9,8 @@ The interval covers the choice of questions, and the data order and sampled answ
 training data, models, learning rates or worlds, nor the search for the best of many rows: it is for one comparison.
 With few seeds that vary much it is too narrow. In 400 simulated studies of 5 seeds and 200 questions without a true
 difference, the interval held zero in 96 % if only questions had effects, in 92 % if seeds and questions shared the
-error, in 82 % if only seeds had effects, and always if neither had (tests/test_study_bootstrap.py repeats a part). With
-one seed it covers the questions only.
+error, in 82 % if only seeds had effects, and always if neither had (tests/studies/test_study_bootstrap.py repeats a
+part). With one seed it covers the questions only.
 """
 
 from collections.abc import Sequence

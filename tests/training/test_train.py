@@ -474,7 +474,7 @@ def test_a_model_that_is_none_is_named_before_a_run_folder_is_made(models: dict,
 
 
 def test_no_method_needs_the_loop_to_know_its_name() -> None:
-    source = Path(__file__).parent.parent / "workbench"
+    source = Path(__file__).parents[2] / "workbench"
     for file in (
         "training/run.py",
         "training/loop.py",

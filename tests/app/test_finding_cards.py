@@ -51,7 +51,7 @@ def cards(tmp_path: Path, answered: list[EvalRecord], config: str = CONFIG) -> l
 
 
 def test_the_cards_give_the_numbers_worked_out_by_hand(tmp_path: Path) -> None:
-    """The numbers are derived in tests/test_findings.py."""
+    """The numbers are derived in tests/evals/test_findings.py."""
     pay, gained, claimed = cards(tmp_path, STUDENT + TEACHER + WRONG)
     assert pay.startswith(
         "Does the evidence help? Yes +50.0 points [+13.0, +87.0] the teacher, with and without crop: 8 questions"

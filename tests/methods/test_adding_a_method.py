@@ -15,7 +15,7 @@ import workbench as wb
 import workbench.methods
 from workbench.studies.plan import load_study
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "adding-a-method.md").read_text(encoding="utf-8")
 NAME = "grounded_opd"
 FILE, OWN_TEST = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)

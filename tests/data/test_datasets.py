@@ -25,7 +25,7 @@ from workbench.data.scenes import make_examples
 from workbench.errors import ConfigError, DataError
 from workbench.types import Box, Mark, Turn
 
-REPOSITORY = Path(__file__).parent.parent
+REPOSITORY = Path(__file__).parents[2]
 FULL = {
     "id": "a",
     "question": "What does the sign say?",

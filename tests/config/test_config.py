@@ -8,7 +8,7 @@ from workbench.errors import ConfigError
 from workbench.methods import list_methods, load_method
 from workbench.training.pretraining.train import load_pretrain_config
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 LEAST = """
 models: {student: s, teacher: t}
 data: {train: "scenes:train?count=4"}

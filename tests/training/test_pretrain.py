@@ -34,7 +34,7 @@ from workbench.types import PRIVILEGED, VISIBLE
 
 MODULE = sys.modules[PretrainConfig.__module__]  # workbench.training.pretraining.train is the function
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 MODELS = ROOT / "data" / "models"
 NO_CAPTION = [kind for kind in MIX if kind != "caption"]
 TINY = {"batch_size": 8, "text_width": 32, "text_layers": 1, "vision_width": 32, "vision_layers": 1, "eval_count": 0}

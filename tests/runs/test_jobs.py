@@ -121,7 +121,7 @@ def test_another_app_sees_the_same(two_runs: tuple) -> None:
         capture_output=True,
         text=True,
         check=True,
-        cwd=Path(__file__).parent.parent,
+        cwd=Path(__file__).parents[2],
     )
     assert printed.stdout.strip() == str([state.name for state in find_jobs(runs)])
 
@@ -134,7 +134,7 @@ def test_a_run_outlives_the_app_and_is_found_and_killed_by_another(models: dict,
         "print(start_run(load_config(sys.argv[1])).pid)"
     )
     command = [sys.executable, "-c", app, str(tmp_path / "config.yaml")]
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[2]
     pid = int(subprocess.run(command, capture_output=True, text=True, check=True, cwd=root).stdout)
     state = wait_for(config.run_dir, lambda state: state.step >= 3)
     assert (state.status, state.pid) == ("running", pid)
