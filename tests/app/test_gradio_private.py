@@ -1,8 +1,9 @@
 """Gradio's internals that the page relies on, all in workbench/app/gradio_private.py."""
 
 import gradio as gr
+import pytest
 
-from workbench.app.gradio_private import QUEUE_PAUSE_S, find_event, slow_queue
+from workbench.app.gradio_private import NO_SELF_REQUEST, QUEUE_PAUSE_S, find_event, slow_queue
 
 VERSION = "6.31.0"  # in which the internals were checked
 
@@ -19,3 +20,15 @@ def test_queue_and_events_have_the_attributes_that_the_page_uses() -> None:
     (number,) = app.fns
     assert find_event(app, "/gradio_api/run/shout", None) is find_event(app, "", number) is app.fns[number]
     assert find_event(app, "/gradio_api/run/shout", True) is None
+
+
+def test_launch_without_answer_from_its_own_address_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gradio.networking.url_ok", lambda url: False)
+    with gr.Blocks() as app:
+        gr.Textbox()
+    with pytest.raises(ValueError, match="localhost"):
+        app.launch(prevent_thread_lock=True, quiet=True, ssr_mode=False)
+    app.close()
+    app.launch(prevent_thread_lock=True, quiet=True, ssr_mode=False, **NO_SELF_REQUEST)
+    assert app.is_running
+    app.close()

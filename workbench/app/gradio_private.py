@@ -8,6 +8,8 @@ import gradio as gr
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 QUEUE_PAUSE_S = 0.02  # between two polls of the queue
+# Of launch. Else the server requests its own address and exits without an answer in 3 s, and behind a proxy.
+NO_SELF_REQUEST = {"_frontend": False}
 _BASE = re.compile(rb"<base\b[^>]*>")
 
 

@@ -17,7 +17,7 @@ import gradio as gr
 from starlette.middleware import Middleware
 
 from workbench.app.context import MAX_UPLOAD_MB, AppContext
-from workbench.app.gradio_private import EarlyHead, slow_queue
+from workbench.app.gradio_private import NO_SELF_REQUEST, EarlyHead, slow_queue
 from workbench.app.layout import build_app, early_head, page_style
 from workbench.app.limits import MAX_SESSIONS, MAX_WAITING, LoginDelay, RequestLimits
 from workbench.app.origins import OriginGuard, Origins, read_allowed, read_frames
@@ -78,6 +78,7 @@ def serve(
         run_history=False,
         enable_monitoring=False,
         ssr_mode=False,
+        **NO_SELF_REQUEST,
         max_file_size=1 if read_only else f"{MAX_UPLOAD_MB}mb",
         prevent_thread_lock=True,
         state_session_capacity=MAX_SESSIONS,
