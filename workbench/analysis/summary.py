@@ -157,18 +157,18 @@ def peer_table(answered: list[EvalRecord]) -> list[str]:
                 for column in zip(*((a, b, (1 - a) * b, a * (1 - b)) for a, b in pairs), strict=True)
             ]
             rows.append([*key, str(len(pairs)), *(f"{share:.1%}" for share in shares)])
-    header = ["kind", "learner", "context", "questions", f"right @{steps[0]}", f"@{steps[-1]}", "repaired", "broken"]
+    header = ["domain", "learner", "context", "questions", f"right @{steps[0]}", f"@{steps[-1]}", "repaired", "broken"]
     return [format_table(header, sorted(rows))] if rows else []
 
 
 def evaluation_table(answered: list[EvalRecord]) -> str:
-    """All metrics of every policy and context: over all questions, by visibility, and by kind of question."""
+    """All metrics of every policy and context: over all questions, by visibility, and by domain."""
     if not answered:
         return NOT_EVALUATED
     header = [
         "policy",
         "context",
-        "kind",
+        "domain",
         "visibility",
         "questions",
         "accuracy",
@@ -177,13 +177,15 @@ def evaluation_table(answered: list[EvalRecord]) -> str:
         "calibration error",
         "entropy",
         "length",
-        "cut",
+        "truncated",
     ]
     rows = []
     for policy, context in dict.fromkeys((row.policy, row.context) for row in answered):
         of_policy = [row for row in answered if (row.policy, row.context) == (policy, context)]
-        for kind, visibility in _kinds(of_policy):
-            chosen = [row for row in of_policy if kind in ("all", row.domain) and visibility in ("all", row.visibility)]
+        for domain, visibility in _groups(of_policy):
+            chosen = [
+                row for row in of_policy if domain in ("all", row.domain) and visibility in ("all", row.visibility)
+            ]
             measured = measure(chosen)
             if measured is not None:
                 entropy = "-" if measured.entropy is None else f"{measured.entropy:.3f}"
@@ -193,7 +195,7 @@ def evaluation_table(answered: list[EvalRecord]) -> str:
                     [
                         policy,
                         context,
-                        kind,
+                        domain,
                         visibility,
                         str(measured.count),
                         *shares,
@@ -204,7 +206,7 @@ def evaluation_table(answered: list[EvalRecord]) -> str:
     if not rows:
         return NOT_GRADED
     legend = (
-        "  entropy: nats per token; length: tokens; cut: share of answers that reached the maximum length\n"
+        "  entropy: nats per token; length: tokens; truncated: share of answers that reached the maximum length\n"
         f"  confidence: {CONFIDENCE}\n"
         "  over-confidence: confidence minus accuracy, in points"
     )
@@ -235,20 +237,17 @@ def _state(status: dict) -> str:
     return "died" if status["status"] == "running" and has_died else status["status"]
 
 
-def _kinds(answered: list[EvalRecord]) -> list[tuple[str, str]]:
-    """(kind, visibility) of the table's rows: all, each visibility, each kind, and a kind's visibilities."""
+def _groups(answered: list[EvalRecord]) -> list[tuple[str, str]]:
+    """(domain, visibility) of the rows: all, each visibility, each domain, and a domain's visibilities."""
     visibilities = [
         visibility for visibility in (VISIBLE, PRIVILEGED) if any(row.visibility == visibility for row in answered)
     ]
-    kinds = [("all", "all"), *(("all", visibility) for visibility in visibilities)]
-    for kind in sorted({row.domain for row in answered if row.domain}):
-        own_visibilities = [
-            visibility
-            for visibility in visibilities
-            if any((row.domain, row.visibility) == (kind, visibility) for row in answered)
-        ]
-        kinds += [(kind, visibility) for visibility in own_visibilities] if own_visibilities else [(kind, "all")]
-    return kinds
+    groups = [("all", "all"), *(("all", visibility) for visibility in visibilities)]
+    for domain in sorted({row.domain for row in answered if row.domain}):
+        pairs = [(domain, visibility) for visibility in visibilities]
+        present = [pair for pair in pairs if any((row.domain, row.visibility) == pair for row in answered)]
+        groups += present or [(domain, "all")]
+    return groups
 
 
 def _percent(measured: Any) -> str:
@@ -291,7 +290,7 @@ def _regimes(run_dir: Path) -> list[str]:
 
 
 def _facts(traces: Traces) -> list[str]:
-    """Means of the method's annotations of answers, by learner and kind of question."""
+    """Means of the method's annotations of answers, by learner and domain."""
     rows = traces.sql(
         """SELECT learner, domain, fact.key AS fact, avg(fact.value) AS mean
            FROM (SELECT learner, domain, unnest(map_entries(annotations)) AS fact FROM rollouts)
@@ -304,5 +303,5 @@ def _facts(traces: Traces) -> list[str]:
         [*group, *(f"{means[*group, name]:.2f}" if (*group, name) in means else "-" for name in names)]
         for group in groups
     ]
-    header = ["decided", "kind", *(name.replace("_", " ") for name in names)]
+    header = ["learner", "domain", *(name.replace("_", " ") for name in names)]
     return [format_table(header, lines) + "\n  means per answer"] if lines else []

@@ -249,7 +249,7 @@ class EvaluationConfig:
 
     @property
     def grading(self) -> dict:
-        """Grading options, as keyword arguments of `sample_rollouts`, `ask` and `grading.grade`."""
+        """Grading options, as keyword arguments of `sample_rollouts`, `evaluate_policies` and `grading.grade`."""
         return {"rule": self.grader, "tolerance": self.tolerance}
 
 

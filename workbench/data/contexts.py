@@ -12,14 +12,14 @@
     wrong_crop, wrong_hint, wrong_answer
                 controls: as crop, hint and answer, taken from another example of the same domain
                 (workbench.data.counterparts)
-    feedback    plain, and what was written about the rollout that is read
+    feedback    plain, and feedback on the rollout that is scored
     concat      the question revealed part by part, all parts in one prompt
-    turns       the question revealed part by part, a turn each, with the replies that the rollout was written after
-    future      plain, and a quarter of the later blocks of the denoised answer that is read (d-OPSD, arXiv 2606.18195,
-                section 3); future:0.5 shows half
+    turns       the question revealed part by part, a turn each, with the replies that came before the rollout
+    future      plain, and a quarter of the later blocks of the denoised answer that is scored (d-OPSD, arXiv
+                2606.18195, section 3); future:0.5 shows half
 
 A teacher may see any of them. The deployed student sees `plain`, or the same information as `concat` or `turns`. Most
-contexts depend on the example only; `feedback`, `turns` and `future` (OF_ROLLOUT) also depend on the rollout.
+contexts depend on the example only; `feedback`, `turns` and `future` (ROLLOUT_DEPENDENT) also depend on the rollout.
 """
 
 import math
@@ -39,7 +39,7 @@ from workbench.types import Box, DenoisingTrace, Example, Prompt, Rollout, Turn
 
 ROLLOUT_DEPENDENT = ("feedback", "turns", "future")
 POST_ROLLOUT = ("feedback", "future")  # depend on an existing answer
-FUTURE_SHARE = 0.25  # default fraction of the positions of later blocks
+FUTURE_FRACTION = 0.25  # default fraction of the positions of later blocks
 _FORMS = ("plain", "concat", "turns")  # the same information, presented differently
 EVIDENCE = ("crop", "crop_only", "marked", "boxes", "caption", "hint", "answer", "reference")
 CONTEXTS = ("plain", *EVIDENCE, *WRONG, "feedback", "concat", "turns", "future")
@@ -51,7 +51,7 @@ def parse_context(context: str) -> tuple[str, ...]:
     """Split a context name into its parts. Raises ConfigError for an unknown part or an invalid combination."""
     written = [part.strip() for part in context.split("+")]
     for part in written:
-        _share_of(part)
+        _fraction_of(part)
     parts = tuple("future" if part.startswith("future:") else part for part in written)
     for part in parts:
         if part not in CONTEXTS:
@@ -71,18 +71,18 @@ def parse_context(context: str) -> tuple[str, ...]:
     return parts
 
 
-def _share_of(part: str) -> float:
-    """Parse the fraction of a part "future:SHARE". Raises ConfigError unless it is a number from 0 to 1."""
+def _fraction_of(part: str) -> float:
+    """Parse the fraction of a part "future:FRACTION". Raises ConfigError unless it is a number from 0 to 1."""
     name, colon, number = part.partition(":")
     if name != "future" or not colon:
-        return FUTURE_SHARE
+        return FUTURE_FRACTION
     try:
-        share = float(number)
+        fraction = float(number)
     except ValueError:
-        share = -1.0
-    if not 0.0 <= share <= 1.0:
+        fraction = -1.0
+    if not 0.0 <= fraction <= 1.0:
         raise ConfigError(f'context "{part}": the fraction of later blocks must be from 0 to 1, as in future:0.25.')
-    return share
+    return fraction
 
 
 def is_privileged(context: str) -> bool:
@@ -171,7 +171,7 @@ def is_missing_rollout_data(rollout: Rollout, context: str) -> bool:
 
 
 def build_prompt(example: Example, context: str, rollout: Rollout | None = None) -> Prompt:
-    """Build the prompt of `example` under `context`; contexts OF_ROLLOUT need the rollout.
+    """Build the prompt of `example` under `context`; contexts in ROLLOUT_DEPENDENT need the rollout.
 
     Raises: ConfigError for an unknown context; DataError if the example or the rollout lacks the evidence.
     """
@@ -212,18 +212,18 @@ def build_prompt(example: Example, context: str, rollout: Rollout | None = None)
     key = f"{example.origin or example.id}|{context}"
     future: tuple[tuple[int, ...], ...] = ()
     if "future" in parts:
-        share = next(_share_of(part.strip()) for part in context.split("+") if part.strip().startswith("future"))
-        future = _future(rollout, share)
+        fraction = next(_fraction_of(part.strip()) for part in context.split("+") if part.strip().startswith("future"))
+        future = _future(rollout, fraction)
     return Prompt(tuple(images), "\n".join(lines), history, key, example.domain, future)
 
 
-def _future(rollout: Rollout, share: float) -> tuple[tuple[int, ...], ...]:
+def _future(rollout: Rollout, fraction: float) -> tuple[tuple[int, ...], ...]:
     """Draw, for each denoising step, a fraction of the masked positions after its block, by the answer's seed."""
     denoising, revealed = rollout.denoising, []
     for step in range(denoising.num_steps):
         later = denoising.later(step, rollout.finished)
         draw = random.Random(derive_seed("future", denoising.seed, step))
-        revealed.append(tuple(sorted(draw.sample(later, math.floor(share * len(later) + 0.5)))))
+        revealed.append(tuple(sorted(draw.sample(later, math.floor(fraction * len(later) + 0.5)))))
     return tuple(revealed)
 
 

@@ -213,8 +213,8 @@ def slice_routing(routing: Routing, positions: Positions) -> Routing:
 def loss_normalizers(method: Method, batch: Batch, routing: Routing) -> Float[Tensor, " N"]:
     """Weight of each position's loss in the step's total: 1 / (count of its mean), over all micro-batches.
 
-    The counts are of positions (`average` position), of positions per sequence times sequences (sequence), or of
-    positions per domain times domains (domain); with `normalize_by` supervised, of positions with a loss only.
+    The counts are of positions (token_mean), of positions per sequence times sequences (sequence_mean), or of positions
+    per domain times domains (domain_mean); with `normalize_by` supervised, of positions with a loss only.
     """
     counts = torch.ones(batch.num_positions)
     if method.normalize_by == "supervised":

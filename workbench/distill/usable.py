@@ -78,16 +78,16 @@ def lacking(example: Example, method: Method) -> Problem | None:
     return None
 
 
-def text_problem(example: Example, views: Views, sampled_by: Iterable[Policy] = ()) -> Problem | None:
+def text_problem(example: Example, views: Views, reference_students: Iterable[Policy] = ()) -> Problem | None:
     """Return the first problem with the texts of an example, without encoding a prompt.
 
-    sampled_by  students that also train on the example's reference
+    reference_students  students that also train on the example's reference
     """
     for policy, context in views:
         for column, text in shown_texts(example, context) if covers(policy, example.domain) else ():
             if problem := _special_problem(policy, column, text):
                 return problem
-    for policy in sampled_by:
+    for policy in reference_students:
         if problem := _reference_problem(policy, example):
             return problem
     return None
@@ -130,15 +130,15 @@ def _reference_problem(policy: Policy, example: Example) -> Problem | None:
     )
 
 
-def encoding_problem(example: Example, views: Views, sampled_by: Iterable[Policy] = ()) -> Problem | None:
-    """Return the first problem of encoding an example for all views, with its reference for `sampled_by`.
+def encoding_problem(example: Example, views: Views, reference_students: Iterable[Policy] = ()) -> Problem | None:
+    """Return the first problem of encoding an example for all views, with its reference for `reference_students`.
 
     Skips contexts whose evidence the example is_missing_rollout_data, and policies of other domains.
     """
-    if problem := text_problem(example, views, sampled_by):
+    if problem := text_problem(example, views, reference_students):
         return problem
     try:
-        lengths = [len(policy.answer_ids(reference_of(example)[1])) for policy in sampled_by]
+        lengths = [len(policy.answer_ids(reference_of(example)[1])) for policy in reference_students]
         for policy, context in views:
             if missing_evidence(example, context) is not None or not covers(policy, example.domain):
                 continue

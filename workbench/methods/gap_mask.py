@@ -7,10 +7,10 @@ carry information (known from the evidence only) or capability separately.
    `gap_context` p.
 2. Gap of a token y: advantage |log t(y|x,p) - log s'(y|x,p)|, capability log t(y|x,p) - log s'(y|x,p), or information
    log s'(y|x,p) - log s(y|x).
-3. The `share` of the batch's positions with the highest (or lowest) gap has no supervision. At the others the loss is
-   the KL to the teacher, given `privilege`.
+3. The `fraction` of the batch's positions with the highest (or lowest) gap has no supervision. At the others the loss
+   is the KL to the teacher, given `privilege`.
 The loss is still divided by all positions, so a kept token has the same gradient as in opd; random_mask with
-share = 1 - `share` is the control of equal size.
+fraction = 1 - `fraction` is the control of equal size.
 """
 
 from dataclasses import dataclass
@@ -60,7 +60,7 @@ def build(options: Options) -> Method:
 
 
 def route(batch: RouteBatch, options: Options) -> Routing:
-    """Drop exactly `share` of the positions; ties are dropped in order of position."""
+    """Drop exactly `fraction` of the positions; ties are dropped in order of position."""
     values = gaps(batch, options.gap)
     order = values.argsort(stable=True, descending=options.drop == "highest")
     dropped = order[: int(options.fraction * batch.num_positions)]

@@ -3,11 +3,11 @@
 Source: "Does OPD really distill?", arXiv 2608.31046; written from notes. A gain that this control also reaches does not
 show that a teacher taught anything.
 1. The student answers the plain prompt.
-2. The lowest `share` of sampled tokens by log-prob get advantage -1/2 - (H - Hmin) / (2 (Hmax - Hmin)), H the student's
-   entropy there, Hmin and Hmax over these tokens.
+2. The lowest `fraction` of sampled tokens by log-prob get advantage -1/2 - (H - Hmin) / (2 (Hmax - Hmin)), H the
+   student's entropy there, Hmin and Hmax over these tokens.
 3. Loss: minus advantage times log-prob. Other tokens have none.
-Not specified by the notes, chosen here: the share is of the batch and not of each answer; the loss is a mean over all
-tokens of each answer, then over answers.
+Not specified by the notes, chosen here: the fraction is of the batch and not of each answer; the loss is a mean over
+all tokens of each answer, then over answers.
 """
 
 from dataclasses import dataclass

@@ -1,9 +1,9 @@
 """Random-mask control: on-policy distillation on a random fraction of the tokens.
 
-Source: the random rows of DOPD, arXiv 2606.30626, Figure 4. A router that does not beat this control at the same share
-only supervised fewer tokens; it did not find the ones that matter.
+Source: the random rows of DOPD, arXiv 2606.30626, Figure 4. A router that does not beat this control at the same
+fraction only supervised fewer tokens; it did not find the ones that matter.
 1. The student answers the plain prompt; the teacher scores it, given `privilege`.
-2. A random `share` of the positions has the KL to the teacher; the others have no supervision.
+2. A random `fraction` of the positions has the KL to the teacher; the others have no supervision.
 The loss is still divided by all positions, so a kept token has the same gradient as in opd; normalize_by=supervised
 divides by the kept ones, as tip does.
 """

@@ -47,7 +47,7 @@ class Options:
     ] = "gradient"
     layers: Annotated[str, Option("layers of the text decoder that are projected", choices=LAYERS)] = LAYERS[0]
     fraction: Annotated[float, Option("dimensions kept, as a fraction of a projection's width", low=0, high=1)] = 0.5
-    rank: Annotated[int, Option("dimensions kept, as a number; 0 = by share", low=0)] = 0
+    rank: Annotated[int, Option("dimensions kept, as a number; 0 = by fraction", low=0)] = 0
     calibrate_on: Annotated[
         str, Option("kind of token, as the data's marks name it, that makes an answer right; all = every token")
     ] = "answer"
@@ -82,7 +82,7 @@ def build(options: Options) -> Method:
     return Method(
         name="spd",
         views={"student": View("student", "plain", learns=True)},
-        regimes={"ALL": Regime((Loss(TOKENS, Divergence("nll")),), "every token: what was written")},
+        regimes={"ALL": Regime((Loss(TOKENS, Divergence("nll")),), "every token: the sampled token")},
         route=everywhere,
         loss_aggregation="token_mean",
         sampling_patch=prepare,

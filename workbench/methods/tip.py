@@ -5,10 +5,10 @@ Source: arXiv 2604.14084 (abstract and an audit; the released code lacks the sel
 2. h is the student's entropy and d its distance from the teacher, both scaled to 0..1 by their minimum and maximum in
    the batch.
 3. Score h + d - h d, which is high if either is; or h alone, or d alone (`select`).
-4. The `share` of the batch's positions with the highest score has the KL to the teacher, the others no supervision.
-5. The loss is divided by the kept positions; otherwise a smaller share would only lower the learning rate.
+4. The `fraction` of the batch's positions with the highest score has the KL to the teacher, the others no supervision.
+5. The loss is divided by the kept positions; otherwise a smaller fraction would only lower the learning rate.
 Differs: d is |log t(y) - log s(y)| of the sampled token y, not a divergence over the vocabulary, which rules do not
-see. A guess: the loss is reverse KL. Control: random_mask with the same share, normalize_by=supervised.
+see. A guess: the loss is reverse KL. Control: random_mask with the same fraction, normalize_by=supervised.
 """
 
 from dataclasses import dataclass
@@ -52,7 +52,7 @@ def build(options: Options) -> Method:
 
 
 def route(batch: RouteBatch, options: Options) -> Routing:
-    """Keep exactly `share` of the positions, at least one; ties are kept in order of position."""
+    """Keep exactly `fraction` of the positions, at least one; ties are kept in order of position."""
     student = batch.scores["student"]
     entropy = _spread(student.entropy)
     distance = _spread((batch.scores["teacher"].logprob - student.logprob).abs())

@@ -62,7 +62,6 @@ METRICS = {
     "information_gap_abs": "abs_information_gap",
     "seconds/write": "seconds/sample",
     "seconds/read": "seconds/score",
-    "seconds/learn": "seconds/update",
     "fact": "annotation",
 }
 

@@ -15,13 +15,13 @@ NOTE, OK = "note", "ok"
 
 
 def split_rows(
-    examples: Iterable[Example], views: Views, sampled_by: Collection[Policy] = (), *, seconds: float = SECONDS
+    examples: Iterable[Example], views: Views, reference_students: Collection[Policy] = (), *, seconds: float = SECONDS
 ) -> tuple[list[Example], list[tuple[Example, Problem]], int]:
     """Usable examples, the others with their problem, and the number of examples encoded for every view."""
     usable, skipped, num_shown, end = [], [], 0, time.monotonic() + seconds
     for example in examples:
         in_time = not num_shown or time.monotonic() < end
-        problem = (encoding_problem if in_time else text_problem)(example, views, sampled_by)
+        problem = (encoding_problem if in_time else text_problem)(example, views, reference_students)
         num_shown += in_time
         if problem is None:
             usable.append(example)

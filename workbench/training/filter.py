@@ -126,10 +126,12 @@ def report_leaks(examples: list[Example], method: Method, folder: RunFolder) -> 
 
 
 def filter_by_plain_text(
-    examples: list[Example], views: Views, sampled_by: Collection[Policy], skipped: SkippedExamples
+    examples: list[Example], views: Views, reference_students: Collection[Policy], skipped: SkippedExamples
 ) -> list[Example]:
     """Keep the examples whose texts every view can encode and whose references fit. Raises DataError if none do."""
-    usable = [example for example in examples if not skipped.add_if(example, text_problem(example, views, sampled_by))]
+    usable = [
+        example for example in examples if not skipped.add_if(example, text_problem(example, views, reference_students))
+    ]
     if not usable:
         reasons = str(skipped).removesuffix(".")
         raise DataError(f"none of the {len(examples)} examples can be used: {reasons}. Correct the data.")
@@ -142,7 +144,7 @@ def usable_batch(
     step: int,
     size: int,
     views: Views,
-    sampled_by: Collection[Policy],
+    reference_students: Collection[Policy],
     skipped: SkippedExamples,
     group: Group = ALONE,
 ) -> list[Example]:
@@ -151,18 +153,20 @@ def usable_batch(
     With fewer examples than ranks, the next usable ones in the order are added, so that one damaged file does not end
     the run.
 
-    sampled_by  as in text_problem
+    reference_students  as in text_problem
     """
     chosen = [examples[idx] for idx in order.batch(step, size)]
     problems = group.map_ranks(
-        chosen, lambda block, _: [encoding_problem(example, views, sampled_by) for example in block]
+        chosen, lambda block, _: [encoding_problem(example, views, reference_students) for example in block]
     )
     usable = [
         example for example, problem in zip(chosen, problems, strict=True) if not skipped.add_if(example, problem)
     ]
     later = (examples[order.index(step * size + ahead)] for ahead in range(2 * len(examples)))
     substitutes = (
-        example for example in later if not skipped.add_if(example, encoding_problem(example, views, sampled_by))
+        example
+        for example in later
+        if not skipped.add_if(example, encoding_problem(example, views, reference_students))
     )
     usable += islice(substitutes, max(0, group.size - len(usable)))
     if len(usable) < group.size:

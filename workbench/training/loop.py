@@ -352,7 +352,7 @@ class Trainer:
                     backward=self.accelerator.backward,
                     group=self.group,
                 )
-        timer.mark("update")
+        timer.mark("learn")
         return result
 
     def _update(self, learner: Learner, result: StepResult, grad_norm: dict[str, float], step: int) -> dict[str, float]:
