@@ -242,7 +242,7 @@ BAD_DATA = {
     "too long": (lambda f: [{"question": "what " * 600}], ["method.name=opd"], "step 1: none of the 1 examples"),
     "answer with an end": (
         lambda f: [{"answer": "a<end_of_utterance>"}],
-        ["method.name=gkd", "method.dataset_share=1"],
+        ["method.name=gkd", "method.dataset_fraction=1"],
         'special token "<end_of_utterance>"',
     ),
     "nothing to compare": (lambda f: [{"answer": None}], ["method.name=opd", "data.eval={data}"], 'has an "answer"'),

@@ -37,7 +37,7 @@ def test_an_answer_depends_on_its_place_and_not_on_its_neighbours() -> None:
 
 
 def test_a_share_of_the_answers_comes_from_the_data() -> None:
-    rollouts = write([example(idx) for idx in range(300)], num_generations=1, dataset_share=0.4)
+    rollouts = write([example(idx) for idx in range(300)], num_generations=1, dataset_fraction=0.4)
     given = [rollout for rollout in rollouts if rollout.sampled_by == "dataset"]
     assert len(given) / 300 == pytest.approx(0.4, abs=0.15)  # five standard deviations
     assert {(rollout.ids, rollout.logprobs, rollout.text, rollout.finished) for rollout in given} == {
@@ -53,16 +53,16 @@ def test_a_share_of_the_answers_comes_from_the_data() -> None:
 
 
 def test_all_or_none_can_come_from_the_data() -> None:
-    assert all(entry.sampled_by == "dataset" for entry in write(dataset_share=1.0))
-    assert all(item.sampled_by == "student" for item in write(dataset_share=0.0))
+    assert all(entry.sampled_by == "dataset" for entry in write(dataset_fraction=1.0))
+    assert all(item.sampled_by == "student" for item in write(dataset_fraction=0.0))
 
 
 def test_a_row_without_an_answer_cannot_be_taken_from_the_data() -> None:
     bare = [example(0, answer=None, reference=None, origin="data.jsonl:1")]
     with raises(DataError, "data.jsonl:1", "reference", "answer"):
-        write(bare, dataset_share=1.0)
+        write(bare, dataset_fraction=1.0)
     assert all(item.reward is None for item in write(bare))
-    assert write([example(0, reference=None)], dataset_share=1.0)[0].ids == (3, 0)
+    assert write([example(0, reference=None)], dataset_fraction=1.0)[0].ids == (3, 0)
 
 
 def test_no_examples_are_no_rollouts() -> None:

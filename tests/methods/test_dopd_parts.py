@@ -32,17 +32,17 @@ def test_one_regime_alone() -> None:
 
 
 def test_one_source_for_all() -> None:
-    assert {losses[0][0] for losses in parts(source="teacher").values()} == {"teacher"}
-    assert {losses[0][0] for losses in parts(source="self").values()} == {"self"}
+    assert {losses[0][0] for losses in parts(target="teacher").values()} == {"teacher"}
+    assert {losses[0][0] for losses in parts(target="self").values()} == {"self"}
 
 
 def test_both_sources_share_the_weight_and_nothing_is_routed() -> None:
-    both = parts(source="both", divergence="jensen_shannon", support="full", beta_light=1.0, beta_weak=1.0)
+    both = parts(target="both", divergence="jensen_shannon", support="full", beta_light=1.0, beta_weak=1.0)
     assert set(both.values()) == {(("teacher", "jensen_shannon", 0.5), ("self", "jensen_shannon", 0.5))}
 
 
 def test_without_advantage_awareness_every_regime_has_the_same_loss() -> None:
-    equal = parts(source="teacher", divergence="jensen_shannon", support="top_k", beta_light=1.0, beta_weak=1.0)
+    equal = parts(target="teacher", divergence="jensen_shannon", support="top_k", beta_light=1.0, beta_weak=1.0)
     kinds = {(target, label.partition(" of ")[0], weight) for ((target, label, weight),) in equal.values()}
     assert kinds == {("teacher", "jensen_shannon top-128", 1.0)}
 

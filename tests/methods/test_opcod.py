@@ -90,10 +90,10 @@ def test_the_anchor_keeps_the_clauses_that_name_what_the_question_asks_about() -
 
 def test_a_line_about_something_else_is_dropped() -> None:
     peer = [replace(answer, remarks=("look at the stars\nI like trains\nit is red",)) for answer in answers("w", "w")]
-    (star, facts), (reds, _) = annotated(tuple(peer), answers("r", "r"), feedback="written", anchor=True)
+    (star, facts), (reds, _) = annotated(tuple(peer), answers("r", "r"), feedback="reply", anchor=True)
     assert star == "hint: look at the stars" and facts["lines_off_topic"] == 2.0
     assert reds == "hint: it is red"
-    (star, facts), _ = annotated(tuple(peer), answers("r", "r"), feedback="written", anchor=False)
+    (star, facts), _ = annotated(tuple(peer), answers("r", "r"), feedback="reply", anchor=False)
     assert star == "hint: look at the stars and I like trains" and facts["lines_telling"] == 1.0
 
 
@@ -108,7 +108,7 @@ def test_words_that_a_whole_family_shares_anchor_nothing() -> None:
     )
     answers_of_peer = tuple(Rollout(each, 0, (0,), "answer no", True, None, 0.0, remarks=(printed,)) for each in family)
     peer = tuple(Rollout(entry, 0, (0,), "at top left, answer yes", True, None, 1.0) for entry in family)
-    displayed = annotated(answers_of_peer, peer, feedback="written", anchor=True)
+    displayed = annotated(answers_of_peer, peer, feedback="reply", anchor=True)
     assert [feedback for feedback, _ in displayed] == [
         "hint: look at the stars and the ring is at the bottom",
         "hint: the pink square has the same tag",
@@ -180,11 +180,11 @@ def test_a_run_without_a_peer_is_refused(models: dict, tmp_path) -> None:
 
 def test_what_can_have_no_effect_is_refused() -> None:
     with raises(ConfigError, "method.noise=0.5"):
-        load_method("opcod", {"noise": 0.5, "feedback": "written"})
+        load_method("opcod", {"noise": 0.5, "feedback": "reply"})
 
 
 def test_a_run_learns_from_what_a_peer_writes_when_asked(models: dict, tmp_path) -> None:
-    method = {"name": "opcod", "feedback": "written", "exchange": "ungated", "anchor": False, "leak": True}
+    method = {"name": "opcod", "feedback": "reply", "exchange": "ungated", "anchor": False, "leak": True}
     config = run_config(
         models,
         tmp_path,

@@ -89,7 +89,7 @@ def test_lm_kd_mixes_the_tokens_of_the_data_and_the_teacher(alpha: float) -> Non
         seed=(0,),
         num_generations=1,
         sampling=SamplingOptions(8),
-        dataset_share=method.dataset_share,
+        dataset_fraction=method.dataset_fraction,
     )
     assert [(item.sampled_by, item.ids) for item in written] == [("dataset", (5, 3, 0)), ("dataset", (7, 0))]
     batch = Batch(tuple(written))

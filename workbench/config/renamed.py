@@ -12,6 +12,8 @@ RENAMED = {
     "models.share_images": "models.cache_image_features",
     "data.limit": "data.max_train_examples",
     "method.share": "method.fraction",
+    "method.dataset_share": "method.dataset_fraction",
+    "method.source": "method.target",
     "method.average": "method.loss_aggregation",
     "method.average_over": "method.normalize_by",
     "method.normalise": "method.normalize",
@@ -28,6 +30,7 @@ RENAMED = {
 }
 RENAMED_VALUES = {
     "method.loss_aggregation": {"sequence": "sequence_mean", "position": "token_mean", "domain": "domain_mean"},
+    "method.feedback": {"written": "reply"},
     "method.tail": {"renormalise": "renormalize"},
 }
 # keys of a study's file; `after` stands in a variant and `count` in an entry of evaluate

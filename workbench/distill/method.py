@@ -184,7 +184,7 @@ class Method:
                      positions; "domain_mean": over the positions of a domain, then over the domains of the step
     normalize_by     "all": positions without supervision count in these means, as zeros; "supervised": they do not, so
                      that masking positions does not lower the effective learning rate of the others
-    dataset_share    fraction of sequences that are the data's reference answers instead of samples
+    dataset_fraction fraction of sequences that are the data's reference answers instead of samples
     ema_rate         weight of the student in each update of student@ema
     needs            required columns of an example besides the evidence of the contexts: "answer"
     annotate         adds feedback for the views' prompts (Rollout.feedback) and annotations for the trace to
@@ -206,7 +206,7 @@ class Method:
     router_views: tuple[str, ...] = ()
     loss_aggregation: str = "sequence_mean"
     normalize_by: str = "all"
-    dataset_share: float = 0.0
+    dataset_fraction: float = 0.0
     ema_rate: float = 0.05
     needs: tuple[str, ...] = ()
     annotate: Annotator | None = None
@@ -228,8 +228,8 @@ class Method:
             raise ConfigError(unknown("loss_aggregation", self.loss_aggregation, AGGREGATIONS))
         if self.normalize_by not in NORMALIZERS:
             raise ConfigError(unknown("normalize_by", self.normalize_by, NORMALIZERS))
-        if not 0.0 <= self.dataset_share <= 1.0:
-            raise ConfigError(f"method {self.name}: dataset_share is {self.dataset_share}. Expected 0 to 1.")
+        if not 0.0 <= self.dataset_fraction <= 1.0:
+            raise ConfigError(f"method {self.name}: dataset_fraction is {self.dataset_fraction}. Expected 0 to 1.")
         if not 0.0 < self.ema_rate <= 1.0:
             raise ConfigError(f"method {self.name}: ema_rate is {self.ema_rate}. Expected more than 0, at most 1.")
         if self.replying_policy not in self.policies:

@@ -25,7 +25,7 @@ def sample_rollouts(
     sampling: SamplingOptions,
     num_generations: int,
     seed: tuple[object, ...],
-    dataset_share: float = 0.0,
+    dataset_fraction: float = 0.0,
     rule: str = "final",
     tolerance: float = TOLERANCE,
     batch_size: int = 0,
@@ -36,7 +36,7 @@ def sample_rollouts(
 
     Each rollout depends only on `seed`, its example and the example's index, counted from `first`.
 
-    dataset_share  fraction of rollouts, drawn by seed, that are the data's reference answers instead
+    dataset_fraction  fraction of rollouts, drawn by seed, that are the data's reference answers instead
     batch_size     sequences per sampling batch, 0 = all
     replier        policy that replies to each turn before the last, once per example, under the context "turns"; None =
                    the sampling policy
@@ -51,7 +51,7 @@ def sample_rollouts(
     is_reference: list[list[bool]] = []  # per example and rollout, whether it is the data's reference answer
     for idx in range(len(examples)):
         keys = [(*seed, first + idx, sample_idx) for sample_idx in range(num_generations)]
-        is_reference.append([draw_uniform("source", *key) < dataset_share for key in keys])
+        is_reference.append([draw_uniform("source", *key) < dataset_fraction for key in keys])
         sampled_keys = [key for key, from_data in zip(keys, is_reference[-1], strict=True) if not from_data]
         seeds.append([derive_seed("sample", *key) for key in sampled_keys])
     completions = _sample(policy, examples, seeds, context, sampling, batch_size, replies)
@@ -190,7 +190,7 @@ def reference_completion(policy: Policy, example: Example) -> Completion:
         raise DataError(
             f'{example.origin or example.id} has neither "reference" nor "answer". Expected one of them for sequences '
             "of "
-            "the dataset. Add the column, or set method.dataset_share=0."
+            "the dataset. Add the column, or set method.dataset_fraction=0."
         )
     ids = policy.answer_ids(reference[1])
     return Completion(ids, (), True, policy.denoising_schedule(ids))

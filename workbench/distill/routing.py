@@ -33,15 +33,15 @@ def trimmed_mean(values: Float[Tensor, " N"], keep: Bool[Tensor, " N"]) -> Float
     return values[keep].mean() if bool(keep.any()) else values.mean()
 
 
-def below_quantile(values: Float[Tensor, " N"], share_cut: float) -> Bool[Tensor, " N"]:
-    """Mask of the values up to the quantile 1 - `share_cut` of all (linear interpolation, as in numpy and torch).
+def below_quantile(values: Float[Tensor, " N"], trim: float) -> Bool[Tensor, " N"]:
+    """Mask of the values up to the quantile 1 - `trim` of all (linear interpolation, as in numpy and torch).
 
-    Above the 0.95 quantile are the largest of 2 to 20 values, or the two largest of 22 to 40. share_cut=0 keeps all.
+    Above the 0.95 quantile are the largest of 2 to 20 values, or the two largest of 22 to 40. trim=0 keeps all.
     """
-    if share_cut == 0.0 or values.numel() == 0:
+    if trim == 0.0 or values.numel() == 0:
         return torch.ones_like(values, dtype=torch.bool)
     # torch.quantile accepts at most 2**24 values and computes ranks in float32
-    cut = math.ceil(round(share_cut * (values.numel() - 1), 9))
+    cut = math.ceil(round(trim * (values.numel() - 1), 9))
     return values <= values.kthvalue(values.numel() - cut).values
 
 
@@ -91,10 +91,10 @@ def answer_positions(batch: RouteBatch) -> Bool[Tensor, " N"]:
     return torch.tensor(is_answer, dtype=torch.bool, device=batch.sequence.device)
 
 
-def draw_positions(batch: RouteBatch, share: float) -> Bool[Tensor, " N"]:
-    """Draw a random mask with a fraction `share` of the positions, the same for the same step and batch."""
+def draw_positions(batch: RouteBatch, fraction: float) -> Bool[Tensor, " N"]:
+    """Draw a random mask of a `fraction` of the positions, the same for the same step and batch."""
     generator = torch.Generator().manual_seed(batch.seed)
-    return (torch.rand(batch.num_positions, generator=generator) < share).to(batch.sequence.device)
+    return (torch.rand(batch.num_positions, generator=generator) < fraction).to(batch.sequence.device)
 
 
 def concepts(text: str) -> set[str]:

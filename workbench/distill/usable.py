@@ -70,7 +70,7 @@ def lacking(example: Example, method: Method) -> Problem | None:
     column = next((name for context in method.contexts if (name := missing_evidence(example, context))), None)
     if column is not None:
         return Problem(f"no {column}", f'it has no "{column}"')
-    if method.dataset_share > 0.0 and reference_of(example) is None:
+    if method.dataset_fraction > 0.0 and reference_of(example) is None:
         return Problem("no reference or answer", 'it has neither "reference" nor "answer" to train on')
     for column in method.needs:
         if is_blank(getattr(example, column) or ""):

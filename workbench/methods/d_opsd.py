@@ -14,7 +14,7 @@ answer's positions, then over answers. The paper averages over the positions of 
 step commits as many); its code sums over a step's positions and divides by the number of steps. The paper states the
 whole vocabulary; its code, and top_k here, use 20 renormalized entries (top_k=0 = all). Wrong answers count as zeros in
 the mean, as in the code; so do positions without a future, which the code leaves out (regime LAST has their share).
-Control: `source=tokens` trains on the student's own right answers, each token in its own state.
+Control: `target=tokens` trains on the student's own right answers, each token in its own state.
 """
 
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ FUTURE, LAST, WRONG = range(3)
 class Options:
     context: Annotated[str, Option("context of the student, and of the self-teacher beside the future")] = "plain"
     fraction: Annotated[float, Option("fraction of later blocks that the self-teacher sees", low=0, high=1)] = 0.25
-    source: Annotated[
+    target: Annotated[
         str, Option("target of right answers: the self-teacher, or their own tokens", choices=("self", TOKENS))
     ] = "self"
     divergence: Annotated[str, Option("divergence", choices=("reverse_kl", "forward_kl"))] = "reverse_kl"
@@ -53,7 +53,7 @@ def build(options: Options) -> Method:
         {"support": "top_k", "top_k": options.top_k, "of": "target", "tail": "renormalize"} if options.top_k else {}
     )
     to_self = Loss("self", Divergence(options.divergence, clip=options.clip, **support))
-    loss = to_self if options.source == "self" else Loss(TOKENS, Divergence("nll"))
+    loss = to_self if options.target == "self" else Loss(TOKENS, Divergence("nll"))
     future = f"future:{options.fraction:g}"
     return Method(
         name="d_opsd",

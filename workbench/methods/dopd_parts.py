@@ -2,12 +2,12 @@
 
 Source: Dual On-policy Distillation, arXiv 2606.30626, Tables 6 and 8. Views, routing and every other option are dopd's.
 1. supervised: regimes that keep their losses; tokens of the others have no supervision (Table 6: HT, HT+LH, ...).
-2. source: the policy that supervises all regimes: "teacher" ("without student source"), "self" (the privileged
+2. target: the policy that supervises all regimes: "teacher" ("without student source"), "self" (the privileged
    student), or "both" at half the weight each (Figure 3, without routing). Guess: the figure states no weights.
 3. divergence and support: one for every regime instead of by regime ("without adaptive divergence / strategies").
 4. Equal weights: beta_light=1 beta_weak=1. Table 6 compares Jensen-Shannon over the top-k; Table 8's row "without
    advantage-aware" is that with the teacher in all regimes.
-"Without privileged input" is dopd with privilege=plain. Guess: with one source, each regime keeps its own top-k.
+"Without privileged input" is dopd with privilege=plain. Guess: with one target, each regime keeps its own top-k.
 """
 
 from dataclasses import dataclass, replace
@@ -22,7 +22,7 @@ from workbench.methods import dopd
 @dataclass(frozen=True)
 class Options(dopd.Options):
     supervised: Annotated[str, Option('regimes that keep their supervision, joined by "+"')] = "LH+LL+HT+HS"
-    source: Annotated[
+    target: Annotated[
         str,
         Option(
             "policy that supervises: by regime, one for all, or both", choices=("routed", "teacher", "self", "both")
@@ -57,7 +57,7 @@ def _part(regime: Regime, supervised: bool, options: Options) -> Regime:
     divergence = Divergence(kind)
     if support == "top_k":
         divergence = Divergence(kind, "top_k", top_k=options.top_k, of=of, tail=options.tail)
-    targets = {"routed": (loss.target,), "both": ("teacher", "self")}.get(options.source, (options.source,))
+    targets = {"routed": (loss.target,), "both": ("teacher", "self")}.get(options.target, (options.target,))
     weight = loss.weight / len(targets)
     who = " and ".join("teacher" if target == "teacher" else "privileged self" for target in targets)
     return Regime(tuple(Loss(target, divergence, weight) for target in targets), f"{when}: {who}, weight {weight:g}")

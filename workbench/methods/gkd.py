@@ -19,7 +19,7 @@ from workbench.distill.routing import everywhere
 
 @dataclass(frozen=True)
 class Options:
-    dataset_share: Annotated[
+    dataset_fraction: Annotated[
         float, Option("fraction of sequences that are the data's reference answers", low=0, high=1)
     ] = 0.5
     divergence: Annotated[str, Option("divergence", choices=("generalized_jsd", "forward_kl", "reverse_kl"))] = (
@@ -42,5 +42,5 @@ def build(options: Options) -> Method:
         regimes={"ALL": Regime((Loss("teacher", Divergence(options.divergence, beta=beta)),), "every token: teacher")},
         route=everywhere,
         loss_aggregation="token_mean",
-        dataset_share=options.dataset_share,
+        dataset_fraction=options.dataset_fraction,
     )

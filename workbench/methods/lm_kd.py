@@ -37,5 +37,5 @@ def build(options: Options) -> Method:
         regimes={"ALL": Regime(tuple(losses), "every token: the data and the teacher")},
         route=everywhere,
         loss_aggregation="token_mean",
-        dataset_share=1.0,
+        dataset_fraction=1.0,
     )

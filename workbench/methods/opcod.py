@@ -5,7 +5,7 @@ available, so the objective (SDPO's), the form of the gate, kappa and everything
 1. Every student answers the same questions; answers are graded.
 2. Gate*: a peer gives feedback on a question if at least `kappa` of its own answers to it are right.
 3. Feedback*: clauses of one of the peer's answers (a right one if any), or its reply to the student's answer
-   (feedback=written). Dropped: lines that reveal an answer, and (`anchor`) lines without a distinguishing word of the
+   (feedback=reply). Dropped: lines that reveal an answer, and (`anchor`) lines without a distinguishing word of the
    question, one that most questions of its domain in the batch lack* (few pass in the built-in world: anchor=false).
 4. Target: a copy of the student, given the feedback and another right answer of its own*, if any. NONE: neither.
 5. All students sample before any trains, and all train at every step*.
@@ -36,7 +36,7 @@ class Options:
         str, Option("peers that give feedback: above kappa, all, or none", choices=("gated", "ungated", "none"))
     ] = "gated"
     kappa: Annotated[float, Option("fraction of a peer's own answers that must be right", low=0, high=1)] = 0.5
-    feedback: Annotated[str, Option("a peer's answer, or its reply", choices=("own_answer", "written"))] = "own_answer"
+    feedback: Annotated[str, Option("a peer's answer, or its reply", choices=("own_answer", "reply"))] = "own_answer"
     anchor: Annotated[bool, Option("drop feedback lines without a distinguishing word of the question")] = True
     leak: Annotated[bool, Option("control: keep feedback lines that reveal an answer")] = False
     noise: Annotated[float, Option("control: fraction of off-question feedback below kappa", low=0, high=1)] = 0.0
@@ -47,9 +47,9 @@ class Options:
 
 
 def build(options: Options) -> Method:
-    if options.noise and options.feedback == "written":
+    if options.noise and options.feedback == "reply":
         raise ConfigError(
-            f"method.noise={options.noise:g} has no effect with method.feedback=written. Set method.noise=0, or "
+            f"method.noise={options.noise:g} has no effect with method.feedback=reply. Set method.noise=0, or "
             "method.feedback=own_answer."
         )
 
@@ -77,7 +77,7 @@ def build(options: Options) -> Method:
         route=route,
         annotate=annotate,
         needs=() if options.exchange == "ungated" else ("answer",),
-        peer_request=ASKED if options.feedback == "written" and options.exchange != "none" else None,
+        peer_request=ASKED if options.feedback == "reply" and options.exchange != "none" else None,
         min_learners=1 if options.exchange == "none" else 2,
         min_generations=2 if options.exchange == "none" else 1,
         ema_rate=options.ema_rate,
@@ -99,7 +99,7 @@ def _annotated(options: Options, rollout: Rollout, rollouts: tuple[Rollout, ...]
         best = next((other for other in peer_rollouts if other.reward == 1.0), peer_rollouts[0])
         if not knows and draw_uniform("noise", best.example.id, best.ids) < options.noise:
             best = answers[(answers.index(peer_rollouts[-1]) + 1) % len(answers)]
-        remark = rollout.remarks[number].splitlines() if options.feedback == "written" else _CLAUSE_END.split(best.text)
+        remark = rollout.remarks[number].splitlines() if options.feedback == "reply" else _CLAUSE_END.split(best.text)
         for line in filter(str.strip, remark):
             if options.anchor and not concepts(line) & anchors:
                 facts["lines_off_topic"] += 1

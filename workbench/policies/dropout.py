@@ -11,11 +11,11 @@ from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 
-def set_adapter_dropout(model: nn.Module, share: float) -> None:
+def set_adapter_dropout(model: nn.Module, probability: float) -> None:
     """Set the dropout of all adapters, overriding the saved configuration."""
     for layer in _adapted_layers(model):
         for name in layer.lora_dropout:
-            layer.lora_dropout[name] = nn.Dropout(share) if share else nn.Identity()
+            layer.lora_dropout[name] = nn.Dropout(probability) if probability else nn.Identity()
 
 
 def enter_training_without_dropout(model: nn.Module) -> None:

@@ -133,14 +133,14 @@ def random_subspace(width: int, rank: int, seed: int) -> Subspace:
     return Subspace(_projector(torch.linalg.qr(normal).Q), rank)
 
 
-def rank_of(name: str, width: int, share: float, rank: int = 0) -> int:
-    """Dimensions to keep of a projection: `rank`, or the share of its width. Raises ConfigError if rank > width."""
+def rank_of(name: str, width: int, fraction: float, rank: int = 0) -> int:
+    """Dimensions to keep of a projection: `rank`, or the fraction of its width. Raises ConfigError if rank > width."""
     if rank > width:
         raise ConfigError(
             f"method.rank={rank} exceeds the width of {name}. Expected at most {width}. Lower it, or set method.rank=0 "
             "and method.fraction."
         )
-    return rank or max(1, round(share * width))
+    return rank or max(1, round(fraction * width))
 
 
 @contextlib.contextmanager

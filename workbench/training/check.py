@@ -141,7 +141,7 @@ def _rows(
     ]
     students = [learner.student for learner in learners.values()]
     before = count_pictures()
-    usable_rows = split_rows(examples, views, students if method.dataset_share > 0.0 else ())
+    usable_rows = split_rows(examples, views, students if method.dataset_fraction > 0.0 else ())
     require_usable(*usable_rows[:2], config.data.train)
     checks = [Check("rows of data.train", *describe_rows(*usable_rows))]
     if config.data.eval is not None:

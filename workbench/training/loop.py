@@ -108,7 +108,7 @@ class Trainer:
             for view in self.method.views.values()
         ]
         # students that also train on the examples' references, which then must be usable too
-        self.reference_students = list(self.students.values()) if self.method.dataset_share > 0.0 else []
+        self.reference_students = list(self.students.values()) if self.method.dataset_fraction > 0.0 else []
         self.examples = filter_by_plain_text(examples, self.views, self.reference_students, self.skipped)
         self.order = EpochOrder(len(self.examples), config.seed)
         options = config.sampling

@@ -90,7 +90,7 @@ class RolloutSource:
                 sampling=self.sampling,
                 num_generations=self.config.sampling.num_generations,
                 seed=seed,
-                dataset_share=method.dataset_share,
+                dataset_fraction=method.dataset_fraction,
                 **self.config.evaluation.grading,
                 batch_size=batch_size,
                 replier=self.learner.policies[method.replying_policy],
