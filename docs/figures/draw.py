@@ -52,7 +52,7 @@ STYLE = f"""<style>
 
 
 def views_html() -> str:
-    """Show one token under the three views: the images of each, and its most likely tokens."""
+    """Draw one token under the three views: the images of each, and its most likely tokens."""
     example = wb.load_examples("scenes:eval?count=5")[4]
     scored = wb.open_scorer("configs/ordinary.yaml").score(example, seed=1)
     position_idx = [position["token_type"] for position in scored.positions].index("tag")
@@ -73,12 +73,12 @@ def views_html() -> str:
         logprob = f"{token[f'logprob_{view}']:+.2f}".replace("-", "−")
         note = {
             "student": "learns; deployed",
-            "self": "same weights, frozen while reading",
+            "self": "same weights, no gradient",
             "teacher": "other weights, frozen",
         }[view]
         cards.append(
             f"<div class=card><b>{name}</b><small>{note}</small><div "
-            f"class=pics>{pictures}</div><table>{bars}</table><p>log-prob of the written "
+            f"class=pics>{pictures}</div><table>{bars}</table><p>log-prob of the sampled "
             f"“{escape(token['token_text'].strip())}”: <b>{logprob}</b></p></div>"
         )
     gaps = {name: f"{token[f'{name}_gap']:+.2f}".replace("-", "−") for name in ("information", "capability")}
@@ -89,8 +89,8 @@ def views_html() -> str:
         "information,<br>other weights</small></div>",
     ]
     head = (
-        f"<h3>“{escape(example.question)}” The student wrote <b>{escape(before)} …</b> and then "
-        f"“{escape(token['token_text'].strip())}”. What would each view have written there?</h3>"
+        f"<h3>“{escape(example.question)}” The student sampled <b>{escape(before)} …</b> and then "
+        f"“{escape(token['token_text'].strip())}”. What does each view predict at this token?</h3>"
     )
     return STYLE + head + f"<div class=row>{cards[0]}{arrows[0]}{cards[1]}{arrows[1]}{cards[2]}</div>"
 
@@ -116,7 +116,7 @@ def regimes_figure(traces: Traces) -> go.Figure:
     figure = go.Figure(
         layout=layout(
             THEME,
-            title="Where a token goes",
+            title="Regime of a token",
             subtitle=f"{SUBTITLE} · diagonal band: gap under its mean, {thresholds['gap']:.2f} nats · "
             f"corner of LH: mean sum of probabilities {thresholds['probability_sum']:.2f}",
             height=620,
@@ -141,7 +141,7 @@ def regimes_figure(traces: Traces) -> go.Figure:
         )
     _label_regimes(figure)
     figure.update_xaxes(
-        title_text=f"log-prob of the written token under the privileged student (nats, cut at {low:.0f})",
+        title_text=f"log-prob of the sampled token under the privileged student (nats, clipped at {low:.0f})",
         range=[low - 0.2, 0.25],
         showgrid=False,
     )
@@ -156,7 +156,7 @@ def _label_regimes(figure: go.Figure) -> None:
     for text, x, y in (
         ("<b>HT</b> teacher leads: teacher, Jensen-Shannon, weight 1", -8.2, -1.6),
         ("<b>HS</b> privileged self leads: self, reverse KL, 0.6", -3.6, -9.4),
-        ("<b>LL</b> agree, unsure: self, reverse KL, 0.3", -8.2, -8.2),
+        ("<b>LL</b> agree, uncertain: self, reverse KL, 0.3", -8.2, -8.2),
     ):
         figure.add_annotation(
             x=x, y=y, text=text, showarrow=False, font={"size": 13}, bgcolor="rgba(255,255,255,.85)", borderpad=3
@@ -166,7 +166,7 @@ def _label_regimes(figure: go.Figure) -> None:
         y=-0.05,
         ax=-150,
         ay=74,
-        text="<b>LH</b> agree, both sure:<br>teacher, reverse KL, 0.6",
+        text="<b>LH</b> agree, both confident:<br>teacher, reverse KL, 0.6",
         font={"size": 13},
         bgcolor="rgba(255,255,255,.85)",
         arrowcolor=GRAY,
@@ -175,7 +175,7 @@ def _label_regimes(figure: go.Figure) -> None:
 
 
 def gaps_figure(traces: Traces) -> go.Figure:
-    """Every token by its two gaps, visible beside privileged."""
+    """Draw every token by its two gaps, visible beside privileged."""
     rows = traces.sql("SELECT information_gap, capability_gap, visibility FROM tokens").to_pylist()
     figure = make_subplots(
         1, 2, shared_yaxes=True, horizontal_spacing=0.04, subplot_titles=["visible tokens", "privileged tokens"]
@@ -185,8 +185,8 @@ def gaps_figure(traces: Traces) -> go.Figure:
     for panel, (visibility, color) in enumerate((("visible", INK[THEME]), ("privileged", INFO)), start=1):
         chosen = [row for row in rows if row["visibility"] == visibility]
         figure.add_scatter(
-            x=[_cut(row["information_gap"], bound) for row in chosen],
-            y=[_cut(row["capability_gap"], bound) for row in chosen],
+            x=[_clip(row["information_gap"], bound) for row in chosen],
+            y=[_clip(row["capability_gap"], bound) for row in chosen],
             mode="markers",
             showlegend=False,
             marker={"size": 7, "color": color, "opacity": 0.45, "line": {"width": 0.7, "color": "#fff"}},
@@ -194,15 +194,15 @@ def gaps_figure(traces: Traces) -> go.Figure:
             col=panel,
         )
         figure.update_xaxes(
-            title_text=f"information gap (nats, cut at ±{bound:.0f})",
+            title_text=f"information gap (nats, clipped at ±{bound:.0f})",
             range=[-bound - 0.5, bound + 0.5],
             zeroline=True,
             row=1,
             col=panel,
         )
     for x, y, text in (
-        (-4.5, 8.9, "evidence speaks against it,<br>teacher for it"),
-        (9.6, -8.6, "evidence speaks for it,<br>teacher against it"),
+        (-4.5, 8.9, "evidence lowers its probability,<br>teacher raises it"),
+        (9.6, -8.6, "evidence raises its probability,<br>teacher lowers it"),
     ):
         figure.add_annotation(
             x=x,
@@ -220,7 +220,7 @@ def gaps_figure(traces: Traces) -> go.Figure:
 
 
 def divergences_figure() -> go.Figure:
-    """What the regimes' losses do to a student that gives probability p to a word its target is 97 % sure of."""
+    """Draw the regimes' losses and gradients by the student's probability of a word to which the target gives 97%."""
     fills = regime_fills({name: RegimeNote() for name in ("LH", "LL", "HT", "HS")}, THEME)
     prob = torch.linspace(0.002, 0.998, 300, dtype=torch.float64)
     logit = (prob / (1 - prob)).log().requires_grad_()
@@ -232,9 +232,11 @@ def divergences_figure() -> go.Figure:
         "HT: Jensen-Shannon": (jensen_shannon(learner, target), fills["HT"][0], "solid"),
         "not used by DOPD: forward KL": (forward_kl(learner, target), SERIES[THEME][2], "dash"),
     }
-    figure = make_subplots(1, 2, horizontal_spacing=0.09, subplot_titles=["loss", "pull on the word's logit"])
+    figure = make_subplots(
+        1, 2, horizontal_spacing=0.09, subplot_titles=["loss", "negative gradient with respect to the word's logit"]
+    )
     figure.update_layout(
-        layout(THEME, title="The regimes' losses", subtitle="two words; the target gives 97 % to the first", height=400)
+        layout(THEME, title="The regimes' losses", subtitle="two words; the target gives 97% to the first", height=400)
     )
     for name, (values, color, dash) in curves.items():
         (slope,) = torch.autograd.grad(values.sum(), logit, retain_graph=True)
@@ -287,6 +289,7 @@ def main() -> None:
             executable_path=executable, args=["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
         )
         page = browser.new_page(viewport={"width": 1120, "height": 60}, device_scale_factor=1.5)
+        page.set_default_timeout(120_000)
         for name, html in drawn.items():
             _save(page, html, FOLDER / f"{name}.png")
         browser.close()
@@ -294,7 +297,7 @@ def main() -> None:
             print(traces.sql(query).to_pandas().to_string(index=False))
 
 
-def _cut(value: float, bound: float) -> float:
+def _clip(value: float, bound: float) -> float:
     return max(-bound, min(bound, value))
 
 
