@@ -1,6 +1,6 @@
 """Render docs/tokens.png, the Tokens tab over a run of four steps: python docs/screenshot.py.
 
-The script relights built-in scenes as photographs of wooden toys and paper cards on a table: the small models know the
+The script relights built-in scenes, so that the objects look like wooden toys on a table. The small models know the
 questions, and the page looks as it does for photographs.
 """
 
@@ -24,12 +24,12 @@ from workbench.types import Example
 
 ROOT = Path(__file__).parents[1]
 WIDTH, HEIGHT, MAX_BYTES = 1600, 1240, 300_000
-SIZE = 576  # pixels of a photograph
-LIGHT = np.array([-0.5, -0.6, 0.62])  # direction of the lamp: left, above, towards the camera
+SIZE = 576  # pixels of a relit scene
+LIGHT = np.array([-0.5, -0.6, 0.62])  # direction of the lamp: left, above, toward the camera
 
 
-def photograph(image: Image.Image, *, cells: int, seed: int) -> Image.Image:
-    """Relight a drawing of cells x cells toys as a photograph from above: heights from colors, shading, shadows."""
+def relight(image: Image.Image, *, cells: int, seed: int) -> Image.Image:
+    """Relight a drawing of cells x cells objects, seen from above: heights from colors, shading, shadows."""
     rng = np.random.default_rng(seed)
     image = image.resize((SIZE, SIZE), Image.Resampling.BICUBIC)
     drawing = np.asarray(image, dtype=np.float64) / 255
@@ -81,13 +81,13 @@ def _grain(rng: np.random.Generator, size: int) -> np.ndarray:
 
 
 def write_rows(folder: Path) -> Path:
-    """Write questions about photographs, with a close-up of the object as evidence."""
+    """Write questions about relit scenes, with a close-up of the object as evidence."""
     rows = []
     for idx, example in enumerate(make_examples("hard", count=16, families=("tag", "compare"))):
-        photograph(example.images[0], cells=3, seed=idx).save(folder / f"{idx}.png")
-        photograph(example.evidence.crop, cells=1, seed=idx).save(folder / f"{idx}-crop.png")
+        relight(example.images[0], cells=3, seed=idx).save(folder / f"{idx}.png")
+        relight(example.evidence.crop, cells=1, seed=idx).save(folder / f"{idx}-crop.png")
         rows.append(_row(example, idx))
-    file = folder / "toys.jsonl"
+    file = folder / "relit-scenes.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return file
 
@@ -99,7 +99,7 @@ def _row(example: Example, idx: int) -> dict:
         for box in example.evidence.boxes
     ]
     return {
-        "id": f"toys-{idx}",
+        "id": f"scene-{idx}",
         "question": example.question,
         "answer": example.answer,
         "images": [f"{idx}.png"],
@@ -109,9 +109,9 @@ def _row(example: Example, idx: int) -> dict:
 
 
 def make_run(folder: Path) -> Path:
-    """Four steps of DOPD on the photographs."""
+    """Run four steps of DOPD on the relit scenes."""
     overrides = {
-        "name": "toys",
+        "name": "relit-scenes",
         "output_dir": folder / "runs",
         "data.train": write_rows(folder),
         "data.eval": None,
