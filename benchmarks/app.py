@@ -205,7 +205,7 @@ def answer(num_tokens: int) -> TokenView:
                 entropies={name: chooser.random() for name in views},
                 max_logprobs={name: value / 2 for name, value in logprobs.items()},
                 ranks=dict.fromkeys(views, 1),
-                alternatives=tops,
+                top_k=tops,
                 sampled_logprob=logprobs["student"],
             )
         )

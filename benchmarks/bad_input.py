@@ -221,7 +221,7 @@ def run_cases(folder: Path, run: Path) -> Iterator[Case]:
         "export": ("export", "{run}", "--to", "{run}-out"),
         "geometry": ("geometry", "{run}"),
         "traces": ("export", "{run}", "--traces", "--to", "{run}-out"),
-        "eval": ("eval", "{run}", "--count", "1"),
+        "eval": ("eval", "{run}", "--max-examples", "1"),
     }
     number = itertools.count()
     for damage, name, command in itertools.product(DAMAGES, RUN_FILES, commands):

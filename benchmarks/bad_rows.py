@@ -27,7 +27,7 @@ from PIL import Image
 
 import workbench as wb
 from workbench.data.contexts import CONTEXTS, ROLLOUT_DEPENDENT, build_prompt, missing_evidence
-from workbench.data.grading import RULES, grade
+from workbench.data.grading import GRADERS, grade
 from workbench.data.leaks import find_leaks
 from workbench.types import Example, mark_tokens
 
@@ -353,7 +353,7 @@ def _use(examples: list[Example]) -> None:
         for context in CONTEXTS:
             if context not in ROLLOUT_DEPENDENT and missing_evidence(example, context) is None:
                 build_prompt(example, context)
-        for rule in RULES:
+        for rule in GRADERS:
             grade("The answer is red.", example.answer, rule)
         mark_tokens([(0, 3), (3, 10)], "The answer", example.marks)
 

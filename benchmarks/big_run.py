@@ -29,7 +29,7 @@ from workbench.config.schema import build_config
 from workbench.data.contexts import build_prompt
 from workbench.distill.divergences import Divergence
 from workbench.distill.method import Loss, Regime
-from workbench.distill.step import Alternatives
+from workbench.distill.step import TopKTokens
 from workbench.evals.records import EvalRecord, save_records
 from workbench.runs.folder import RunFolder
 from workbench.traces.parts import compact
@@ -214,7 +214,7 @@ def make_batch(
         loss=torch.rand(num_positions, generator=generator) * gap.abs(),
         token_texts=tuple(texts),
         labels=tuple(labels),
-        alternatives=Alternatives(index, top),
+        top_k_tokens=TopKTokens(index, top),
     )
 
 

@@ -303,11 +303,11 @@ def one_variant(args, folder, runs, name, method, device, peak, names) -> str:
     supervise, score, likely = (
         workbench.distill.step.compute_losses,
         workbench.distill.scoring.score,
-        workbench.distill.step.alternatives,
+        workbench.distill.step.top_k_tokens,
     )
     workbench.distill.step.compute_losses = parts.timed("loss", supervise)
     workbench.distill.scoring.score = parts.timed("scores", score)
-    workbench.distill.step.alternatives = parts.timed("trace", likely)
+    workbench.distill.step.top_k_tokens = parts.timed("trace", likely)
     trainer.accelerator.backward = parts.timed("learner", trainer.accelerator.backward)
     trainer.learners[0].step = parts.timed("learner", trainer.learners[0].step)
     trainer.trace_writer.write = parts.timed("trace", trainer.trace_writer.write)
@@ -329,7 +329,7 @@ def one_variant(args, folder, runs, name, method, device, peak, names) -> str:
                         steps()
                 step_s, memory = (parts.now() - start) / args.repeats, high.bytes
     finally:
-        workbench.distill.step.compute_losses, workbench.distill.scoring.score, workbench.distill.step.alternatives = (
+        workbench.distill.step.compute_losses, workbench.distill.scoring.score, workbench.distill.step.top_k_tokens = (
             supervise,
             score,
             likely,

@@ -21,7 +21,7 @@ from workbench.data.contexts import build_prompt
 from workbench.distill.divergences import Divergence
 from workbench.distill.losses import score
 from workbench.distill.method import Loss, Regime
-from workbench.distill.step import Alternatives
+from workbench.distill.step import TopKTokens
 from workbench.policies.view_output import Head, ViewOutput
 from workbench.traces.parts import compact
 from workbench.traces.reader import open_traces
@@ -86,13 +86,13 @@ def batch(step: int, num_rollouts: int, num_tokens: int, *, top: int = 0) -> Tra
         loss=torch.rand(num_positions, generator=generator) * gap.abs(),
         token_texts=tuple(tuple(f" w{token}" for token in row) for row in rows),
         labels=tuple(tuple(LABELS[min(3, position % 9 // 2)] for position in range(num_tokens)) for _ in rows),
-        alternatives=_alternatives(index, views, top) if top else None,
+        top_k_tokens=_top_k(index, views, top) if top else None,
     )
 
 
-def _alternatives(index: torch.Tensor, views: dict[str, torch.Tensor], top: int) -> Alternatives:
+def _top_k(index: torch.Tensor, views: dict[str, torch.Tensor], top: int) -> TopKTokens:
     best = {name: values.log_softmax(-1)[index].topk(top) for name, values in views.items()}
-    return Alternatives(index, {name: (entry.indices, entry.values) for name, entry in best.items()})
+    return TopKTokens(index, {name: (entry.indices, entry.values) for name, entry in best.items()})
 
 
 def size(folder: Path, table: str) -> int:

@@ -86,14 +86,14 @@ def test_every_reading_command_works_on_a_run(run: Path, capsys: pytest.CaptureF
         "teacher +crop",
         "HT",
         "of loss",
-        "cut @0 +@2",
+        "truncated @0 +@2",
         r"from student: [\d,]+ sequences.* tokens each, [\d.]+% cut",
     ):
         assert re.search(part, summary), part
     assert "regime" in printed(capsys, "show", run, "--step", 2, "--rollout", 3)
     assert "\x1b[" in printed(capsys, "show", run, "--step", 0, "--probe", "--color-by", "information", "--color")
     table = printed(
-        capsys, "eval", run, "--contexts", "plain", "caption", "--count", 3, "--data", "scenes:hard?count=9"
+        capsys, "eval", run, "--contexts", "plain", "caption", "--max-examples", 3, "--data", "scenes:hard?count=9"
     )
     assert re.search("student +caption +all +all +3 ", table) and re.search("teacher +plain", table)
 
@@ -102,7 +102,7 @@ def test_eval_asks_runs_and_models_by_kind_and_visibility(
     run: Path, models: dict, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     data = "scenes:eval?count=16"
-    table = printed(capsys, "eval", run, "--contexts", "plain,crop", "boxes", "--data", data, "--count", 16)
+    table = printed(capsys, "eval", run, "--contexts", "plain,crop", "boxes", "--data", data, "--max-examples", 16)
     for policy in ("student", "teacher"):
         for context in ("plain", "crop", "boxes"):
             for group in (
@@ -115,9 +115,9 @@ def test_eval_asks_runs_and_models_by_kind_and_visibility(
                 assert re.search(f"{policy} +{context} +{group} ", table), group
     assert re.search("questions +accuracy +confidence +over-confidence +calibration error +entropy +length +cut", table)
     for folder in (models["teacher"], next(run.glob("checkpoint-*"))):  # a checkpoint holds its student
-        table = printed(capsys, "eval", folder, "--data", data, "--count", 8, "--grader", "contains")
+        table = printed(capsys, "eval", folder, "--data", data, "--max-examples", 8, "--grader", "contains")
         assert re.search("model +plain +all +all +8 ", table) and "student" not in table
-    exact = printed(capsys, "eval", models["teacher"], "--data", data, "--grader", "exact", "--count", 8)
+    exact = printed(capsys, "eval", models["teacher"], "--data", data, "--grader", "exact", "--max-examples", 8)
     assert re.search(r"model +plain +all +all +8 +0.0%", exact)
     assert "no answer could be graded" in printed(
         capsys, "eval", models["teacher"], "--data", "scenes:eval?start=2&count=1", "--grader", "numeric"
@@ -375,7 +375,7 @@ def test_damaged_runs_are_sentences(run_copy: Path, capsys: pytest.CaptureFixtur
         (["study", "nowhere.yaml"], "nowhere.yaml does not exist"),
         (["study", "{run}/config.yaml"], "is unknown. Allowed: baseline, evaluate"),
         (["eval", "{run}", "--data", "nowhere.jsonl"], "nowhere.jsonl does not exist"),
-        (["eval", "{run}", "--count", "-3"], "limit must be at least 1"),
+        (["eval", "{run}", "--max-examples", "-3"], "max_examples must be at least 1"),
         (["eval", "{run}", "--tolerance", "0.1"], 'rule "numeric" only'),
         (["show", "{run}", "--step", "99"], "Steps with recorded rollouts: 1, 2"),
         (["show", "{run}", "--step", "1", "--rollout", "99"], "has no rollout 99 of step 1. Its rollouts are 0, 1,"),

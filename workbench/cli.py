@@ -96,8 +96,8 @@ def _eval(options: argparse.Namespace) -> None:
         options.path,
         data=options.data,
         contexts=contexts,
-        count=options.count,
-        rule=options.grader,
+        max_examples=options.max_examples,
+        grader=options.grader,
         tolerance=options.tolerance,
         skipped=skipped,
     )
@@ -137,7 +137,7 @@ def _check(options: argparse.Namespace) -> int:
     _quiet()
     checks = wb.check_config(wb.load_config(options.config, options.overrides))
     rows = [(check.name, check.status, check.finding) for check in checks]
-    print(_module("analysis.summary").format_table(("check", "", "found"), rows))
+    print(_module("analysis.summary").format_table(("check", "", "result"), rows))
     return 0 if _module("training.check").is_good(checks) else 1
 
 
@@ -195,7 +195,7 @@ def _import(options: argparse.Namespace) -> None:
         "columns": dict(_pair(text) for text in options.column) or None,
     }
     if options.destination is not None:
-        report = wb.import_dataset(options.source, options.destination, limit=options.limit, **chosen)
+        report = wb.import_dataset(options.source, options.destination, max_examples=options.max_examples, **chosen)
         print(report)
     if options.preview:
         print(wb.preview_dataset(options.source, **chosen))

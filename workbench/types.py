@@ -48,7 +48,7 @@ class Evidence:
 class Mark:
     """Labels parts of an answer: the first group of `pattern` at every match in the answer's text.
 
-    kind   token type: template | location | attribute | tag | answer, or one of the data set
+    kind   token type: template | location | attribute | tag | answer, or one of the dataset
     truth  visibility: "visible" if the plain prompt determines the part, "privileged" if only the evidence does, None
     """
 

@@ -46,7 +46,7 @@ def test_the_table_of_a_terminal_shows_both_precisions_and_the_control(
     for heading in (
         "unchanged, fp32",
         "unchanged, bf16",
-        "in top 10 %",
+        "in top 10%",
         "vision tower",
         "connector",
         "attention q",

@@ -278,7 +278,7 @@ def test_only_mistakes_become_messages() -> None:
 
 def test_yaml_values_are_read_as_on_the_command_line() -> None:
     field = next(item for item in fields() if item.key == "models.teachers")
-    assert field.from_widget("{maths: a/b}") == yaml.safe_load("{maths: a/b}")
+    assert field.from_widget("{math: a/b}") == yaml.safe_load("{math: a/b}")
     assert isinstance(field, Field) and field.to_widget({}) == "{}"
 
 

@@ -138,7 +138,7 @@ def saved(folder, **splits):
 
 def test_a_folder_saved_by_datasets_is_read_without_decoding_twice(folder):
     path = saved(folder, all=70)  # more than one batch
-    examples = load_examples(path, limit=66)
+    examples = load_examples(path, max_examples=66)
     assert [example.question for example in examples] == [f"all {idx}?" for idx in range(66)]
     assert examples[-1].images[0].size == (40, 60)
     assert examples[-1].origin == f"{path}:66"
@@ -172,8 +172,8 @@ def test_a_name_of_the_hub_that_cannot_be_reached_is_one_sentence(monkeypatch):
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("hf:owner/name", "must name a data set and a split"),
-        ("hf:?split=train", "must name a data set and a split"),
+        ("hf:owner/name", "must name a dataset and a split"),
+        ("hf:?split=train", "must name a dataset and a split"),
         ("hf:owner/name?spilt=train", 'parameter "spilt" is unknown.*Did you mean "split"'),
     ],
 )
@@ -185,8 +185,8 @@ def test_a_faulty_name_of_the_hub_is_refused(source, message):
 def test_scenes_come_from_the_query():
     examples = load_examples("scenes:eval?count=3&seed=3&start=2")
     assert [example.id for example in examples] == [e.id for e in make_examples("eval", seed=3, start=2, count=3)]
-    assert len(load_examples("scenes:train?count=5", limit=2)) == 2
-    assert len(load_examples("scenes:train", limit=2)) == 2
+    assert len(load_examples("scenes:train?count=5", max_examples=2)) == 2
+    assert len(load_examples("scenes:train", max_examples=2)) == 2
 
 
 def test_scenes_of_some_families_are_the_same_examples():
@@ -338,7 +338,7 @@ def bomb():
 def test_embedded_images_are_bounded_in_memory(folder, monkeypatch):
     path = saved(folder, all=3)
     monkeypatch.setattr(workbench.data.examples, "MAX_EMBEDDED_BYTES", 2 * 40 * 60 * 3)
-    assert len(load_examples(path, limit=2)) == 2
+    assert len(load_examples(path, max_examples=2)) == 2
     with raises(DataError, "row 3"):
         load_examples(path)
 
@@ -373,18 +373,18 @@ def test_a_source_that_is_no_data_file_is_refused(folder):
     with raises(DataError, "save_to_disk", "empty.jsonl"):
         load_examples(folder)
     with raises(ConfigError, "least 1,", "got 0"):
-        load_examples(write(folder, FULL), limit=0)
+        load_examples(write(folder, FULL), max_examples=0)
 
 
 def test_a_torn_saved_folder_is_refused(folder):
     path = saved(folder, all=2)
     (path / "state.json").write_text("{")
-    with raises(DataError, "saved data set"):
+    with raises(DataError, "saved dataset"):
         load_examples(path)
 
 
 def test_rows_after_the_limit_are_not_read(folder):
-    assert len(load_examples(write(folder, FULL, "{broken"), limit=1)) == 1
+    assert len(load_examples(write(folder, FULL, "{broken"), max_examples=1)) == 1
 
 
 def test_missing_evidence_is_counted_and_the_first_rows_named(folder):

@@ -3,7 +3,7 @@
 import pytest
 from failures import raises
 
-from workbench.data.grading import RULES, final_answer, grade, normalize
+from workbench.data.grading import GRADERS, final_answer, grade, normalize
 from workbench.errors import ConfigError
 
 BUILT_IN = "the purple ring is at the top left . its tag reads K . answer K"
@@ -189,7 +189,7 @@ def test_contains_errs_on_hedges():
     assert grade("red or blue", "red", "contains") == 1.0
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", GRADERS)
 def test_without_an_answer_nothing_is_told(rule):
     assert grade("red", None, rule) is None
     assert grade("red", " . ", rule) is None
@@ -226,5 +226,5 @@ def test_long_hostile_texts_are_graded_quickly():
         "-" * 100_000,
         " " * 100_000,
     ):
-        for rule in RULES:
+        for rule in GRADERS:
             assert grade(text, "B" if rule == "choice" else "5", rule) == 0.0

@@ -256,7 +256,7 @@ def test_columns_can_be_named(folder):
 
 
 def test_limit_counts_rows_of_the_source(folder):
-    report, examples = imported(folder, {"prompt": "Q?"}, {"prompt": ""}, {"prompt": "R?"}, limit=2)
+    report, examples = imported(folder, {"prompt": "Q?"}, {"prompt": ""}, {"prompt": "R?"}, max_examples=2)
     assert (len(examples), report.skipped.total()) == (1, 1)
 
 
@@ -268,7 +268,7 @@ def test_limit_counts_rows_of_the_source(folder):
         ({"privileged_as": "hnt"}, 'privileged_as "hnt" is unknown.*Did you mean "hint"'),
         ({"columns": {"anser": "x"}}, 'column "anser" is unknown.*Did you mean "answer"'),
         ({"columns": {"answer": "labl"}}, 'answer=labl: .*column "labl" is unknown.*Did you mean "label"'),
-        ({"limit": 0}, "limit must be at least 1, got 0"),
+        ({"max_examples": 0}, "max_examples must be at least 1, got 0"),
         ({"split": "train"}, "is one file and has no splits"),
     ],
 )
@@ -464,7 +464,9 @@ def test_a_data_set_of_the_hub_is_read_row_by_row_where_it_is_streamed(folder, m
     table = pyarrow.table({"prompt": ["What?", "Where?"], "image": [{"bytes": encoded(), "path": None}] * 2})
     pyarrow.parquet.write_table(table, data / "train.parquet")
     for streaming in ("true", "false"):
-        report = import_dataset(f"hf:{data}?split=train&streaming={streaming}", folder / f"ours-{streaming}", limit=1)
+        report = import_dataset(
+            f"hf:{data}?split=train&streaming={streaming}", folder / f"ours-{streaming}", max_examples=1
+        )
         (example,) = load_examples(report.path)
         assert example.question == "What?" and example.images[0].is_file()
     with raises(ConfigError, "streaming", "true", "false"):

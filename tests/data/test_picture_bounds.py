@@ -53,7 +53,7 @@ def test_rows_that_fit_are_counted_and_can_be_read(tmp_path: Path) -> None:
         load_examples(file, max_bytes=3 * 30_000 + 1)
     tracemalloc.stop()
     assert raised.value.num_rows == 3
-    assert len(load_examples(file, max_bytes=3 * 30_000 + 1, limit=3)) == 3
+    assert len(load_examples(file, max_bytes=3 * 30_000 + 1, max_examples=3)) == 3
     assert len(load_examples(file, max_bytes=5 * 30_000)) == 5
 
 

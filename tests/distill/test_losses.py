@@ -6,7 +6,7 @@ from torch import nn
 
 import workbench.distill.losses
 from workbench.distill.divergences import Divergence
-from workbench.distill.losses import alternatives, compute_losses, score
+from workbench.distill.losses import compute_losses, score, top_k_tokens
 from workbench.distill.method import REWARD, TOKENS, Loss, Regime
 from workbench.policies.view_output import Head, ViewOutput
 from workbench.types import Routing
@@ -147,7 +147,7 @@ def test_a_padded_head_is_cut_to_the_shared_vocabulary() -> None:
 def test_alternatives_are_the_most_likely_tokens_in_order() -> None:
     learner, _, _, _ = setup()
     index = torch.tensor([3, 30])
-    ids, logprobs = alternatives(learner, index, 4)
+    ids, logprobs = top_k_tokens(learner, index, 4)
     every = learner.logits(index).log_softmax(-1)
     assert torch.equal(ids[:, 0], every.argmax(-1))
     assert (logprobs[:, :-1] >= logprobs[:, 1:]).all()

@@ -153,7 +153,7 @@ def test_an_example_is_privileged_if_any_part_of_its_answer_is() -> None:
 
 def test_a_tolerance_lets_a_number_be_off() -> None:
     near = example(answer="4")  # and 3 is written
-    options = {"step": 0, "max_completion_length": 5, "rule": "numeric"}
+    options = {"step": 0, "max_completion_length": 5, "grader": "numeric"}
     rewards = [
         evaluate_policy(policy(), [near], "plain", **options, **values)[0].reward
         for values in ({}, {"tolerance": 0.25})

@@ -47,17 +47,19 @@ def test_gain_and_claims_are_those_worked_out_by_hand() -> None:
 
 def test_the_sentences_give_the_numbers_and_the_command_of_the_control() -> None:
     gained, claimed, why = sentences(find(run(), "crop"), run="demo", config="runs/demo/config.yaml", privilege="crop")
-    assert "62.5% right, 25.0% before training: +37.5 points" in gained
-    assert "37.5% without and 87.5% with crop, so privilege could pay here" in gained
+    assert "Accuracy gain: 25.0% to 62.5% on 8 questions that the image answers, +37.5 points" in gained
+    assert "37.5% without and 87.5% with crop, so the evidence can help here" in gained
     assert "4 questions that only the evidence answers" in claimed
-    assert "90% sure and has 25% right, over-confident by +65 points, before training by +5" in claimed
+    assert "+65 points (+5 before training): confidence 90%, accuracy 25%" in claimed
     assert "workbench train runs/demo/config.yaml method.privilege=wrong_crop name=demo-wrong_crop" in why
 
 
 def test_a_source_that_evidence_does_not_help_cannot_pay() -> None:
     answered = [row for row in run() if row.context != "crop"] + rows(0, "teacher", "crop", "11100000", "visible")
     assert not find(answered, "crop").source.can_pay
-    assert "could not pay" in sentences(find(answered, "crop"), run="a", config="b", privilege="crop")[0]
+    assert (
+        "the evidence cannot help here" in sentences(find(answered, "crop"), run="a", config="b", privilege="crop")[0]
+    )
 
 
 def test_intervals_of_the_source_are_those_worked_out_by_hand() -> None:

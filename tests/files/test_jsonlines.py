@@ -97,7 +97,7 @@ def test_a_run_on_such_questions_is_trained_summarised_reported_and_exported(
         run = str(config.run_dir)
         assert main(["summary", run]) == 0 and main(["resume", run]) == 0
         assert main(["show", run, "--step", "1"]) == 0
-        assert main(["eval", run, "--count", "2"]) == 0
+        assert main(["eval", run, "--max-examples", "2"]) == 0
         assert main(["report", run, "--out", str(tmp_path / "report.html")]) == 0
         assert main(["export", run, "--to", str(tmp_path / f"exported-{method['name']}")]) == 0
         assert "cannot be read" not in "".join(capsys.readouterr())

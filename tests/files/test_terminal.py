@@ -100,7 +100,7 @@ def run(trained: Path, tmp_path: Path) -> Path:
         ["summary", "{run}"],
         ["resume", "{run}"],
         ["resume", "{run}", f"seed={EVIL[:-1]}"],
-        ["eval", "{run}", "--count", "2"],
+        ["eval", "{run}", "--max-examples", "2"],
         ["eval", "{run}", "--data", f"scenes:{EVIL[:-1]}"],
         ["show", "{run}", "--step", "1"],
         ["show", "{run}", "--step", "1", "--color"],

@@ -158,7 +158,7 @@ def test_each_teacher_reads_its_own_domain_once_and_no_other(size: int, objectiv
         "color": ["color"] * 2,
         "count": ["count"] * 2,
     }
-    assert scored.readers["teacher"] == tuple(f"teacher:{domain}" for domain in DOMAINS)
+    assert scored.scored_by["teacher"] == tuple(f"teacher:{domain}" for domain in DOMAINS)
     position = Batch(created).position.tolist()
     for index, row in enumerate(Batch(created).sequence.tolist()):
         table = members[DOMAINS[row]].tables["plain"].log_softmax(-1)

@@ -97,7 +97,7 @@ def test_a_name_that_means_something_else_is_refused(name: str, models: dict, tm
 
 
 def test_every_student_of_a_run_is_asked_again(pair: RunConfig) -> None:
-    result = evaluate_run(pair.run_dir, contexts=["plain"], count=2)
+    result = evaluate_run(pair.run_dir, contexts=["plain"], max_examples=2)
     before = {
         (row.policy, row.example_id): row.text
         for row in load_records(pair.run_dir)
@@ -137,8 +137,8 @@ def test_a_study_asks_each_learner_and_compares_it_with_its_own_start(models: di
     ]
     assert {
         ("one", data, against)
-        for data in ("scenes:eval", "scenes:eval, asked of ann")
+        for data in ("scenes:eval", "scenes:eval, answered by ann")
         for against in (None, "untrained")
     } <= set(requested)
     text = markdown(results)
-    assert "## scenes:eval, shown plain" in text and "## scenes:eval, asked of ann, shown plain" in text
+    assert "## scenes:eval, shown plain" in text and "## scenes:eval, answered by ann, shown plain" in text

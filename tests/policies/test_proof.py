@@ -107,7 +107,7 @@ def test_numbers_that_are_never_the_model_s_own_are_refused_unless_accepted(
         load_policies((), student=folder)
     with caplog.at_level(logging.INFO, "workbench"):
         load_policies((), student=folder, accept_differences=True)
-    assert "student: what it reads is not as in its own forward pass" in caplog.text
+    assert "student: its scores differ from the model's own forward pass" in caplog.text
 
 
 def test_copies_save_what_their_model_may_save(tmp_path: Path) -> None:
@@ -134,10 +134,10 @@ def test_scoring_and_asking_follow_the_rule_of_check(
     values = replace(config.models, accept_differences=True)
     with caplog.at_level(logging.INFO, "workbench"):
         open_scorer(replace(config, models=values))
-        assert "teacher: what it reads is not as in its own forward pass" in caplog.text
+        assert "teacher: its scores differ from the model's own forward pass" in caplog.text
         caplog.clear()
-        evaluate_model(models["student"], data="scenes:eval?count=1", max_completion_length=2)
-    assert "model: what it reads is not as in its own forward pass" in caplog.text
+        evaluate_model(models["student"], data="scenes:eval?max_examples=1", max_completion_length=2)
+    assert "model: its scores differ from the model's own forward pass" in caplog.text
 
 
 def test_a_proof_is_made_once_for_a_model_s_files(

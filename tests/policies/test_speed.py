@@ -59,7 +59,7 @@ def test_an_offloaded_teacher_says_the_same_and_is_away_only_while_it_reads(mode
 
 
 def test_attention_is_passed_on(models: dict, prompts: list) -> None:
-    plain, eager = teacher(models), teacher(models, attention="eager")
+    plain, eager = teacher(models), teacher(models, attn_implementation="eager")
     assert (plain.model.config._attn_implementation, eager.model.config._attn_implementation) == ("sdpa", "eager")
     assert torch.allclose(logprobs(eager, prompts), logprobs(plain, prompts), atol=2e-5)
 
@@ -94,7 +94,7 @@ def test_a_compiler_or_an_attention_that_is_not_there_is_said_with_what_there_is
             teacher(models, compiler="tvm")
     if importlib.util.find_spec("flash_attn") is None:
         with raises(ConfigError, "models.attn_implementation=flash_attention_2", "models.attn_implementation=sdpa"):
-            teacher(models, attention="flash_attention_2")
+            teacher(models, attn_implementation="flash_attention_2")
 
 
 def scored(method: Method, policies: dict, batch: Batch) -> StepResult:
@@ -226,7 +226,7 @@ def test_buckets_change_the_order_of_work_and_no_number(models: dict) -> None:
     assert torch.equal(plain.routing.regime, bucketed.routing.regime)
     for view, values in plain.scores.items():
         assert torch.allclose(values.logprob, bucketed.scores[view].logprob, atol=2e-5)
-        for first, second in zip(plain.alternatives.top[view], bucketed.alternatives.top[view], strict=True):
+        for first, second in zip(plain.top_k_tokens.top[view], bucketed.top_k_tokens.top[view], strict=True):
             assert torch.allclose(first.float(), second.float(), atol=2e-5)
     assert all(
         torch.allclose(entry_value, other_value, atol=1e-5)

@@ -50,7 +50,7 @@ def test_a_run_with_a_teacher_for_each_domain(models: dict, tmp_path: Path) -> N
     assert same[0]["gap"] < 1e-3  # of colours the student's own start is the teacher: before the first step no gap
     displayed = token_view(traces.rollout(1, 0))
     assert displayed.contexts["teacher"] in ("teacher:color, plain", "teacher:count, plain")
-    assert all(token.alternatives["teacher"] for token in displayed.tokens)
+    assert all(token.top_k["teacher"] for token in displayed.tokens)
     requested = {(row.policy, row.domain) for row in load_records(config.run_dir) if row.step == 0}
     assert {domain for policy, domain in requested if policy == "teacher"} == {"color", "count"}
     assert {domain for policy, domain in requested if policy == "teacher:color"} >= {"color", "tag", "shape"}

@@ -20,7 +20,7 @@ def cell(text, regime, student, self_, teacher, **fields):
     logprobs = {"student": student, "self": self_, "teacher": teacher}
     best = {name: [(text, value), ("other", -3.0)] for name, value in logprobs.items()}
     note = REGIMES[regime]
-    return TokenCell(text, 5, regime, note.target, note.divergence, 1.0, logprobs=logprobs, alternatives=best, **fields)
+    return TokenCell(text, 5, regime, note.target, note.divergence, 1.0, logprobs=logprobs, top_k=best, **fields)
 
 
 TOKENS = (
@@ -110,7 +110,7 @@ def test_the_weight_that_counts_is_shown_with_its_factors(open_page):
 
 
 def test_alternatives_that_were_not_recorded_are_said_to_be_missing_with_their_keys(open_page):
-    bare = replace(VIEW, tokens=tuple(replace(token, alternatives={}) for token in TOKENS))
+    bare = replace(VIEW, tokens=tuple(replace(token, top_k={}) for token in TOKENS))
     sections = [render_tokens(item, standalone=False) for item in (VIEW, bare)]
     details = open_page(render_page(sections, "t")).page.locator(".wb-detail")
     assert "trace.top_k" not in details.nth(0).inner_text()

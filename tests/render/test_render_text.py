@@ -86,9 +86,9 @@ def test_other_methods_get_their_meaning_and_thresholds():
 
 def test_the_consequence_names_the_target_and_that_only_the_evidence_shows_it():
     best = {"self": [("4", math.log(0.97))]}
-    token = cell("2", "HS", -1.83, -8.97, -11.82, visibility="privileged", alternatives=best)
+    token = cell("2", "HS", -1.83, -8.97, -11.82, visibility="privileged", top_k=best)
     assert consequence(token) == (
-        "The loss moves the student towards “4”: probability 97 % under the privileged student. "
+        "The loss moves the student toward “4”: probability 97% under the privileged student. "
         "Only the evidence determines this value, not the student's prompt."
     )
     assert "The information gap is larger" in consequence(cell("2", "HS", -1.83, -8.97, -11.82))

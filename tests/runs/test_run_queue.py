@@ -79,7 +79,7 @@ def test_no_more_runs_than_allowed_are_at_work_and_the_first_that_came_is_the_fi
     wait_for(lambda: len(folder.at_work) == 2)
     wait_for(lambda: list(folder.states.values()).count("queued") == 3)
     assert [read_job(folder.path / name).status for name in "ab"] == ["starting", "starting"]
-    assert read_job(folder.path / "d").doing == "waits in the queue, position 2 of 3: at most 2 runs at once"
+    assert read_job(folder.path / "d").doing == "queued, position 2 of 3: at most 2 runs at once"
     time.sleep(2.5)
     assert folder.at_work == ["a", "b"], "those that wait looked again, and waited on"
     folder.end(processes["a"])

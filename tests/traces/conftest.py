@@ -7,7 +7,7 @@ from PIL import Image
 from workbench.data.contexts import build_prompt
 from workbench.distill.divergences import Divergence
 from workbench.distill.method import Loss, Regime
-from workbench.distill.step import Alternatives
+from workbench.distill.step import TopKTokens
 from workbench.traces.writer import TracedBatch
 from workbench.types import Box, Evidence, Example, Rollout, Routing, TokenScores, Turn
 
@@ -53,7 +53,7 @@ def make_batch():
             labels=tuple(
                 tuple(("tag", "privileged") if at % 2 else ("", None) for at in range(one)) for one in lengths
             ),
-            alternatives=_alternatives(num_positions, top, generator) if top else None,
+            top_k_tokens=_top_k(num_positions, top, generator) if top else None,
         )
 
     return make
@@ -74,7 +74,7 @@ def _example(row: int) -> Example:
     )
 
 
-def _alternatives(num_positions: int, top: int, generator: torch.Generator) -> Alternatives:
+def _top_k(num_positions: int, top: int, generator: torch.Generator) -> TopKTokens:
     index = torch.arange(num_positions - 1, 0, -3)  # in no order that a writer might rely on
     ids = torch.randint(0, 99, (len(index), top), generator=generator)
-    return Alternatives(index, {"teacher": (ids, -torch.rand(len(index), top, generator=generator))})
+    return TopKTokens(index, {"teacher": (ids, -torch.rand(len(index), top, generator=generator))})

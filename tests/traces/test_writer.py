@@ -115,8 +115,8 @@ def test_alternatives_are_at_their_positions_and_nowhere_else(tmp_path, make_bat
     batch = make_batch(top=2)
     writer(tmp_path).write(batch)
     found = column(tmp_path, "top_k_teacher")
-    ids, logprobs = batch.alternatives.top["teacher"]
-    expected = dict(zip(batch.alternatives.index.tolist(), range(len(ids)), strict=True))
+    ids, logprobs = batch.top_k_tokens.top["teacher"]
+    expected = dict(zip(batch.top_k_tokens.index.tolist(), range(len(ids)), strict=True))
     for position, entries in enumerate(found):
         if position not in expected:
             assert entries is None

@@ -28,9 +28,9 @@ def learner(models: dict, tmp_path_factory: pytest.TempPathFactory) -> Learner:
     return learner
 
 
-def save(folder: Path, learner: Learner, *steps: int, keep: int = 0) -> None:
+def save(folder: Path, learner: Learner, *steps: int, save_total_limit: int = 0) -> None:
     for step in steps:
-        save_checkpoint(folder, step, [learner], keep=keep)
+        save_checkpoint(folder, step, [learner], save_total_limit=save_total_limit)
 
 
 def tear(folder: Path, step: int) -> None:
@@ -44,7 +44,7 @@ def steps(folder: Path) -> list[int]:
 
 @pytest.mark.parametrize(("keep", "left"), [(0, [1, 2, 10, 100]), (1, [100]), (3, [2, 10, 100]), (9, [1, 2, 10, 100])])
 def test_the_newest_are_kept(keep: int, left: list[int], learner: Learner, tmp_path: Path) -> None:
-    save(tmp_path, learner, 1, 2, 10, 100, keep=keep)
+    save(tmp_path, learner, 1, 2, 10, 100, save_total_limit=keep)
     assert steps(tmp_path) == left
     assert latest_checkpoint(tmp_path)[0].step == 100
 
@@ -96,9 +96,9 @@ def test_a_state_that_says_nothing_is_no_checkpoint(state: str, learner: Learner
 def test_a_good_checkpoint_is_not_deleted_for_a_torn_later_one(learner: Learner, tmp_path: Path) -> None:
     save(tmp_path, learner, 2, 4)
     tear(tmp_path, 4)  # the run goes on from 2, and is stopped at 3
-    save(tmp_path, learner, 3, keep=1)
+    save(tmp_path, learner, 3, save_total_limit=1)
     assert latest_checkpoint(tmp_path)[0].step == 3
-    save(tmp_path, learner, 4, keep=1)
+    save(tmp_path, learner, 4, save_total_limit=1)
     assert steps(tmp_path) == [4] and latest_checkpoint(tmp_path)[1] == []
 
 

@@ -98,7 +98,7 @@ def test_sgd_steps_by_rate_times_gradient_and_keeps_nothing_to_resume(models: di
     learner.step(1)
     for start, parameter in zip(before, learner.parameters, strict=True):
         assert torch.allclose(parameter, start - 0.5 * (2.0 + 0.1 * start), atol=1e-6)
-    save_checkpoint(tmp_path, 1, [learner], keep=0)
+    save_checkpoint(tmp_path, 1, [learner], save_total_limit=0)
     checkpoint, again = open_checkpoint(tmp_path / "checkpoint-000001"), build_learner(config, config.load_method())
     load_optimizer(checkpoint, again.optimizer, again.student.model)
     assert not again.optimizer.state

@@ -69,7 +69,7 @@ def test_evaluating_again_gives_what_the_run_wrote(run: Path) -> None:
     assert {(row.policy, row.context, row.step) for row in answered} == {
         (policy, context, 2) for policy in ("student", "teacher") for context in ("plain", "crop")
     }
-    assert len(evaluate_run(run, contexts=["hint"], count=2)) == 4
+    assert len(evaluate_run(run, contexts=["hint"], max_examples=2)) == 4
 
 
 def test_a_run_without_a_checkpoint_cannot_be_asked(models: dict, tmp_path: Path) -> None:

@@ -11,8 +11,7 @@ from workbench.runs.commands import value_at
 
 EVALUATES_NOTHING = (
     "This run has no evaluation: its data.eval is null. For accuracy, start a run with data.eval=SOURCE: questions "
-    "with "
-    "answers, such as scenes:eval?count=256 or a file."
+    "with answers, such as scenes:eval?count=256 or a file."
 )
 
 

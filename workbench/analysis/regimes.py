@@ -29,13 +29,13 @@ def shares_over_steps(
     group = "'all'" if split is None else f"coalesce(nullif({split}, ''), 'not known')"
     if probe:
         joined = "JOIN probe_rollouts USING (step, process_rank, rollout_idx)" if split == "domain" else ""
-        cells = f"""SELECT step, {group} AS grp, regime, count(*) AS positions, sum(abs(contribution)) AS loss
+        aggregates = f"""SELECT step, {group} AS grp, regime, count(*) AS positions, sum(abs(contribution)) AS loss
                     FROM probe_tokens {joined} GROUP BY ALL"""
     else:
-        cells = f"""SELECT step, {group} AS grp, regime, sum(num_positions) AS positions, sum(abs_loss) AS loss
+        aggregates = f"""SELECT step, {group} AS grp, regime, sum(num_positions) AS positions, sum(abs_loss) AS loss
                     FROM aggregates GROUP BY ALL"""
     query = f"""
-        WITH raw AS ({cells}),
+        WITH raw AS ({aggregates}),
         steps AS (
             SELECT step, (row_number() OVER (ORDER BY step) - 1) * $bins // greatest($bins, count(*) OVER ()) AS bin
             FROM (SELECT DISTINCT step FROM raw)),

@@ -299,7 +299,7 @@ def _token(value: object) -> str:
 
 
 def _share(value: float) -> str:
-    return f"{100 * value:.1f}\u2009%"
+    return f"{100 * value:.1f}%"
 
 
 def _points(value: float) -> str:

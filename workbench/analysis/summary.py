@@ -110,7 +110,7 @@ def accuracy_table(answered: list[EvalRecord]) -> str:
     ]
     groups = ["all", *visibilities] if visibilities else ["all"]
     header = ["accuracy", "context", "questions"]
-    for name in (*groups, "tokens", "cut"):
+    for name in (*groups, "tokens", "truncated"):
         header += [f"{name} @{first}", f"@{last}"] if last != first else [f"{name} @{first}"]
     rows = []
     for policy, context in dict.fromkeys((row.policy, row.context) for row in answered):
@@ -124,7 +124,7 @@ def accuracy_table(answered: list[EvalRecord]) -> str:
         cells += ["-" if aggregate is None else f"{aggregate.length:.1f}" for aggregate in measured]
         cells += ["-" if aggregate is None else f"{aggregate.truncated:.1%}" for aggregate in measured]
         rows.append(cells)
-    legend = "  tokens: mean answer length; cut: share of answers that reached sampling.max_completion_length"
+    legend = "  tokens: mean answer length; truncated: share of answers that reached sampling.max_completion_length"
     return f"{format_table(header, rows)}\n{legend}"
 
 
@@ -206,9 +206,8 @@ def evaluation_table(answered: list[EvalRecord]) -> str:
     if not rows:
         return NOT_GRADED
     legend = (
-        "  entropy: nats per token; length: tokens; truncated: share of answers that reached the maximum length\n"
-        f"  confidence: {CONFIDENCE}\n"
-        "  over-confidence: confidence minus accuracy, in points"
+        "  entropy: nats per token; length: tokens; truncated: share of answers that reached the maximum length\n  "
+        f"confidence: {CONFIDENCE}\n  over-confidence: confidence minus accuracy, in points"
     )
     return "\n".join([format_table(header, rows), legend, *_fewer_evaluated(answered)])
 
@@ -286,18 +285,18 @@ def _regimes(run_dir: Path) -> list[str]:
             numbers = [f"{row['positions']:,}", *shares, *gaps]
         lines.append([name if learner == STUDENT else f"{learner} {name}", *numbers, regime.meaning])
     header = ["regime", "tokens", "of tokens", "of loss", "capability gap", "information gap", "meaning"]
-    return [format_table(header, lines) + "\n  gaps: mean nats per token", *_facts(traces)]
+    return [format_table(header, lines) + "\n  gaps: mean nats per token", *_annotations(traces)]
 
 
-def _facts(traces: Traces) -> list[str]:
+def _annotations(traces: Traces) -> list[str]:
     """Means of the method's annotations of answers, by learner and domain."""
     rows = traces.sql(
-        """SELECT learner, domain, fact.key AS fact, avg(fact.value) AS mean
-           FROM (SELECT learner, domain, unnest(map_entries(annotations)) AS fact FROM rollouts)
-           GROUP BY learner, domain, fact.key ORDER BY learner <> 'student', learner, domain"""
+        """SELECT learner, domain, annotation.key AS name, avg(annotation.value) AS mean
+           FROM (SELECT learner, domain, unnest(map_entries(annotations)) AS annotation FROM rollouts)
+           GROUP BY learner, domain, annotation.key ORDER BY learner <> 'student', learner, domain"""
     ).to_pylist()
-    names = sorted({row["fact"] for row in rows})
-    means = {(row["learner"], row["domain"], row["fact"]): row["mean"] for row in rows}
+    names = sorted({row["name"] for row in rows})
+    means = {(row["learner"], row["domain"], row["name"]): row["mean"] for row in rows}
     groups = dict.fromkeys((row["learner"], row["domain"]) for row in rows)
     lines = [
         [*group, *(f"{means[*group, name]:.2f}" if (*group, name) in means else "-" for name in names)]

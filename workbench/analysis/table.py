@@ -10,14 +10,12 @@ import pandas as pd
 from workbench.traces.reader import NoTraces, Traces, open_traces
 
 NO_TRACES = (
-    "No tokens are recorded. Wait for the run's first step, or train with trace.every above 0. If steps were "
-    "recorded, the "
-    "traces folder was deleted."
+    "No tokens are recorded. Wait for the run's first step, or train with trace.every above 0. If steps were recorded, "
+    "the traces folder was deleted."
 )
 NO_PROBES = (
     "No probes are recorded. Train with trace.probes above 0 and wait for the first probe. If probes were recorded, "
-    "the "
-    "traces folder was deleted."
+    "the traces folder was deleted."
 )
 NO_EVALS = "No evaluation yet. The first one runs before step 1, after the models are loaded."
 NO_SELF = "This method has no privileged student, so its gap cannot be split. For the split, train with dopd."

@@ -74,7 +74,7 @@ def page(run: str | Path | Traces, selection: Selection = Selection(), *, page_i
             "example": row["example_id"],
             "domain": row["domain"],
             "question": row["question"],
-            "answer": _opening(row["completion"]),
+            "answer": _preview(row["completion"]),
             "expected": row["answer"],
             "right": None if row["reward"] is None else row["reward"] == 1.0,
             "tokens": row["num_positions"],
@@ -110,7 +110,7 @@ def _read_page(traces: Traces, selection: Selection, page_idx: int, size: int) -
     return traces.rollouts_at(chosen, probe=selection.probe, brief=True).to_pylist()
 
 
-def _opening(text: str) -> str:
+def _preview(text: str) -> str:
     return text if len(text) < PREVIEW_LENGTH else f"{text[: PREVIEW_LENGTH - 1]}…"
 
 
@@ -128,8 +128,8 @@ def choices(run: str | Path | Traces) -> dict[str, list]:
 
 
 def _read_choices(traces: Traces) -> dict[str, list]:
-    cells = traces.sql(f"SELECT DISTINCT {', '.join(_CHOSEN)} FROM aggregates").to_pydict()
-    values = {name: sorted(filter(None, set(cells[name]))) for name in _CHOSEN}
+    aggregates = traces.sql(f"SELECT DISTINCT {', '.join(_CHOSEN)} FROM aggregates").to_pydict()
+    values = {name: sorted(filter(None, set(aggregates[name]))) for name in _CHOSEN}
     return {"step": traces.steps(), "regime": list(traces.regimes), **values}
 
 

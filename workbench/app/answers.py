@@ -9,7 +9,7 @@ from workbench.analysis.tokens import answers_over_time
 from workbench.evals.records import EvalRecord
 from workbench.traces.reader import Traces
 
-COLUMNS = ["step", "source", "answer", "expected", "right", "tokens"]
+COLUMNS = ["step", "from", "answer", "expected", "right", "tokens"]
 MAX_QUESTIONS = 100  # listed on the page
 NONE_YET = "No answers yet. The evaluation before step 1 records the first ones; step 1 records the next."
 
@@ -46,11 +46,11 @@ def answered_questions(run_dir: Path, traces: Traces | None) -> list[AnsweredQue
 
 
 def answers_to(run_dir: Path, traces: Traces | None, example: str) -> Table:
-    """Every answer to a question by step; `source` is training or an evaluation with its context."""
+    """Every answer to a question by step; `from` is training or an evaluation with its context."""
     rows = [
         {
             "step": row.step,
-            "source": f"evaluation, {row.context}",
+            "from": f"evaluation, {row.context}",
             "answer": row.text,
             "expected": row.answer,
             "right": None if row.reward is None else row.reward == 1.0,
@@ -61,8 +61,8 @@ def answers_to(run_dir: Path, traces: Traces | None, example: str) -> Table:
     ]
     if traces is not None:
         sampled = answers_over_time(traces, example).rows
-        rows += [{**{name: row.get(name) for name in COLUMNS}, "source": "training, sampled"} for row in sampled]
-    rows.sort(key=lambda row: (row["step"], row["source"]))
+        rows += [{**{name: row.get(name) for name in COLUMNS}, "from": "training, sampled"} for row in sampled]
+    rows.sort(key=lambda row: (row["step"], row["from"]))
     return table(rows, COLUMNS, run=run_dir.name, empty=NONE_YET, units={"tokens": "tokens"})
 
 

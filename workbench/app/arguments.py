@@ -5,14 +5,21 @@ from collections.abc import Callable, Mapping
 from typing import NoReturn
 
 from workbench.app import command as app_command
-from workbench.data.grading import RULES
+from workbench.data.grading import GRADERS
 from workbench.data.layouts import LAYOUTS
 from workbench.errors import cut
 from workbench.files.shipped import locate
 
 COLORS = ("regime", "capability", "information", "weight", "loss", "entropy", "visibility")
 _LONGEST = 400  # longest error message about arguments, in characters
-_RENAMED = {"--rule": "--grader", "--by": "--color-by", "--colour": "--color", "--no-colour": "--no-color"}
+_RENAMED = {
+    "--rule": "--grader",
+    "--by": "--color-by",
+    "--colour": "--color",
+    "--no-colour": "--no-color",
+    "--count": "--max-examples",
+    "--limit": "--max-examples",
+}
 
 Add = Callable[[str, str], argparse.ArgumentParser]  # name and help of a command to the parser of its options
 
@@ -66,10 +73,10 @@ def _add_evaluation(add: Add) -> None:
     )
     command.add_argument("--data", help="examples: scenes:hard?count=200, a file, hf:NAME; default: the run's")
     command.add_argument("--contexts", nargs="+", help="contexts of the prompts, e.g. plain,crop,boxes")
-    command.add_argument("--count", type=int, help="number of examples")
-    command.add_argument("--grader", choices=RULES, help="grading rule; default: the run's")
+    command.add_argument("--max-examples", type=int, metavar="N", help="evaluate only the first N examples")
+    command.add_argument("--grader", choices=GRADERS, help="rule that compares answers; default: the run's")
     command.add_argument(
-        "--tolerance", type=float, metavar="SHARE", help="largest relative error under rule numeric, e.g. 0.05"
+        "--tolerance", type=float, metavar="FRACTION", help="largest relative error under grader numeric, e.g. 0.05"
     )
     command = add("study", "run a grid of methods and seeds from one file, and compare them with intervals")
     command.add_argument(
@@ -82,7 +89,7 @@ def _add_evaluation(add: Add) -> None:
     command.add_argument(
         "overrides", nargs="*", metavar="key=value", help="seeds=[0,1], parallel=1, overrides.KEY=VALUE"
     )
-    command = add("check", "check a configuration: tokens, templates and scores of all its views")
+    command = add("check", "check data, tokenization, templates and scores of a configuration")
     command.add_argument("config", help="a YAML file, or the name of a built-in recipe such as demo")
     _add_overrides(command)
 
@@ -91,27 +98,27 @@ def _add_viewing(add: Add) -> None:
     """Add the commands that show runs."""
     command = add("show", "print one recorded answer, token by token")
     command.add_argument("run_dir", help="the run's folder")
-    command.add_argument("--step", type=int, required=True)
-    command.add_argument("--rollout", type=int, default=0)
+    command.add_argument("--step", type=int, required=True, help="step of the answer")
+    command.add_argument("--rollout", type=int, default=0, help="index of the answer in its step")
     command.add_argument("--probe", action="store_true", help="a probe instead of a training answer")
     command.add_argument("--color-by", default="regime", choices=COLORS, help="quantity shown by the token colors")
     command.add_argument("--color", action=argparse.BooleanOptionalAction, help="default: on in a terminal")
-    command = add("summary", "print accuracy by context and shares of regimes of a run")
+    command = add("summary", "print accuracy by context and regime shares of a run")
     command.add_argument("run_dir", help="the run's folder")
-    command = add("upgrade", "convert the folder of a run that the former version wrote")
+    command = add("upgrade", "convert the folder of a run written by an earlier version")
     command.add_argument("run_dir", help="the run's folder")
-    command = add("app", "open the app: launch, watch, and see who supervised every token")
+    command = add("app", "open the app: launch and monitor runs, and inspect the supervision of every token")
     app_command.add_options(command)
     command = add("report", "write a report of a run as one HTML file: curves, movement, answers token by token")
     command.add_argument("run_dir", help="the run's folder")
     command.add_argument("--out", help="file to write; default: report.html in the run's folder")
     command.add_argument("--answers", type=int, default=8, help="number of answers shown token by token, 0 to 24")
-    command.add_argument("--theme", default="light", choices=("light", "dark"))
+    command.add_argument("--theme", default="light", choices=("light", "dark"), help="colors of the page")
 
 
 def _add_geometry(add: Add) -> None:
     """Add the command that measures updates of weights."""
-    command = add("geometry", "measure size, sparsity and location of a weight update, beside a random control")
+    command = add("geometry", "measure size, sparsity and location of a weight update, compared with a random control")
     command.add_argument(
         "first", metavar="RUN_OR_MODEL", help="a run (its start and newest checkpoint are compared), or a model folder"
     )
@@ -140,14 +147,14 @@ def _add_geometry(add: Add) -> None:
 def _add_reference(add: Add) -> None:
     """Add the commands that list methods and keys."""
     command = add("methods", "list the methods, or show one with its options")
-    command.add_argument("name", nargs="?")
+    command.add_argument("name", nargs="?", help="a method; default: list all")
     command = add("options", "list every key of a configuration with its default and meaning")
     command.add_argument("--method", help="include the options of this method")
 
 
 def _add_exchange(add: Add) -> None:
     """Add the commands that import data and export models."""
-    command = add("import", "convert a data set of TRL, ms-swift or your own to examples")
+    command = add("import", "convert a TRL, ms-swift or custom dataset to examples")
     command.add_argument("source", help=".jsonl, .json, .parquet, a folder of datasets.save_to_disk, or hf:NAME")
     command.add_argument("destination", nargs="?", help="new folder; optional with --preview")
     command.add_argument(
@@ -158,18 +165,23 @@ def _add_exchange(add: Add) -> None:
     command.add_argument(
         "--box-units", choices=("pixels", "normalized", "percent", "thousand"), help="default: the layout's"
     )
-    command.add_argument("--privileged-as", default="caption", choices=("caption", "hint"))
-    command.add_argument("--split")
+    command.add_argument(
+        "--privileged-as",
+        default="caption",
+        choices=("caption", "hint"),
+        help="evidence that a privileged text becomes",
+    )
+    command.add_argument("--split", help="split of the dataset")
     command.add_argument(
         "--column", action="append", default=[], metavar="ours=theirs", help="name of a column in the source"
     )
-    command.add_argument("--limit", type=int)
+    command.add_argument("--max-examples", type=int, metavar="N", help="convert only the first N rows")
     command = add("export", "export the trained student, or the traces, for use without the workbench")
     command.add_argument("run_dir", help="the run's folder")
     command.add_argument("--to", required=True, help="new folder, or hf:OWNER/NAME")
-    command.add_argument("--traces", action="store_true", help="export the traces as a Hugging Face data set instead")
+    command.add_argument("--traces", action="store_true", help="export the traces as a Hugging Face dataset instead")
     command.add_argument("--step", type=int, help="step of the checkpoint; default: the newest")
     command.add_argument("--learner", default="student", help="name of the student to export, in a run with peers")
-    command = add("pretrain", "train a tiny model on the built-in world")
+    command = add("pretrain", "train a tiny model on the built-in scenes")
     command.add_argument("config", help="a YAML file, see configs/pretrain-student.yaml")
     _add_overrides(command)

@@ -46,7 +46,7 @@ class Column:
 _SHOWN: dict[str, Callable[[Any], str]] = {
     "number": lambda value: f"{value:,}" if isinstance(value, int) else plain(float(value), 3),
     "signed": lambda value: signed(float(value)),
-    "share": lambda value: f"{100 * float(value):.1f}\u2009%",
+    "share": lambda value: f"{100 * float(value):.1f}%",
     "points": lambda value: signed(100 * float(value), 1),
     "right": lambda value: "✓ right" if value else "✗ wrong",
     "token": lambda value: visible_text(str(value)),

@@ -36,11 +36,11 @@ def load(source: str, limit: int = MAX_EXAMPLES, folders: tuple[Path, ...] = ())
 def _load(source: str, changed: int, limit: int, folders: tuple[Path, ...]) -> tuple[tuple[Example, ...], bool]:
     options: dict[str, Any] = {"folders": folders, "max_bytes": MAX_DECODED}
     try:
-        return tuple(load_examples(source, limit=limit, **options)), False
+        return tuple(load_examples(source, max_examples=limit, **options)), False
     except TooManyPicturesError as error:
         if error.num_rows == 0:
             raise
-        return tuple(load_examples(source, limit=error.num_rows, **options)), True
+        return tuple(load_examples(source, max_examples=error.num_rows, **options)), True
 
 
 def example_fragment(example: Example) -> str:

@@ -140,9 +140,8 @@ def _bar(bar: _Bar) -> str:
         interval = f" <small>[{100 * bar.low:.1f}, {100 * bar.high:.1f}]</small>"
         whisker = f'<u style="left:{100 * bar.low:.1f}%;right:{100 - 100 * bar.high:.1f}%"></u>'
     return (
-        f'<div><dt>{escape(bar.label)}</dt><dd class="wbu-{bar.kind}" aria-hidden="true">'
-        f'<i style="width:{100 * bar.value:.1f}%"></i>{whisker}</dd>'
-        f"<dd>{100 * bar.value:.1f}\u2009%{interval}</dd></div>"
+        f'<div><dt>{escape(bar.label)}</dt><dd class="wbu-{bar.kind}" aria-hidden="true"><i '
+        f'style="width:{100 * bar.value:.1f}%"></i>{whisker}</dd><dd>{100 * bar.value:.1f}%{interval}</dd></div>'
     )
 
 

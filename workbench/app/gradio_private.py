@@ -14,7 +14,7 @@ _BASE = re.compile(rb"<base\b[^>]*>")
 
 
 def slow_queue(app: gr.Blocks) -> None:
-    """Poll the queue of an app less often. Gradio's default, a poll per millisecond, takes 5 % of a core."""
+    """Poll the queue of an app less often. Gradio's default, a poll per millisecond, takes 5% of a core."""
     app._queue.sleep_when_free = QUEUE_PAUSE_S
     app._queue.progress_update_sleep_when_free = 10 * QUEUE_PAUSE_S
 

@@ -115,9 +115,8 @@ def refusal(origins: Origins, scope: Scope) -> str | None:
     if source is None or _is_opening(origins, scope, headers):
         return None
     return (
-        f"Request refused: it comes from {source[:_LONGEST]}. Expected the page itself. "
-        "Behind a proxy that changes the host name, start the app with --allow-host and the name that the browser "
-        "shows."
+        f"Request refused: it comes from {source[:_LONGEST]}. Expected the page itself. Behind a proxy that changes "
+        "the host name, start the app with --allow-host and the name that the browser shows."
     )
 
 

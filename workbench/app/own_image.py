@@ -50,7 +50,7 @@ def own_image_form(is_open: bool, kinds: list[str]) -> OwnImageForm:
                     elem_id="data-boxes",
                 )
                 with gr.Row():
-                    answer = gr.Textbox(label="right answer, if known", max_lines=1, elem_id="data-answer")
+                    answer = gr.Textbox(label="reference answer, if known", max_lines=1, elem_id="data-answer")
                     hint = gr.Textbox(label="hint: where to look", max_lines=1, elem_id="data-hint")
                 caption = gr.Textbox(
                     label="caption: shown to views with context caption", max_lines=3, elem_id="data-caption"

@@ -24,22 +24,22 @@ def request_fault(blocks: gr.Blocks, path: str, body: bytes) -> str | None:
     try:
         values = json.loads(body)
     except (ValueError, RecursionError) as error:
-        return f"The request is not JSON ({str(error)[:100]}). Load the page again."
+        return f"The request is not JSON ({str(error)[:100]}). Reload the page."
     if not isinstance(values, dict):
-        return f"The request is {_excerpt(values)}. Expected an object with data. Load the page again."
+        return f"The request is {_excerpt(values)}. Expected an object with data. Reload the page."
     session, number, data = values.get("session_hash"), values.get("fn_index"), values.get("data")
     if session is not None and not (isinstance(session, str) and len(session) <= 64):
-        return f"session_hash is {_excerpt(session)}. Expected text of at most 64 characters. Load the page again."
+        return f"session_hash is {_excerpt(session)}. Expected text of at most 64 characters. Reload the page."
     event = find_event(blocks, path, number)
     if event is None:
-        return f"Unknown event: fn_index {_excerpt(number)} at {path[:100]}. Load the page again."
+        return f"Unknown event: fn_index {_excerpt(number)} at {path[:100]}. Reload the page."
     if event.fn is None:
-        return "This event runs in the browser only. Load the page again."
+        return "This event runs in the browser only. Reload the page."
     if not isinstance(data, list):
-        return f"data is {_excerpt(data)}. Expected a list. Load the page again."
+        return f"data is {_excerpt(data)}. Expected a list. Reload the page."
     inputs = [component for component in event.inputs if isinstance(component, Component)]
     if len(data) != len(inputs):
-        return f"data has {len(data)} values. Expected {len(inputs)} for this event. Load the page again."
+        return f"data has {len(data)} values. Expected {len(inputs)} for this event. Reload the page."
     wrong = next((pair for pair in zip(inputs, data, strict=True) if not _fits(*pair)), None)
     if wrong is not None:
         name = wrong[0].label or wrong[0].elem_id or "a value"
@@ -95,7 +95,7 @@ def _click_fault(event_data: object) -> str | None:
         key = event_data.get("key", event_data.get("corners"))
         if (key is not None and _is_record(key)) or _is_number(event_data.get("direction")):
             return None
-    return f"The click has data {_excerpt(event_data)}. Expected key, corners or direction. Load the page again."
+    return f"The click has data {_excerpt(event_data)}. Expected key, corners or direction. Reload the page."
 
 
 def _excerpt(value: object) -> str:

@@ -93,7 +93,9 @@ def _runs_folder(path: str | Path) -> Path:
     try:
         runs.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise RunError(f"runs folder {runs} cannot be made ({error.strerror}). Choose another with --runs.") from None
+        raise RunError(
+            f"runs folder {runs} cannot be created ({error.strerror}). Choose another with --runs."
+        ) from None
     return runs
 
 

@@ -27,19 +27,18 @@ def status_html(state: JobState) -> str:
     notes += "".join(note(warning, "warning") for warning in state.warnings)
     if state.status in ("failed", "stopped", "died") and not state.can_resume:
         notes += note(
-            "This run cannot be resumed: it ended before it made its folder. Choose it in Launch under Start from, "
-            "correct it and start it again."
+            "This run cannot be resumed: it ended before its run folder was created. Choose it in Launch under "
+            "Start from, correct it and start it again."
         )
     if state.skipped:
         reasons = ", ".join(f"{reason}: {count:,}" for reason, count in state.skipped.items())
         notes += note(f"Skipped examples: {reasons}")
     command = f'<p class="app-command"><code>{escape(copyable(_plain(state)))}</code></p>' if state.command else ""
     return (
-        f'<div class="app-run"><h2>{escape(state.name)}</h2>'
-        f'<span class="app-badge app-is-{escape(state.status)}" role="status">{escape(state.status)}</span></div>'
-        f'<div class="app-progress" role="progressbar" aria-label="Steps done" aria-valuemin="0" aria-valuemax="100" '
-        f'aria-valuenow="{100 * share:.0f}"><i style="width:{100 * share:.1f}%"></i></div>'
-        f'<dl class="app-facts">{listed}</dl>{notes}{command}'
+        f'<div class="app-run"><h2>{escape(state.name)}</h2><span class="app-badge app-is-{escape(state.status)}" '
+        f'role="status">{escape(state.status)}</span></div><div class="app-progress" role="progressbar" '
+        f'aria-label="Steps done" aria-valuemin="0" aria-valuemax="100" aria-valuenow="{100 * share:.0f}"><i '
+        f'style="width:{100 * share:.1f}%"></i></div><dl class="app-facts">{listed}</dl>{notes}{command}'
     )
 
 

@@ -3,7 +3,7 @@
     config = load_config("configs/demo.yaml", ["training.steps=20", "method.name=opd"])
 
 The classes below are the reference: each field has its meaning, unit and range. An unknown key is an error that
-suggests the nearest key. The whole configuration is validated before a model or data set is loaded. Lists and mappings
+suggests the nearest key. The whole configuration is validated before a model or dataset is loaded. Lists and mappings
 in overrides are YAML: `evaluation.contexts=[plain, crop]`. Text needs no quotes: everything after the = is one value.
 Numbers follow YAML 1.2: 010 is ten; 1_000, 1:30, yes and off are text, so fields for numbers and booleans reject them.
 """
@@ -20,7 +20,7 @@ from typing import Annotated, Any
 
 from workbench.config.renamed import refuse_renamed, refuse_renamed_key, upgrade_config
 from workbench.data.contexts import require_promptable
-from workbench.data.grading import RULES, TOLERANCE, check_grading
+from workbench.data.grading import GRADERS, TOLERANCE, check_grading
 from workbench.distill.method import Method, Option, check_option
 from workbench.errors import ConfigError, cut, show, unknown
 from workbench.files.parsing import PLAIN_NAME, dump_yaml, is_plain_name, parse_override, read_yaml
@@ -243,14 +243,16 @@ class EvaluationConfig:
         default_factory=lambda: ["plain"]
     )
     teacher: Annotated[bool, Option("Also evaluate the teacher, once, before training")] = True
-    grader: Annotated[str, Option("Rule that compares an answer with the reference answer", choices=RULES)] = RULES[0]
-    tolerance: Annotated[float, Option("Largest relative error that rule numeric accepts", low=0)] = TOLERANCE
+    grader: Annotated[str, Option("Rule that compares an answer with the reference answer", choices=GRADERS)] = GRADERS[
+        0
+    ]
+    tolerance: Annotated[float, Option("Largest relative error that grader numeric accepts", low=0)] = TOLERANCE
     batch_size: Annotated[int, Option("Answers sampled per batch", low=1)] = 64
 
     @property
     def grading(self) -> dict:
         """Grading options, as keyword arguments of `sample_rollouts`, `evaluate_policies` and `grading.grade`."""
-        return {"rule": self.grader, "tolerance": self.tolerance}
+        return {"grader": self.grader, "tolerance": self.tolerance}
 
 
 @dataclass(frozen=True)

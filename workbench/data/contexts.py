@@ -49,10 +49,10 @@ _SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n+")
 
 def parse_context(context: str) -> tuple[str, ...]:
     """Split a context name into its parts. Raises ConfigError for an unknown part or an invalid combination."""
-    written = [part.strip() for part in context.split("+")]
-    for part in written:
+    names = [part.strip() for part in context.split("+")]
+    for part in names:
         _fraction_of(part)
-    parts = tuple("future" if part.startswith("future:") else part for part in written)
+    parts = tuple("future" if part.startswith("future:") else part for part in names)
     for part in parts:
         if part not in CONTEXTS:
             raise ConfigError(unknown("context", part, CONTEXTS) + ' Join several with "+", as in boxes+caption.')

@@ -20,7 +20,7 @@ DRAWS = 32  # random draws before all examples of the domain are tried in order
 
 
 class Counterparts:
-    """Index of a data set's examples that finds wrong evidence for each of them."""
+    """Index of a dataset's examples that finds wrong evidence for each of them."""
 
     def __init__(self, examples: Sequence[Example]) -> None:
         self._by_domain: dict[str, list[Example]] = {}
@@ -29,7 +29,7 @@ class Counterparts:
         self._drawn: dict[tuple[str, str], Example | None] = {}
 
     def __reduce__(self) -> tuple:
-        return Counterparts, ((),)  # a pickled example does not carry its whole data set
+        return Counterparts, ((),)  # a pickled example does not carry its whole dataset
 
     def find(self, example: Example, part: str) -> Example | None:
         """Find an example whose `part` (crop, hint, answer) is wrong for `example`; None if its domain has none."""

@@ -66,12 +66,12 @@ class EvidenceSplit(NamedTuple):
 def load_examples(
     source: str | Path,
     *,
-    limit: int | None = None,
+    max_examples: int | None = None,
     root: Path | None = None,
     folders: Sequence[Path] | None = None,
     max_bytes: int | None = None,
 ) -> list[Example]:
-    """Load all examples of `source`, or the first `limit`.
+    """Load all examples of `source`, or the first `max_examples`.
 
     source     scenes:SPLIT?count=N&seed=N&start=N&families=A,B, a .jsonl, .json or .parquet file, a folder saved by
                `datasets`, or hf:NAME?split=S
@@ -81,10 +81,10 @@ def load_examples(
     Raises     ConfigError for an unknown `source`, DataError at the first faulty row, TooManyPicturesError before
                decoding an image that exceeds max_bytes
     """
-    if limit is not None and limit < 1:
-        raise ConfigError(f"limit must be at least 1, got {limit}. Leave it out to load all examples.")
+    if max_examples is not None and max_examples < 1:
+        raise ConfigError(f"max_examples must be at least 1, got {max_examples}. Leave it out to load all examples.")
     if str(source).startswith("scenes:"):
-        return _load_scenes(str(source), limit)
+        return _load_scenes(str(source), max_examples)
     table = open_table(source)
     examples: list[Example] = []
     seen: dict[str, str] = {}
@@ -102,7 +102,7 @@ def load_examples(
             )
         seen[example.id] = row.origin
         examples.append(example)
-        if len(examples) == limit:
+        if len(examples) == max_examples:
             break
     if not examples:
         raise no_rows(table.name)
@@ -143,7 +143,7 @@ def split_by_evidence(examples: Iterable[Example], contexts: Iterable[str]) -> E
     return split
 
 
-def _load_scenes(source: str, limit: int | None) -> list[Example]:
+def _load_scenes(source: str, max_examples: int | None) -> list[Example]:
     """Load "scenes:eval?count=256&seed=3&start=0&families=tag,color"; defaults: SCENES_DEFAULTS, all families.
 
     "turns=caption" or "turns=rows" reveals the questions over turns.
@@ -159,8 +159,8 @@ def _load_scenes(source: str, limit: int | None) -> list[Example]:
         if not re.fullmatch(r"[0-9]{1,9}", value) or int(value) < low:
             raise ConfigError(f'"{source}": {name} must be a whole number of at least {low}, got "{value}".')
         numbers[name] = int(value)
-    if limit is not None:
-        numbers["count"] = min(limit, numbers["count"])
+    if max_examples is not None:
+        numbers["count"] = min(max_examples, numbers["count"])
     chosen = None if families is None else tuple(name.strip() for name in families.split(","))
     try:
         examples = make_examples(split, **numbers, families=chosen)

@@ -25,7 +25,7 @@ from workbench.data import scripts
 from workbench.data.numerals import numbers_in, same_number, spell_numbers
 from workbench.errors import ConfigError, unknown
 
-RULES = ("final", "exact", "choice", "numeric", "contains")
+GRADERS = ("final", "exact", "choice", "numeric", "contains")
 TOLERANCE = 1e-6  # relative error of rounding
 
 _MARKER = re.compile(
@@ -54,13 +54,13 @@ _DENIALS = ("not", "no", "never", "neither", "nor", "cannot", "without", *script
 _HEDGES = ("or", *scripts.HEDGES)
 
 
-def grade(text: str, answer: str | None, rule: str = "final", *, tolerance: float = TOLERANCE) -> float | None:
-    """Return 1.0 if `text` gives `answer` under `rule`, 0.0 if not, None if the rule cannot compare them.
+def grade(text: str, answer: str | None, grader: str = "final", *, tolerance: float = TOLERANCE) -> float | None:
+    """Return 1.0 if `text` gives `answer` under the rule `grader`, 0.0 if not, None if the rule cannot compare them.
 
     tolerance  largest relative error under "numeric" (0.05 accepts five percent)
     Raises     ConfigError as check_grading
     """
-    check_grading(rule, tolerance)
+    check_grading(grader, tolerance)
     if answer is None or not normalize(answer):
         return None
     text = without_thoughts(text)
@@ -68,24 +68,24 @@ def grade(text: str, answer: str | None, rule: str = "final", *, tolerance: floa
     text = scripts.unify(spell_numbers(_TAG_END.sub("", text) if "<answer>" not in text.lower() else text))
     if _SENTENCE_END.search(answer.strip()):
         text = _without_inner_ends(text, answer)
-    if rule == "numeric":
+    if grader == "numeric":
         return _grade_numeric(text, answer, tolerance)
-    if rule == "choice":
+    if grader == "choice":
         return _grade_choice(text, answer)
-    same = {"exact": _is_exact, "final": _is_final, "contains": _is_contained}[rule]
+    same = {"exact": _is_exact, "final": _is_final, "contains": _is_contained}[grader]
     right = same(text, answer)
     return None if right is None else float(right)
 
 
-def check_grading(rule: str, tolerance: float = TOLERANCE) -> None:
-    """Raise ConfigError for an unknown rule, or for a tolerance that the rule does not use."""
-    if rule not in RULES:
-        raise ConfigError(unknown("grading rule", rule, RULES))
+def check_grading(grader: str, tolerance: float = TOLERANCE) -> None:
+    """Raise ConfigError for an unknown grader, or for a tolerance that the grader does not use."""
+    if grader not in GRADERS:
+        raise ConfigError(unknown("grader", grader, GRADERS))
     if not 0.0 <= tolerance < math.inf:
         raise ConfigError(f"the tolerance must be a relative error of 0 or more, got {tolerance:g}.")
-    if tolerance != TOLERANCE and rule != "numeric":
+    if tolerance != TOLERANCE and grader != "numeric":
         raise ConfigError(
-            f'the tolerance {tolerance:g} applies to rule "numeric" only, got rule "{rule}". Choose rule numeric '
+            f'the tolerance {tolerance:g} applies to grader "numeric" only, got "{grader}". Choose numeric '
             "(evaluation.grader, --grader), or remove the tolerance."
         )
 

@@ -1,7 +1,7 @@
-"""Layouts of published grounded data sets: a mapping of their columns to ours.
+"""Layouts of published grounded datasets: a mapping of their columns to ours.
 
 `workbench import --layout NAME` applies a layout. Columns that it does not name are detected as usual. `--column
-ours=theirs`, `--box-format` and `--box-units` take precedence. Releases of one data set differ, so check `--preview`.
+ours=theirs`, `--box-format` and `--box-units` take precedence. Releases of one dataset differ, so check `--preview`.
 """
 
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ from workbench.errors import ConfigError, unknown
 
 @dataclass(frozen=True)
 class Layout:
-    """Columns of one data set under their published names."""
+    """Columns of one dataset under their published names."""
 
     meaning: str
     columns: dict[str, tuple[str, ...]] = field(default_factory=dict)  # our column -> theirs, in order of preference

@@ -1,4 +1,4 @@
-"""Limit the folders and the memory of a data set's images, before any image is decoded.
+"""Limit the folders and the memory of a dataset's images, before any image is decoded.
 
 The page passes `folders` to its own readers, and to processes that it starts in the variable PICTURE_FOLDERS. A data
 file from elsewhere can then show only images beside itself, not other files of this machine.
@@ -21,7 +21,7 @@ PICTURE_FOLDERS = "WORKBENCH_PICTURE_FOLDERS"  # a JSON list of folders; unset =
 
 
 class TooManyPicturesError(DataError):
-    """The embedded images of a data set exceed the memory limit. num_rows: number of rows that fit."""
+    """The embedded images of a dataset exceed the memory limit. num_rows: number of rows that fit."""
 
     def __init__(self, message: str, num_rows: int) -> None:
         super().__init__(message)
@@ -40,9 +40,9 @@ def as_variable(folders: Sequence[Path]) -> dict[str, str]:
 
 
 class PictureBounds:
-    """Check the images of one data set, row by row.
+    """Check the images of one dataset, row by row.
 
-    name       name of the data set, for messages
+    name       name of the dataset, for messages
     base       folder for relative paths
     folders    further allowed folders; None = those of this process
     max_bytes  limit of all embedded images, decoded

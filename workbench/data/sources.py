@@ -1,4 +1,4 @@
-"""Iterate over the raw rows of a data file, a folder saved by `datasets`, or a Hugging Face data set.
+"""Iterate over the raw rows of a data file, a folder saved by `datasets`, or a Hugging Face dataset.
 
 A line of JSON is parsed only by Row.values, so that a reader can skip a bad line. Embedded images keep their stored
 form {"bytes", "path"}.
@@ -65,7 +65,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of a data file, a saved folder or a Hugging Face data set, as an iterator."""
+    """Rows of a data file, a saved folder or a Hugging Face dataset, as an iterator."""
 
     name: str
     folder: Path  # where relative image paths start
@@ -91,7 +91,7 @@ def parse_source(source: str, scheme: str, allowed: tuple[str, ...]) -> tuple[st
 def open_table(source: str | Path, *, split: str | None = None) -> Table:
     """Open a file, a saved folder or hf:NAME?split=S. Its rows are read on demand.
 
-    split  split of a saved folder or Hugging Face data set; an `hf:` source can name it itself
+    split  split of a saved folder or Hugging Face dataset; an `hf:` source can name it itself
     """
     if str(source).startswith("hf:"):
         return _open_hub(str(source), split)
@@ -194,12 +194,12 @@ def _open_saved(folder: Path, split: str | None) -> Table:
                 f"To read a folder of images, add a metadata.jsonl of {{file_name, question}} and give "
                 f"hf:{folder}?split=train."
             )
-        raise DataError(f"{folder} is not a data set saved with save_to_disk. {instead}")
+        raise DataError(f"{folder} is not a dataset saved with save_to_disk. {instead}")
     library = _require_library(str(folder))
     try:
         saved = library.load_from_disk(str(folder))
     except (OSError, ValueError, KeyError, pyarrow.ArrowException) as error:
-        raise DataError(f"{folder} cannot be read as a saved data set ({error}). Save it again.") from None
+        raise DataError(f"{folder} cannot be read as a saved dataset ({error}). Save it again.") from None
     if isinstance(saved, dict):
         if split is None and len(saved) == 1:
             split = next(iter(saved))
@@ -215,11 +215,11 @@ def _open_saved(folder: Path, split: str | None) -> Table:
 
 
 def _open_hub(source: str, split: str | None) -> Table:
-    """Open a data set of the Hugging Face Hub or of its local cache. Never runs code of the data set."""
+    """Open a dataset of the Hugging Face Hub or of its local cache. Never runs code of the dataset."""
     name, query = parse_source(source, "hf:", _HF_PARAMETERS)
     split = query.get("split", split)
     if not name or split is None:
-        raise ConfigError(f'"{source}" must name a data set and a split, as in hf:owner/name?split=train.')
+        raise ConfigError(f'"{source}" must name a dataset and a split, as in hf:owner/name?split=train.')
     streaming = query.get("streaming", "false")
     if streaming not in ("true", "false"):
         raise ConfigError(f'"{source}": streaming must be true or false, got "{streaming}".')
@@ -230,7 +230,7 @@ def _open_hub(source: str, split: str | None) -> Table:
         )
     except (OSError, ValueError, KeyError, pyarrow.ArrowException, library.exceptions.DatasetsError) as error:
         raise DataError(
-            f'data set "{name}", split "{split}" cannot be loaded ({error}). '
+            f'dataset "{name}", split "{split}" cannot be loaded ({error}). '
             "Check name, split and network, or download it and give the file."
         ) from None
     return Table(source, Path.cwd(), _arrow_rows(loaded, source))

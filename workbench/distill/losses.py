@@ -50,7 +50,7 @@ def missing_scores(num_positions: int, device: torch.device | str = "cpu") -> To
 
 
 @torch.no_grad()
-def alternatives(
+def top_k_tokens(
     output: ViewOutput, index: Int[Tensor, " M"], count: int
 ) -> tuple[Int[Tensor, "M K"], Float[Tensor, "M K"]]:
     """Ids and log-probs of the `count` most likely tokens at some positions; -1 and NaN where the view did not
@@ -84,12 +84,12 @@ def compute_losses(
     head_parameters = [parameter for parameter in part.head.linear.parameters() if parameter.requires_grad]
     loss = torch.zeros(token_ids.numel(), device=learner.device)
     scores = missing_scores(token_ids.numel(), learner.device)
-    work = _Work(learner, targets, token_ids, regimes, routing, loss_normalizer, loss, scores)
-    return LossResult(_Supervise.apply(part.hidden, work, *head_parameters), loss, scores)
+    context = _LossContext(learner, targets, token_ids, regimes, routing, loss_normalizer, loss, scores)
+    return LossResult(_FusedLoss.apply(part.hidden, context, *head_parameters), loss, scores)
 
 
 @dataclass(frozen=True)
-class _Work:
+class _LossContext:
     learner: ViewOutput
     targets: dict[str, ViewOutput]
     token_ids: Tensor
@@ -126,19 +126,19 @@ class _Work:
         return weighted * self.routing.weight[index]
 
 
-class _Supervise(torch.autograd.Function):
+class _FusedLoss(torch.autograd.Function):
     """Computes the gradient chunk by chunk in the forward pass; the backward pass returns it."""
 
     @staticmethod
-    def forward(ctx, hidden: Tensor, work: _Work, *head_parameters: Tensor) -> Tensor:
-        gradients = _Gradients(work.learner, hidden, head_parameters) if any(ctx.needs_input_grad) else None
-        for regime_idx, regime in enumerate(work.regimes):
-            positions = (work.routing.regime == regime_idx).nonzero().squeeze(-1)
-            for index in positions.split(chunk_size(work.learner.vocabulary)):
+    def forward(ctx, hidden: Tensor, context: _LossContext, *head_parameters: Tensor) -> Tensor:
+        gradients = _Gradients(context.learner, hidden, head_parameters) if any(ctx.needs_input_grad) else None
+        for regime_idx, regime in enumerate(context.regimes):
+            positions = (context.routing.regime == regime_idx).nonzero().squeeze(-1)
+            for index in positions.split(chunk_size(context.learner.vocabulary)):
                 if index.numel():
-                    work.chunk(regime, index, gradients)
+                    context.chunk(regime, index, gradients)
         ctx.gradients = gradients
-        return (work.loss * work.loss_normalizer).sum()
+        return (context.loss * context.loss_normalizer).sum()
 
     @staticmethod
     def backward(ctx, grad_total: Tensor) -> tuple[Tensor | None, ...]:
@@ -202,8 +202,8 @@ def _write_scores(
     """Write log-prob, entropy, highest log-prob and rank at the positions `index`, from the logits there."""
     for rows in row_slices(logits):
         positions, logprobs = index[rows], logits[rows].log_softmax(-1)
-        written = logprobs.gather(-1, token_ids[positions].unsqueeze(-1))
-        scores.logprob[positions] = written.squeeze(-1)
-        scores.rank[positions] = (logprobs > written).sum(-1)
+        sampled = logprobs.gather(-1, token_ids[positions].unsqueeze(-1))
+        scores.logprob[positions] = sampled.squeeze(-1)
+        scores.rank[positions] = (logprobs > sampled).sum(-1)
         scores.max_logprob[positions] = logprobs.amax(-1)
         scores.entropy[positions] = entropy_of(logprobs)

@@ -26,7 +26,7 @@ def sample_rollouts(
     num_generations: int,
     seed: tuple[object, ...],
     dataset_fraction: float = 0.0,
-    rule: str = "final",
+    grader: str = "final",
     tolerance: float = TOLERANCE,
     batch_size: int = 0,
     replier: Policy | None = None,
@@ -61,7 +61,9 @@ def sample_rollouts(
         for sample_idx, from_data in enumerate(flags):
             completion = reference_completion(policy, example) if from_data else next(remaining)
             rollout = _to_rollout(policy, example, sample_idx, completion, from_data, turns)
-            reward = None if example.answer is None else grade(rollout.text, example.answer, rule, tolerance=tolerance)
+            reward = (
+                None if example.answer is None else grade(rollout.text, example.answer, grader, tolerance=tolerance)
+            )
             rollouts.append(replace(rollout, reward=reward))
     return rollouts
 
@@ -189,8 +191,7 @@ def reference_completion(policy: Policy, example: Example) -> Completion:
     if reference is None:
         raise DataError(
             f'{example.origin or example.id} has neither "reference" nor "answer". Expected one of them for sequences '
-            "of "
-            "the dataset. Add the column, or set method.dataset_fraction=0."
+            "of the dataset. Add the column, or set method.dataset_fraction=0."
         )
     ids = policy.answer_ids(reference[1])
     return Completion(ids, (), True, policy.denoising_schedule(ids))

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from workbench.data.contexts import parse_context
-from workbench.distill.losses import LossResult, alternatives, compute_losses, score
+from workbench.distill.losses import LossResult, compute_losses, score, top_k_tokens
 from workbench.distill.method import Method
 from workbench.distill.rollouts import without_special
 from workbench.distill.scoring import (
@@ -47,7 +47,7 @@ class NonFiniteError(RunError):
 
 
 @dataclass(frozen=True)
-class Alternatives:
+class TopKTokens:
     """The most likely tokens at M recorded positions: view name -> ids and log-probs."""
 
     index: Int[Tensor, " M"]
@@ -75,8 +75,8 @@ class StepResult:
     routing: Routing
     loss: Float[Tensor, " N"]
     loss_normalizer: Float[Tensor, " N"]
-    alternatives: Alternatives | None
-    readers: dict[str, tuple[str, ...]]  # by view, the name of the policy that scored each rollout
+    top_k_tokens: TopKTokens | None
+    scored_by: dict[str, tuple[str, ...]]  # by view, the name of the policy that scored each rollout
     across_ranks: "StepResult | None" = None  # the batch of all ranks, without prompts; None: this result has all
 
     @property
@@ -175,8 +175,8 @@ def compute_step(
         routing,
         torch.cat([part.loss for part in losses])[batch.inverse_order],
         loss_normalizer,
-        _collect_alternatives(method, scored_batch, top_tokens, num_recorded, top_k),
-        _readers(method, policies, batch),
+        _collect_top_k(method, scored_batch, top_tokens, num_recorded, top_k),
+        _scored_by(method, policies, batch),
     )
     return _with_global_result(result, global_batch, global_routing, global_loss_normalizer, group)
 
@@ -236,7 +236,7 @@ def _forward_backward(
             output = learner_output or forward_micro_batch(student, prompts, batch, rows)
             result = _micro_batch_losses(method, scored_batch, output, positions, token_ids, routing, loss_normalizer)
             losses.append(result)
-            top_tokens.append(alternatives(output, is_recorded[positions].nonzero().squeeze(-1), top_k))
+            top_tokens.append(top_k_tokens(output, is_recorded[positions].nonzero().squeeze(-1), top_k))
             if backward is not None:
                 backward(result.total)
         for _ in range(num_passes - len(micro_batches)):  # another rank has more micro-batches: join its passes
@@ -274,9 +274,9 @@ def _concatenate_scores(parts: list[TokenScores], order: Positions) -> TokenScor
     return TokenScores(*(torch.cat([getattr(part, key) for part in parts])[order] for key in vars(parts[0])))
 
 
-def _collect_alternatives(
+def _collect_top_k(
     method: Method, scored_batch: ScoredBatch, top_tokens: list[TopTokens], num_recorded: int, count: int
-) -> Alternatives | None:
+) -> TopKTokens | None:
     """The most likely tokens of all views at the first `num_recorded` positions of the batch.
 
     top_tokens  those of the learner, by micro-batch
@@ -284,11 +284,11 @@ def _collect_alternatives(
     if not num_recorded:
         return None
     batch, index = scored_batch.batch, torch.arange(num_recorded, device=top_tokens[0][0].device)
-    by_view = {view: alternatives(output, index, count) for view, output in scored_batch.outputs.items()}
+    by_view = {view: top_k_tokens(output, index, count) for view, output in scored_batch.outputs.items()}
     order = torch.cat([torch.arange(batch.num_positions)[positions] for _, positions in batch.micro_batches()])
     order = order[order < num_recorded].argsort().to(index.device)  # from micro-batch order to batch order
     by_view[method.learner] = tuple(torch.cat(values)[order] for values in zip(*top_tokens, strict=True))
-    return Alternatives(index, {view: by_view[view] for view in method.views if view in by_view})
+    return TopKTokens(index, {view: by_view[view] for view in method.views if view in by_view})
 
 
 @dataclass(frozen=True)
@@ -346,15 +346,15 @@ def _concatenate(parts: Sequence[dict]) -> dict:
     return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
 
 
-def _readers(method: Method, policies: dict[str, Policy], batch: Batch) -> dict[str, tuple[str, ...]]:
+def _scored_by(method: Method, policies: dict[str, Policy], batch: Batch) -> dict[str, tuple[str, ...]]:
     """By view, the name of the policy that scored each rollout."""
     domains = [rollout.example.domain for rollout in batch.rollouts]
-    readers = {}
+    scored_by = {}
     for name, view in method.views.items():
         policy = policies[view.policy]
         members = [member(policy, domain) for domain in domains]
-        readers[name] = tuple(view.policy if reader is policy else reader.name for reader in members)
-    return readers
+        scored_by[name] = tuple(view.policy if scorer is policy else scorer.name for scorer in members)
+    return scored_by
 
 
 def _require_numbers(method: Method, scored_batch: ScoredBatch, scores: dict[str, TokenScores]) -> None:

@@ -27,7 +27,7 @@ from workbench.distributed import ALONE, Group
 from workbench.evals.records import EvalRecord, save_records, summarize, tabulate
 from workbench.policies import Policy, SamplingOptions
 from workbench.policies.by_domain import covers
-from workbench.policies.fsdp import unsharded, unsharded_heads
+from workbench.policies.fsdp import unsharded, unsharded_root
 from workbench.runs.folder import RunFolder
 from workbench.types import PRIVILEGED, Example, Rollout, label_completion
 
@@ -41,7 +41,7 @@ def evaluate_policy(
     *,
     step: int,
     max_completion_length: int,
-    rule: str = "final",
+    grader: str = "final",
     tolerance: float = TOLERANCE,
     batch_size: int = 64,
 ) -> list[EvalRecord]:
@@ -54,12 +54,12 @@ def evaluate_policy(
         sampling=greedy,
         num_generations=1,
         seed=("greedy",),
-        rule=rule,
+        grader=grader,
         tolerance=tolerance,
         batch_size=batch_size,
     )
     entropies = _entropies(policy, rollouts, context, batch_size)
-    return [_answered(policy, *written, context, step) for written in zip(rollouts, entropies, strict=True)]
+    return [_answered(policy, *sampled, context, step) for sampled in zip(rollouts, entropies, strict=True)]
 
 
 def evaluate_policies(
@@ -135,7 +135,7 @@ class Evaluation:
         answered = []
         for policy in policies:
             self.folder.update(doing=f"{policy.name} answers {len(self.examples):,} questions")
-            with unsharded_heads(policy), unsharded(policy):
+            with unsharded_root(policy), unsharded(policy):
                 answered += self.group.map_ranks(
                     self.examples,
                     lambda part, _, policy=policy: evaluate_policies(  # type: ignore[misc]

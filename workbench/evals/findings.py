@@ -1,4 +1,4 @@
-"""Findings of a run from its evaluations: gain, over-confidence, and whether privilege could pay."""
+"""Findings of a run from its evaluations: gain, over-confidence, and whether privilege can pay."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -13,13 +13,13 @@ from workbench.evals.records import Accuracy, EvalRecord, measure
 from workbench.types import PRIVILEGED, STUDENT, VISIBLE
 
 CANNOT_PAY = 0.02  # smallest gain in accuracy from evidence that can be passed on
-INTERVALS = "[ ]: 95 % over these questions; one seed"
+INTERVALS = "[low, high]: 95% confidence interval over questions; one seed"
 _WRONG_OF = {part: wrong for wrong, part in WRONG.items()}
 
 
 @dataclass(frozen=True)
 class Share:
-    """Accuracy under one context, from 0 to 1, with the 95 % interval of Wilson (1927) over `count` questions."""
+    """Accuracy under one context, from 0 to 1, with the 95% interval of Wilson (1927) over `count` questions."""
 
     context: str
     value: float
@@ -36,7 +36,7 @@ class Source:
     without        accuracy under the context in which the student is used
     with_evidence  accuracy under the privileged context of the run; if unknown, under the first one evaluated
     wrong          accuracies under evidence of other examples, if evaluated
-    difference     of `with_evidence` and `without`, with its 95 % interval (paired, normal)
+    difference     of `with_evidence` and `without`, with its 95% interval (paired, normal)
     """
 
     name: str
@@ -65,7 +65,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Findings:
-    """Findings of one run. Shares are from 0 to 1; intervals are 95 % over questions (paired, normal), not over seeds.
+    """Findings of one run. Shares are from 0 to 1; intervals are 95% over questions (paired, normal), not over seeds.
 
     group          visible: questions that the image answers; "all" if unknown
     gain           change of accuracy on `group` from the first to the last evaluation, with its interval
@@ -155,26 +155,26 @@ def sentences(findings: Findings, *, run: str, config: str, privilege: str | Non
     """
     change, low, high = (100 * value for value in findings.gain)
     first = (
-        f"Gained: of {findings.after.count} {questions(findings.group)} the student has {findings.after.accuracy:.1%} "
-        f"right, {findings.before.accuracy:.1%} before training: {change:+.1f} points [{low:+.1f}, {high:+.1f}]"
+        f"Accuracy gain: {findings.before.accuracy:.1%} to {findings.after.accuracy:.1%} on {findings.after.count} "
+        f"{questions(findings.group)}, {change:+.1f} points [{low:+.1f}, {high:+.1f}]"
     )
     source = findings.source
     if source is not None:
-        can = "could pay" if source.can_pay else "could not pay"
+        can = "can" if source.can_pay else "cannot"
         first += (
             f"; {source.name} has {source.plain:.1%} without and {source.privileged:.1%} with {source.context}, so "
-            f"privilege {can} here"
+            f"the evidence {can} help here"
         )
     before, after = findings.claimed
     second = (
-        f"Only claimed: of {after.count} {questions(findings.claimed_group)} the student is {after.confidence:.0%} "
-        f"sure and has {after.accuracy:.0%} right, over-confident by {100 * after.overconfidence:+.0f} points, before "
-        f"training by {100 * before.overconfidence:+.0f}"
+        f"Over-confidence: {100 * after.overconfidence:+.0f} points ({100 * before.overconfidence:+.0f} before "
+        f"training): confidence {after.confidence:.0%}, accuracy {after.accuracy:.0%} on {after.count} "
+        f"{questions(findings.claimed_group)}"
     )
     lines = [f"{first}.", f"{second}."]
     if control := wrong_context(privilege):
         lines.append(
-            "To test whether the evidence caused the gain, run the same with another example's evidence: "
+            "To test whether the evidence caused the gain, train the control with another example's evidence: "
             f"workbench train {config} method.privilege={control} name={run}-{control.replace('+', '-')}"
         )
     elif privilege and shows_wrong(privilege):

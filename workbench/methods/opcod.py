@@ -58,8 +58,8 @@ def build(options: Options) -> Method:
         return tuple(_annotated(options, rollout, rollouts, peers) for rollout in rollouts)
 
     def route(batch: RouteBatch) -> Routing:
-        facts = [dict(rollout.annotations) for rollout in batch.rollouts]
-        kinds = [int(fact["own_answer"]) + 2 * (fact["lines_kept"] > 0) for fact in facts]
+        annotations = [dict(rollout.annotations) for rollout in batch.rollouts]
+        kinds = [int(values["own_answer"]) + 2 * (values["lines_kept"] > 0) for values in annotations]
         regime = torch.tensor(kinds, device=batch.sequence.device)[batch.sequence]
         return Routing(regime, torch.ones(batch.num_positions, device=regime.device))
 
@@ -88,12 +88,12 @@ def _annotated(options: Options, rollout: Rollout, rollouts: tuple[Rollout, ...]
     """Attach the feedback for the self-teacher, and the counts for the trace."""
     siblings = [other for other in _about(rollouts, rollout) if other is not rollout]
     own_answer = next((sibling.text for sibling in siblings if sibling.reward == 1.0), None)
-    facts = dict.fromkeys(("own_answer", "gate_open", "lines_kept", "lines_off_topic", "lines_telling"), 0.0)
+    annotations = dict.fromkeys(("own_answer", "gate_open", "lines_kept", "lines_off_topic", "lines_telling"), 0.0)
     lines, anchors = [], distinguishing_concepts(rollout, rollouts)
     for number, answers in enumerate(peers):
         peer_rollouts = _about(answers, rollout)
         knows = sum(other.reward == 1.0 for other in peer_rollouts) >= options.kappa * len(peer_rollouts)
-        facts["gate_open"] += knows / len(peers)
+        annotations["gate_open"] += knows / len(peers)
         if options.exchange == "gated" and not knows:
             continue
         best = next((other for other in peer_rollouts if other.reward == 1.0), peer_rollouts[0])
@@ -102,14 +102,14 @@ def _annotated(options: Options, rollout: Rollout, rollouts: tuple[Rollout, ...]
         remark = rollout.remarks[number].splitlines() if options.feedback == "reply" else _CLAUSE_END.split(best.text)
         for line in filter(str.strip, remark):
             if options.anchor and not concepts(line) & anchors:
-                facts["lines_off_topic"] += 1
+                annotations["lines_off_topic"] += 1
             elif not options.leak and _tells(line, rollout.example.answer, final_answer(best.text)):
-                facts["lines_telling"] += 1
+                annotations["lines_telling"] += 1
             elif line.strip() not in lines:
                 lines.append(line.strip())
-    facts |= {"own_answer": float(own_answer is not None), "lines_kept": float(len(lines))}
+    annotations |= {"own_answer": float(own_answer is not None), "lines_kept": float(len(lines))}
     parts = [f"hint: {' and '.join(lines)}"] * bool(lines) + [f"reference: {own_answer}"] * (own_answer is not None)
-    return replace(rollout, feedback="\n".join(parts) or None, annotations=tuple(facts.items()))
+    return replace(rollout, feedback="\n".join(parts) or None, annotations=tuple(annotations.items()))
 
 
 def _about(rollouts: tuple[Rollout, ...], rollout: Rollout) -> list[Rollout]:

@@ -47,8 +47,7 @@ def base_of(path: str | Path) -> str | Path:
     if not isinstance(base, str) or not base:
         raise PolicyError(
             f'"{path}" is an adapter without a base model: base_model_name_or_path in {FILE} is {base!r}. Set it to '
-            "the "
-            "folder or name of the model that the adapter was trained on."
+            "the folder or name of the model that the adapter was trained on."
         )
     if is_adapter(base):
         raise PolicyError(
@@ -95,10 +94,8 @@ def load_adapter(model: nn.Module, folder: str | Path, name: str) -> None:
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
         raise PolicyError(
             f'{name}: cannot load "{folder}" as an adapter of {type(model).__name__}: {_one_line(error)}. Name a '
-            "folder "
-            "written by peft's save_pretrained (adapter_config.json and adapter_model.safetensors), of an adapter "
-            "trained on "
-            "this model."
+            "folder written by peft's save_pretrained (adapter_config.json and adapter_model.safetensors), of an "
+            "adapter trained on this model."
         ) from error
     model.requires_grad_(False).eval()
 
@@ -133,8 +130,7 @@ def load_adapter_weights(model: nn.Module, folder: str | Path, name: str) -> Non
     if faults:
         raise PolicyError(
             f'{name}: the weights of the adapter "{folder}" do not match {type(model).__name__}: {"; ".join(faults)}. '
-            "Save "
-            "the adapter with peft's save_pretrained, or merge it into its model (merge_and_unload) and save that."
+            "Save the adapter with peft's save_pretrained, or merge it into its model (merge_and_unload) and save that."
         )
 
 

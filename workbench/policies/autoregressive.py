@@ -122,8 +122,7 @@ class AutoregressivePolicy(Passes):
         if self.context_length is not None and length + completion_length > self.context_length:
             raise PolicyError(
                 f'prompt "{prompt.key}" has {length} tokens (images included) and its reference {completion_length}. '
-                "Expected "
-                f"at most {self.context_length} together. Shorten one of them, or use smaller images."
+                f"Expected at most {self.context_length} together. Shorten one of them, or use smaller images."
             )
 
     def special_in(self, text: str) -> str | None:
@@ -142,12 +141,12 @@ class AutoregressivePolicy(Passes):
         self.prove()
         repeated = [prompt for prompt, prompt_seeds in zip(prompts, seeds, strict=True) for _ in prompt_seeds]
         flat = [seed for prompt_seeds in seeds for seed in prompt_seeds]
-        written: dict[int, Completion] = {}
+        sampled: dict[int, Completion] = {}
         with self.evaluation():
             for part in self.parts(repeated):
                 states = self.states([repeated[row] for row in part])
-                written |= zip(part, self._continue(states, [flat[row] for row in part], options), strict=True)
-        in_order = (written[row] for row in range(len(repeated)))
+                sampled |= zip(part, self._continue(states, [flat[row] for row in part], options), strict=True)
+        in_order = (sampled[row] for row in range(len(repeated)))
         return [[next(in_order) for _ in prompt_seeds] for prompt_seeds in seeds]
 
     def _sample_by(
@@ -194,10 +193,10 @@ class AutoregressivePolicy(Passes):
                 staying = (~ended).nonzero().squeeze(-1)
                 rows, ended, sent = rows[staying], ended[staying], Sent(drawn.ids[staying], staying)
             hidden = states.send(sent)
-        written = [values[:, : column + 1].tolist() for values in (ids_BT, logprobs_BT, entropies_BT)]
+        columns = [values[:, : column + 1].tolist() for values in (ids_BT, logprobs_BT, entropies_BT)]
         if not options.evaluates:
-            written[2] = [None] * len(seeds)
-        return [self._cut(*row) for row in zip(*written, strict=True)]
+            columns[2] = [None] * len(seeds)
+        return [self._cut(*row) for row in zip(*columns, strict=True)]
 
     def _cut(
         self, ids: Sequence[int], logprobs: Sequence[float], entropies: Sequence[float] | None = None
@@ -229,7 +228,7 @@ class AutoregressivePolicy(Passes):
         rows = [row for row, ids in enumerate(completions) if ids]
         if not rows:
             return ViewOutput.of(torch.zeros(0, self.head_width, device=self.device), self.head, self.vocabulary)
-        hidden = self.read_states([prompts[row] for row in rows], [completions[row] for row in rows])
+        hidden = self.completion_states([prompts[row] for row in rows], [completions[row] for row in rows])
         return ViewOutput.of(hidden, self.head, self.vocabulary)
 
     def answer_ids(self, text: str) -> tuple[int, ...]:

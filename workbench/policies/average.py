@@ -25,8 +25,7 @@ def average_models(models: Sequence[str | Path], output: str | Path) -> Path:
         if is_adapter(model):
             raise PolicyError(
                 f"{model} holds an adapter. Expected full weights, since adapters cannot be averaged. Merge it first "
-                "with "
-                "`workbench export`."
+                "with `workbench export`."
             )
     first, *others = (load_policy(model, str(model)) for model in models)
     total = dict(first.model.named_parameters())

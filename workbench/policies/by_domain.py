@@ -35,8 +35,7 @@ class PolicyByDomain:
         if policy is None:
             raise PolicyError(
                 f'unknown {self.name} for domain "{domain}". Expected one of {", ".join(self.members)}. Add the domain '
-                "to "
-                f"models.{self.name}s, or set models.{self.name} for all other domains."
+                f"to models.{self.name}s, or set models.{self.name} for all other domains."
             )
         return policy
 
@@ -51,12 +50,12 @@ class PolicyByDomain:
         return next((token for policy in self._all if (token := policy.special_in(text)) is not None), None)
 
     def sample(self, prompts: list[Prompt], seeds: list[list[int]], options: SamplingOptions) -> list[list[Completion]]:
-        written: list[list[Completion]] = [[] for _ in prompts]
+        sampled: list[list[Completion]] = [[] for _ in prompts]
         for policy, rows in self._groups(prompts):
             group_completions = policy.sample([prompts[row] for row in rows], [seeds[row] for row in rows], options)
             for row, completions in zip(rows, group_completions, strict=True):
-                written[row] = completions
-        return written
+                sampled[row] = completions
+        return sampled
 
     def forward(
         self,

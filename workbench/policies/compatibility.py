@@ -24,16 +24,14 @@ def share_vocabulary(policies: dict[str, AutoregressivePolicy]) -> None:
     if size < len(vocabulary):
         raise PolicyError(
             f"a head has {size} entries. Expected at least the {len(vocabulary)} tokens of the student's tokenizer. "
-            "Choose "
-            "models of one family."
+            "Choose models of one family."
         )
     for policy in policies.values():
         extra = sum(token_id >= size for token_id in policy.tokenizer.get_vocab().values())
         if extra:
             raise PolicyError(
                 f"{policy.name} has {extra} tokens beyond the {size} entries that all heads share. Choose models of "
-                "one "
-                "family."
+                "one family."
             )
         policy.vocabulary = size
 
@@ -51,8 +49,7 @@ def _refuse_other_tokens(policy: AutoregressivePolicy, vocabulary: dict[str, int
     raise PolicyError(
         f"{policy.name} has another vocabulary than student: {examples}. {len(other):,} of {len(vocabulary):,} tokens "
         "differ. Expected one tokenizer for teacher and student, since losses compare log-probs by token id. Choose "
-        "models "
-        "of one family."
+        "models of one family."
     )
 
 
@@ -76,8 +73,7 @@ def unify_eos_tokens(policies: dict[str, AutoregressivePolicy]) -> None:
                     raise PolicyError(
                         f'{other.name} ends an answer with "{other.token_text(token)}", which is ordinary text for '
                         f"{policy.name}, so their ends cannot be made one. Take its id {token} out of eos_token_id in "
-                        "the "
-                        f"generation_config.json of {other.name}, or choose models of one family."
+                        f"the generation_config.json of {other.name}, or choose models of one family."
                     )
     first = policies[STUDENT].end_id
     for policy in models:

@@ -43,15 +43,13 @@ def compile_parts(model: nn.Module, backend: str, name: str) -> None:
     except InvalidBackend as error:
         raise ConfigError(
             f"models.compile={backend} is not a backend of torch.compile. Expected one of "
-            f"{', '.join(list_backends())}. "
-            "Choose one, or leave models.compile out."
+            f"{', '.join(list_backends())}. Choose one, or leave models.compile out."
         ) from error
     except BackendCompilerFailed as error:
         reason = str(error.inner_exception).strip().partition("\n")[0]
         raise ConfigError(
             f"models.compile={backend} fails on this machine ({type(error.inner_exception).__name__}: {reason}). "
-            "Install "
-            "the packages it needs, choose models.compile=inductor, or leave models.compile out."
+            "Install the packages it needs, choose models.compile=inductor, or leave models.compile out."
         ) from error
 
 

@@ -96,8 +96,7 @@ class DiffusionPolicy(AutoregressivePolicy):
                     return name
         raise PolicyError(
             f"{self.name}: the logits of {type(self.model).__name__} are not its head over its base model, so they "
-            "cannot "
-            "be computed in chunks. Choose a ModernVBERT, EuroBERT, ModernBERT or BERT."
+            "cannot be computed in chunks. Choose a ModernVBERT, EuroBERT, ModernBERT or BERT."
         )
 
     @torch.no_grad()
@@ -106,10 +105,10 @@ class DiffusionPolicy(AutoregressivePolicy):
         rows = [row for row, prompt_seeds in enumerate(seeds) for _ in prompt_seeds]
         flat = [seed for prompt_seeds in seeds for seed in prompt_seeds]
         with self.evaluation():
-            written = iter(self._write(_Context(self, prompts, rows), flat, options))
-            return [[next(written) for _ in prompt_seeds] for prompt_seeds in seeds]
+            completions = iter(self._sample_rows(_Context(self, prompts, rows), flat, options))
+            return [[next(completions) for _ in prompt_seeds] for prompt_seeds in seeds]
 
-    def _write(self, context: "_Context", seeds: list[int], options: SamplingOptions) -> list[Completion]:
+    def _sample_rows(self, context: "_Context", seeds: list[int], options: SamplingOptions) -> list[Completion]:
         count, length = len(seeds), options.max_completion_length
         blocks = math.ceil(length / self.block)
         canvas = torch.full((count, length), self.mask_id, device=self.device)
@@ -152,7 +151,7 @@ class DiffusionPolicy(AutoregressivePolicy):
                             break
                     done[row] += 1
         return [
-            self._written(*answer)
+            self._completion(*answer)
             for answer in zip(canvas.tolist(), steps.tolist(), logprobs.tolist(), seeds, strict=True)
         ]
 
@@ -178,7 +177,7 @@ class DiffusionPolicy(AutoregressivePolicy):
         logprob = logits.gather(-1, tokens.unsqueeze(-1)).squeeze(-1) - logits.logsumexp(-1)
         return tokens, logprob.exp().cpu(), logprob.cpu()
 
-    def _written(self, ids: list[int], steps: list[int], logprobs: list[float], seed: int) -> Completion:
+    def _completion(self, ids: list[int], steps: list[int], logprobs: list[float], seed: int) -> Completion:
         length = next((at for at, token in enumerate(ids, start=1) if token in self.stop_ids), len(ids))
         finished = bool(ids) and ids[length - 1] in self.stop_ids
         denoising = DenoisingTrace(tuple(steps[:length]), self.block, len(ids), seed)

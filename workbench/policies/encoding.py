@@ -73,8 +73,7 @@ class PromptEncoder:
         if self.max_prompt_length is not None and length > self.max_prompt_length:
             raise PolicyError(
                 f'prompt "{prompt.key}" has {length} tokens (images included). Expected at most '
-                f"{self.max_prompt_length}, "
-                "beside the completion. Use smaller images, a shorter text, or a smaller "
+                f"{self.max_prompt_length}, beside the completion. Use smaller images, a shorter text, or a smaller "
                 "sampling.max_completion_length."
             )
         if prompt.key:
@@ -118,8 +117,7 @@ class PromptEncoder:
             raise PolicyError(
                 f'cannot encode prompt "{prompt.key}": the processor or chat template raises '
                 f"{str(error) or type(error).__name__!r}. Change the question, its earlier turns or its images, or "
-                "drop "
-                "the row."
+                "drop the row."
             ) from error
 
     def _opened(self, sources: tuple) -> "_ImageInputs":
@@ -201,8 +199,7 @@ class PromptEncoder:
         if count and VISION_START in self.tokenizer.get_vocab():
             raise PolicyError(
                 f"the model's processor has no chat template, which must put images between {VISION_START} and an end "
-                "token. "
-                "Put the model's chat_template.jinja into its folder."
+                "token. Put the model's chat_template.jinja into its folder."
             )
         return getattr(self.processor, "image_token", "<image>") * count
 

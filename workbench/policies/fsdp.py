@@ -142,9 +142,7 @@ def shard(policies: Iterable[Policy], group: Group, device: str) -> None:
             if isinstance(policy, DiffusionPolicy):
                 raise PolicyError(
                     f"cannot shard {policy.name}, a masked diffusion model, whose number of forward passes differs "
-                    "between "
-                    "ranks. Start with distributed_type: MULTI_GPU "
-                    "(configs/accelerate/one-node-8.yaml)."
+                    "between ranks. Start with distributed_type: MULTI_GPU (configs/accelerate/one-node-8.yaml)."
                 )
             if id(policy.model) not in of_model:
                 of_model[id(policy.model)] = FsdpModel(policy.model, group, mesh)
@@ -161,7 +159,7 @@ def unsharded(*policies: Policy) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def unsharded_heads(*policies: Policy) -> Iterator[None]:
+def unsharded_root(*policies: Policy) -> Iterator[None]:
     """All-gather the policies' heads; inside, no weight may change."""
     with contextlib.ExitStack() as stack:
         for shards in _shards(policies):

@@ -57,7 +57,7 @@ def load_policies(
     learner   name of the student among several: "ann" has the policies ann, ann@ema, ann@start
     block, steps_per_block  denoising schedule of masked diffusion models; 0 = the model's own
     accept_differences  accept models whose numbers differ from their own forward pass
-    options   of models.load_model: trust_remote_code, attention, compiler
+    options   of models.load_model: trust_remote_code, attn_implementation, compiler
 
     Raises: PolicyError if a model cannot be loaded, has another vocabulary, or differs from its own forward pass.
     """
@@ -121,8 +121,7 @@ def leave_room(policies: Iterable[AutoregressivePolicy], max_completion_length: 
         if encoder.max_prompt_length <= 0:
             raise ConfigError(
                 f"sampling.max_completion_length={max_completion_length} leaves no room for a prompt. Expected less "
-                "than the "
-                f"models' {encoder.context_length} tokens. Lower it."
+                f"than the models' {encoder.context_length} tokens. Lower it."
             )
 
 
@@ -200,18 +199,15 @@ def match_decoding(policies: dict[str, Any], block: int, steps_per_block: int, c
     for policy in policies.values():
         if isinstance(policy, DiffusionPolicy) != isinstance(student, DiffusionPolicy):
             raise PolicyError(
-                f"{student.name} is {type(student.model).__name__} and {policy.name} is "
-                f"{type(policy.model).__name__}: one writes by "
-                "denoising, the other from left to right, and the same token means other things to them. Choose "
-                "models of "
-                "one kind."
+                f"{student.name} is {type(student.model).__name__} and {policy.name} is {type(policy.model).__name__}: "
+                "one generates by denoising, the other from left to right, and the same token means other things to "
+                "them. Choose models of one kind."
             )
     if not isinstance(student, DiffusionPolicy):
         if block or steps_per_block:
             raise ConfigError(
                 f"sampling.diffusion_block_size={block} and sampling.steps_per_block={steps_per_block} are for masked "
-                "diffusion models; "
-                f"{type(student.model).__name__} writes from left to right. Remove them."
+                f"diffusion models; {type(student.model).__name__} generates from left to right. Remove them."
             )
         return
     student.set_denoising_steps(block, steps_per_block, canvas)

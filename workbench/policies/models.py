@@ -48,20 +48,20 @@ def load_model(
     dtype: str = "float32",
     device: str = "cpu",
     trust_remote_code: bool = False,
-    attention: str | None = None,
+    attn_implementation: str | None = None,
     compiler: str | None = None,
 ) -> tuple[nn.Module, object]:
     """Load a model, frozen and in evaluation mode, and its processor; `name` is the policy's name, for messages.
 
     dtype      of the weights; INT8 = linear layers but the head in 8 bits, all else in bfloat16 (bitsandbytes)
-    attention  attention implementation of transformers, None = its default
+    attn_implementation  attention implementation of transformers, None = its default
     compiler   backend of torch.compile for RMSNorms and MLPs, None = not compiled
 
     Raises: PolicyError for a path without model, processor or safetensors weights, and for weights that are missing,
     unused, of another shape, or not finite; ConfigError for a missing package or an unknown compiler.
     """
     options = {"trust_remote_code": trust_remote_code}
-    model_options: dict[str, Any] = {"attn_implementation": attention} if attention else {}
+    model_options: dict[str, Any] = {"attn_implementation": attn_implementation} if attn_implementation else {}
     if dtype == INT8:
         model_options |= {"quantization_config": _in_8_bits(name), "device_map": {"": device}}
     base = base_of(path)
@@ -79,7 +79,7 @@ def load_model(
                 **options,
             )
     except (ImportError, OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise _not_loaded(error, base, source, name, attention) from error
+        raise _not_loaded(error, base, source, name, attn_implementation) from error
     _require_whole(model, report, source, name)
     if getattr(config, "quantization_config", None) is None:
         _require_floating(model, base, name)
@@ -92,8 +92,7 @@ def load_model(
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise PolicyError(
             f'{name}: cannot load the processor of "{path}": {_first_line(error)}. Save the processor beside the model '
-            "with "
-            "processor.save_pretrained."
+            "with processor.save_pretrained."
         ) from error
     model = model if dtype == INT8 else model.to(device)
     if compiler:
@@ -111,13 +110,14 @@ def _in_8_bits(name: str) -> BitsAndBytesConfig:
 
 
 def _not_loaded(
-    error: Exception, base: str | Path, source: str | Path, name: str, attention: str | None
+    error: Exception, base: str | Path, source: str | Path, name: str, attn_implementation: str | None
 ) -> ConfigError | PolicyError:
     """Error for a model that transformers cannot load."""
-    if isinstance(error, ImportError) and "flash" in (attention or "") and "flash" in str(error).lower():
+    if isinstance(error, ImportError) and "flash" in (attn_implementation or "") and "flash" in str(error).lower():
         return ConfigError(
-            f"{name}: models.attn_implementation={attention} needs a missing package ({_first_line(error)}). Install "
-            "it (flash_attention_2: pip install flash-attn, for a CUDA GPU), or choose models.attn_implementation=sdpa."
+            f"{name}: models.attn_implementation={attn_implementation} needs a missing package ({_first_line(error)}). "
+            "Install it (flash_attention_2: pip install flash-attn, for a CUDA GPU), or choose "
+            "models.attn_implementation=sdpa."
         )
     is_hub_name = str(base).count("/") <= 1 and not str(base).startswith((".", "/", "~"))
     if not is_hub_name and not Path(base).exists():
@@ -174,8 +174,7 @@ def _require_whole(model: nn.Module, report: dict, path: str | Path, name: str) 
     if faults:
         raise PolicyError(
             f'{name}: the weights of "{path}" do not match {type(model).__name__}: {"; ".join(faults)}. Save the full '
-            "model "
-            "with save_pretrained, with vision tower, head and merged adapters, under the model's own names."
+            "model with save_pretrained, with vision tower, head and merged adapters, under the model's own names."
         )
 
 
@@ -206,8 +205,7 @@ def _require_numbers(model: nn.Module, path: str | Path, name: str) -> None:
     if wrong:
         raise PolicyError(
             f'{name}: {len(wrong)} weights of "{path}" are infinite or NaN ({_some(wrong)}), after a failed training '
-            "or in too "
-            "low a precision. Choose an earlier checkpoint."
+            "or in too low a precision. Choose an earlier checkpoint."
         )
     matrices = [
         float(stats.abs().max()) for value, stats in zip(floating.values(), ends, strict=True) if value.ndim > 1
@@ -215,8 +213,7 @@ def _require_numbers(model: nn.Module, path: str | Path, name: str) -> None:
     if matrices and not any(matrices):
         raise PolicyError(
             f'{name}: every matrix of "{path}" is zero, as after saving sharded weights from one rank. Save the full '
-            "model "
-            "with save_pretrained."
+            "model with save_pretrained."
         )
 
 

@@ -79,13 +79,13 @@ class Passes:
         lengths = torch.tensor([len(ids) for ids in completions])
         return self._append(inputs, completions), prompt_length, lengths
 
-    def _read_rows(self, prompts: list[Prompt], completions: list[tuple[int, ...]]) -> Float[Tensor, "B T D"]:
+    def _forward_rows(self, prompts: list[Prompt], completions: list[tuple[int, ...]]) -> Float[Tensor, "B T D"]:
         """Hidden states that predict the completions, T the longest of them, at least 1; every row has its prompt."""
         longest = max(map(len, completions))
         inputs, start, _ = self.model_inputs(prompts, completions)
         return self._hidden(inputs | {"use_cache": False})[:, start - 1 : start - 1 + longest]
 
-    def _read_after_shared_prompts(
+    def _forward_after_shared_prompts(
         self, prompts: list[Prompt], completions: list[tuple[int, ...]]
     ) -> Float[Tensor, "B T D"]:
         """As the pass over full rows, but a prompt of several rows passes once."""
@@ -112,23 +112,23 @@ class Passes:
             return [[row] for row in range(len(prompts))]
         return [[row for row, prompt_idx in enumerate(rows) if prompt_idx == which] for which in range(len(unique))]
 
-    def read_states(self, prompts: list[Prompt], completions: list[tuple[int, ...]]) -> Float[Tensor, "N D"]:
+    def completion_states(self, prompts: list[Prompt], completions: list[tuple[int, ...]]) -> Float[Tensor, "N D"]:
         """Hidden states that predict the completions' tokens, row after row; no completion may be empty."""
         if not self.shortcuts.rows and len(parts := self.parts(prompts)) > 1:
             hidden_states: list[Tensor] = [torch.empty(0)] * len(prompts)
             for part in parts:
                 part_completions = [completions[row] for row in part]
-                states = self._read_together([prompts[row] for row in part], part_completions)
+                states = self._forward_together([prompts[row] for row in part], part_completions)
                 for row, piece in zip(part, states.split([len(ids) for ids in part_completions]), strict=True):
                     hidden_states[row] = piece
             return torch.cat(hidden_states)
-        return self._read_together(prompts, completions)
+        return self._forward_together(prompts, completions)
 
-    def _read_together(self, prompts: list[Prompt], completions: list[tuple[int, ...]]) -> Float[Tensor, "N D"]:
+    def _forward_together(self, prompts: list[Prompt], completions: list[tuple[int, ...]]) -> Float[Tensor, "N D"]:
         if len({id(prompt) for prompt in prompts}) < len(prompts) and self._shares_prompts:
-            hidden = self._read_after_shared_prompts(prompts, completions)
+            hidden = self._forward_after_shared_prompts(prompts, completions)
         else:
-            hidden = self._read_rows(prompts, completions)
+            hidden = self._forward_rows(prompts, completions)
         lengths = torch.tensor([len(ids) for ids in completions])
         valid = torch.arange(hidden.shape[1]) < lengths.unsqueeze(-1)
         return hidden[valid.to(hidden.device)]

@@ -185,8 +185,8 @@ def _gradients(
     with _hooked([(module, tap(name)) for name, module in projections.items()]), torch.enable_grad():
         index = torch.tensor(places, device=policy.device)
         logits = policy.forward([build_prompt(example, context)], [ids]).logits(index)
-        written = torch.tensor(ids, device=policy.device)[index]
-        loss = torch.nn.functional.cross_entropy(logits, written)
+        targets = torch.tensor(ids, device=policy.device)[index]
+        loss = torch.nn.functional.cross_entropy(logits, targets)
         gradients = torch.autograd.grad(loss, [nothing for _, nothing in taken])
     parts: dict[str, list[Tensor]] = {}
     for (name, _), gradient in zip(taken, gradients, strict=True):

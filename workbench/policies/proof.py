@@ -35,12 +35,11 @@ _ROWS = ((0, 0, 3), (1, 1, 6), (2, 2, 4), (0, 3, 5))  # prompt; first and last t
 _ANSWER = "a small red circle left of the large blue square"
 _WHY = {
     "head": "its logits are not its output layer over its last hidden states: all logits of a pass are held at once",
-    "rows": "a row changes with the rows beside it: each row passes alone, which is slow",
+    "rows": "scores depend on padding: each row passes alone, which is slow",
     "positions": "it counts padding among the positions: it is given positions without",
-    "cache": "with a cache it computes other numbers than without: each sampled token passes its whole row again, "
-    "which is slow",
+    "cache": "a cache gives different log-probs: each sampled token passes its whole row again, which is slow",
     "prompts": "its cache cannot be repeated for several answers: a prompt passes once for each answer",
-    "pictures": "pictures encoded apart give other numbers: they are encoded with each row",
+    "pictures": "pictures encoded apart give different log-probs: they are encoded with each row",
 }
 
 
@@ -71,7 +70,7 @@ class _Trial:
 
     prompts: list[Prompt]
     completions: list[tuple[int, ...]]
-    truth: list[Float[Tensor, "_ V"]]
+    reference: list[Float[Tensor, "_ V"]]
     tolerance: float  # nats
 
     def gap(self, *ways: Callable[["_Trial"], list[Tensor]]) -> float:
@@ -81,7 +80,7 @@ class _Trial:
             try:
                 with cached_image_features():
                     states = way(self)
-                gaps = [_distance(*pair) for pair in zip(states, self.truth, strict=True)]
+                gaps = [_distance(*pair) for pair in zip(states, self.reference, strict=True)]
             except torch.OutOfMemoryError:
                 raise
             except FAILURES:
@@ -123,8 +122,8 @@ def _settled(policy: "AutoregressivePolicy", trial: _Trial, head: Head | None, w
     off: dict[str, float | None] = {}
     settings = {} if head is None else {name: getattr(head, name) for name in ("scale", "soft_cap", "never")}
     now = replace(wanted, head=head is not None, rows=False, cache=False, prompts=False, pictures=False)
-    read, sampled = _reader(policy), _sampler(policy)
-    for name, ways in (("rows", (read,)), ("pictures", (read,)), ("cache", (sampled,)), ("prompts", (read, sampled))):
+    score, sample = _scorer(policy), _sampler(policy)
+    for name, ways in (("rows", (score,)), ("pictures", (score,)), ("cache", (sample,)), ("prompts", (score, sample))):
         if not getattr(wanted, name) or (name == "prompts" and not now.cache):
             continue
         tried = replace(now, **{name: True})
@@ -138,19 +137,19 @@ def _settled(policy: "AutoregressivePolicy", trial: _Trial, head: Head | None, w
 
 
 def _differences(policy: "AutoregressivePolicy", trial: _Trial) -> Iterator[str]:
-    for what, way in (("reads", _reader(policy)), ("samples", _sampler(policy))):
+    for what, way in (("scores", _scorer(policy)), ("samples", _sampler(policy))):
         gap = trial.gap(way)
         if gap > trial.tolerance:
             how = "it fails" if gap == float("inf") else f"log-probs are {gap:.1e} nats off"
-            yield f"what it {what} is not as in its own forward pass: {how} (allowed: {trial.tolerance:.1e})"
+            yield f"its {what} differ from the model's own forward pass: {how} (allowed: {trial.tolerance:.1e})"
 
 
-def _reader(policy: "AutoregressivePolicy") -> Callable[[_Trial], list[Tensor]]:
-    def read(trial: _Trial) -> list[Tensor]:
-        logits = policy.head(policy.read_states(trial.prompts, trial.completions))
+def _scorer(policy: "AutoregressivePolicy") -> Callable[[_Trial], list[Tensor]]:
+    def score(trial: _Trial) -> list[Tensor]:
+        logits = policy.head(policy.completion_states(trial.prompts, trial.completions))
         return list(logits.split([len(ids) for ids in trial.completions]))
 
-    return read
+    return score
 
 
 def _sampler(policy: "AutoregressivePolicy") -> Callable[[_Trial], list[Tensor]]:
@@ -175,18 +174,18 @@ def _sampler(policy: "AutoregressivePolicy") -> Callable[[_Trial], list[Tensor]]
 def _find_head(policy: "AutoregressivePolicy", trial: _Trial, seen: Seen) -> Head | None:
     policy.apply(Proof(Shortcuts(rows=False, cache=False, prompts=False, pictures=False)))
     try:
-        hidden = policy.read_states(trial.prompts[:1], trial.completions[:1])
+        hidden = policy.completion_states(trial.prompts[:1], trial.completions[:1])
     except torch.OutOfMemoryError:
         raise
     except FAILURES:  # some models have no callable base model
         return None
-    return find_head(policy.model, hidden, seen, trial.truth[0])
+    return find_head(policy.model, hidden, seen, trial.reference[0])
 
 
 def _trial(policy: "AutoregressivePolicy") -> tuple[_Trial, Seen]:
     """Rows that the model's own forward pass accepts, and the output layer's inputs for the first."""
     ids, prompt_by_row, first = _completion(policy), {}, None
-    prompts, completions, truth = [], [], []
+    prompts, completions, reference = [], [], []
     failure: Exception | None = None
     for prompt_idx, start, stop in _ROWS:
         for prompt in [prompt_by_row[prompt_idx]] if prompt_idx in prompt_by_row else _prompts(policy, prompt_idx):
@@ -201,7 +200,7 @@ def _trial(policy: "AutoregressivePolicy") -> tuple[_Trial, Seen]:
             prompt_by_row[prompt_idx], first = prompt, first or seen
             prompts.append(prompt)
             completions.append(ids[start:stop])
-            truth.append(logits)
+            reference.append(logits)
             break
     if first is None:
         reason = (str(failure).strip().splitlines() or [type(failure).__name__])[0]
@@ -210,10 +209,10 @@ def _trial(policy: "AutoregressivePolicy") -> tuple[_Trial, Seen]:
             f"({reason[:300]}). Expected a model whose forward pass takes its processor's outputs and returns logits. "
             "Choose another model, or another version of transformers."
         ) from failure
-    spread = max(float((row.float().amax(-1) - row.float().mean(-1)).mean()) for row in truth)
+    spread = max(float((row.float().amax(-1) - row.float().mean(-1)).mean()) for row in reference)
     quantized = getattr(policy.model, "hf_quantizer", None) is not None
-    share = QUANTIZED if quantized else TOLERANCE.get(next(policy.model.parameters()).dtype, 4e-2)
-    return _Trial(prompts, completions, truth, share * spread + 1e-6), first
+    relative = QUANTIZED if quantized else TOLERANCE.get(next(policy.model.parameters()).dtype, 4e-2)
+    return _Trial(prompts, completions, reference, relative * spread + 1e-6), first
 
 
 def _prompts(policy: "AutoregressivePolicy", prompt_idx: int) -> list[Prompt]:
@@ -241,8 +240,8 @@ def _completion(policy: "AutoregressivePolicy") -> tuple[int, ...]:
     return tuple((usual * 8)[: max(8, len(usual))])
 
 
-def _distance(logits: Float[Tensor, "T V"], truth: Float[Tensor, "T V"]) -> float:
+def _distance(logits: Float[Tensor, "T V"], reference: Float[Tensor, "T V"]) -> float:
     """Mean absolute difference of the log-probs of the most likely tokens, in nats."""
-    logprobs = truth.float().log_softmax(-1)
+    logprobs = reference.float().log_softmax(-1)
     likely = logprobs.topk(min(MOST_LIKELY, logprobs.shape[-1]), -1)
     return float((logits.float().log_softmax(-1).gather(-1, likely.indices) - likely.values).abs().mean())

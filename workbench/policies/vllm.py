@@ -132,9 +132,8 @@ class VllmEngine:
             reason = next((line for line in str(error).splitlines() if line.strip()), "")
             raise ConfigError(
                 f'sampling.backend=vllm: vllm {version} cannot start with "{path}" on this machine '
-                f"({type(error).__name__}: "
-                f"{reason[:300]}). Choose sampling.backend=transformers, another version of vllm, or another "
-                "sampling.backend_memory."
+                f"({type(error).__name__}: {reason[:300]}). Choose sampling.backend=transformers, another version of "
+                "vllm, or another sampling.backend_memory."
             ) from error
 
     def load(self, weights: Iterator[tuple[str, Tensor]]) -> None:
@@ -179,20 +178,22 @@ class VllmEngine:
 
 
 def _sampled(answer, stop: frozenset[int]) -> Sampled:
-    (written,) = answer.outputs
-    ids, logprobs = tuple(written.token_ids), []
-    for token, candidates in zip(ids, written.logprobs, strict=True):
+    (completion,) = answer.outputs
+    ids, logprobs = tuple(completion.token_ids), []
+    for token, candidates in zip(ids, completion.logprobs, strict=True):
         token_logprobs = [candidates[end].logprob for end in stop] if token in stop else [candidates[token].logprob]
         logprobs.append(float(torch.tensor(token_logprobs).logsumexp(0)))
     return Sampled(ids, tuple(logprobs), tuple(answer.prompt_token_ids))
 
 
-def check_same_prompt(read: tuple[int, ...], expected: tuple[int, ...], key: str) -> None:
+def check_same_prompt(prompt_ids: tuple[int, ...], expected: tuple[int, ...], key: str) -> None:
     """Raise PolicyError if the engine's prompt tokens differ from the student's."""
-    if read != expected:
-        at = next((idx for idx, pair in enumerate(zip(read, expected, strict=False)) if pair[0] != pair[1]), None)
+    if prompt_ids != expected:
+        at = next((idx for idx, pair in enumerate(zip(prompt_ids, expected, strict=False)) if pair[0] != pair[1]), None)
         where = (
-            f"they differ first at token {at}" if at is not None else f"{len(read)} tokens instead of {len(expected)}"
+            f"they differ first at token {at}"
+            if at is not None
+            else f"{len(prompt_ids)} tokens instead of {len(expected)}"
         )
         raise PolicyError(
             f'the rollout engine tokenizes prompt "{key}" differently from the student ({where}). Choose '

@@ -120,7 +120,7 @@ def finite(value: float | int | None) -> float | int | None:
 
 
 def scale_bound(values: Iterable[float | None]) -> float:
-    """A round number above the absolute value of 95 % of the values; larger ones get the strongest color."""
+    """A round number above the absolute value of 95% of the values; larger ones get the strongest color."""
     sizes = sorted(abs(value) for value in values if value is not None)
     if not sizes or sizes[-1] == 0.0:
         return 1.0

@@ -19,9 +19,9 @@ def token_view(traced: TracedRollout, *, run: str = "") -> TokenView:
         meta["process"] = row["process_rank"]
     if row.get("finished") is False:
         meta["length"] = "truncated at the maximum"
-    facts = dict(row.get("annotations") or ())
-    if facts:
-        meta["decided"] = ", ".join(f"{name.replace('_', ' ')} {plain(value)}" for name, value in facts.items())
+    annotations = dict(row.get("annotations") or ())
+    if annotations:
+        meta["decided"] = ", ".join(f"{name.replace('_', ' ')} {plain(value)}" for name, value in annotations.items())
     reward = row.get("reward")
     return TokenView(
         title=row.get("domain") or row["example_id"],
@@ -75,7 +75,7 @@ def _cell(position: dict, traced: TracedRollout) -> TokenCell:
         entropies=by_view("entropy"),
         max_logprobs=by_view("max_logprob"),
         ranks=by_view("rank"),
-        alternatives={
+        top_k={
             name: [(entry["text"], entry["logprob"]) for entry in entries] for name, entries in by_view("top_k").items()
         },
         sampled_logprob=position.get("sampler_logprob"),

@@ -112,10 +112,9 @@ def _cell(
     letters = escape(regime[:4]) if width >= 22 else ""
     where = f"token {first + 1} “{words[first]}”" if first == last else f"tokens {first + 1} to {last + 1}"
     return (
-        f'<g class="wb-s-{slots[regime]}"><title>{escape(f"step {step} · {where} · {regime}")}</title>'
-        f'<rect class="wb-cell" x="{x + gap}" y="{y + 1}" width="{width - 2 * gap}" height="{_ROW - 2}" '
-        f'rx="{2 * gap}"/>'
-        f'<text class="wb-letters" x="{x + width / 2:g}" y="{y + 13.5:g}">{letters}</text></g>'
+        f'<g class="wb-s-{slots[regime]}"><title>{escape(f"step {step} · {where} · {regime}")}</title><rect '
+        f'class="wb-cell" x="{x + gap}" y="{y + 1}" width="{width - 2 * gap}" height="{_ROW - 2}" '
+        f'rx="{2 * gap}"/><text class="wb-letters" x="{x + width / 2:g}" y="{y + 13.5:g}">{letters}</text></g>'
     )
 
 
@@ -132,7 +131,7 @@ def _legend(
         )
         items.append(
             f'<span class="wb-item"><span class="wb-swatch wb-s-{slots[name]}"></span><b>{escape(name)}</b> '
-            f'{escape(note.meaning)} <span class="wb-faint">{first} → {last} %</span></span>'
+            f'{escape(note.meaning)} <span class="wb-faint">{first} → {last}%</span></span>'
         )
     steps_note = f'<span class="wb-faint">share of tokens at step {steps[0]} → {steps[-1]}</span>'
     return f'<div class="wb-maplegend">{"".join(items)}{steps_note}</div>'

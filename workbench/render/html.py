@@ -16,7 +16,7 @@ from workbench.errors import ConfigError, unknown
 from workbench.render import colors
 from workbench.render.evidence import evidence
 from workbench.render.legends import legends
-from workbench.render.text import NO_ALTERNATIVES, consequence, explain, is_control_token, visible_text
+from workbench.render.text import NO_TOP_K, consequence, explain, is_control_token, visible_text
 from workbench.render.view import TokenCell, TokenView
 
 THEMES = ("auto", "light", "dark")
@@ -252,13 +252,13 @@ def _columns(view: TokenView) -> dict[str, object]:
             [
                 [
                     [visible_text(text), round(logprob, 4), int(text == token.text)]
-                    for text, logprob in token.alternatives.get(name, ())
+                    for text, logprob in token.top_k.get(name, ())
                 ]
                 for token in tokens
             ]
             for name in names
         ],
-        "unrecorded": "" if any(token.alternatives for token in tokens) else NO_ALTERNATIVES,
+        "unrecorded": "" if any(token.top_k for token in tokens) else NO_TOP_K,
         "why": [explain(token, view.thresholds, regimes) for token in tokens],
         "then": [consequence(token) for token in tokens],
     }

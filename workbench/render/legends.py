@@ -25,11 +25,10 @@ def legends(view: TokenView) -> str:
         recorded = [value for value in gaps if value is not None]
         low, high = "≤ −" if min(recorded) < -down else "−", "≥ +" if max(recorded) > up else "+"
         bars = (
-            '<div class="wb-barkey">'
-            '<button type="button" class="wb-chip wb-toggle" data-bars aria-pressed="true">gap bars</button>'
-            '<span><span class="wb-stroke wb-cap"></span>capability gap</span>'
-            '<span><span class="wb-stroke wb-info"></span>information gap</span>'
-            f"<span>from {low}{down:g} to {high}{up:g} nats</span></div>"
+            '<div class="wb-barkey"><button type="button" class="wb-chip wb-toggle" data-bars aria-pressed="true">gap '
+            'bars</button><span><span class="wb-stroke wb-cap"></span>capability gap</span><span><span '
+            f'class="wb-stroke wb-info"></span>information gap</span><span>from {low}{down:g} to {high}{up:g} '
+            "nats</span></div>"
         )
     return f'<div class="wb-legends">{"".join(parts)}{bars}</div>'
 
@@ -68,11 +67,10 @@ def _regime_row(name: str, note: RegimeNote, slot: str, count: int, of_tokens: f
     loss = NONE if of_loss is None else share(of_loss)
     bar = "" if not of_loss else f'<span class="wb-share" style="--share:{100 * of_loss:.1f}%"></span>'
     return (
-        f'<tr{"" if count else " class=wb-absent"}><th scope="row">'
-        f'<span class="wb-swatch wb-s-{slot}"></span>{escape(name)}</th>'
-        f"<td>{escape(note.meaning) or NONE}</td><td class=wb-how>{escape(how)}</td>"
-        f'<td class="wb-num">{count} <span class="wb-faint">({share(of_tokens)})</span></td>'
-        f'<td class="wb-num">{loss}{bar}</td></tr>'
+        f'<tr{"" if count else " class=wb-absent"}><th scope="row"><span class="wb-swatch '
+        f'wb-s-{slot}"></span>{escape(name)}</th><td>{escape(note.meaning) or NONE}</td><td '
+        f'class=wb-how>{escape(how)}</td><td class="wb-num">{count} <span '
+        f'class="wb-faint">({share(of_tokens)})</span></td><td class="wb-num">{loss}{bar}</td></tr>'
     )
 
 

@@ -41,7 +41,7 @@ def preview_dataset(source: str | Path, **options) -> Preview:
     name = re.sub(r"[^\w.-]+", "-", source.removeprefix("hf:")) if is_hub else Path(source).name
     folder = Path() if is_hub else Path(source).parent
     with tempfile.TemporaryDirectory() as temporary:
-        report = import_dataset(source, Path(temporary) / "data", limit=_NUM_READ, **options)
+        report = import_dataset(source, Path(temporary) / "data", max_examples=_NUM_READ, **options)
         loaded = itertools.islice(load_examples(report.path), NUM_SHOWN)
         examples = [replace(example, origin="") for example in loaded]  # the temporary file is deleted below
         title = f"{name}: {len(examples)} rows as they would be imported"

@@ -8,7 +8,7 @@ from workbench.render.view import SELF, STUDENT, TEACHER, RegimeNote, TokenCell
 from workbench.types import PRIVILEGED
 
 NONE = "–"
-NO_ALTERNATIVES = (
+NO_TOP_K = (
     "The most likely tokens of each view are not recorded for this answer. A run records trace.top_k tokens per "
     "view for the first trace.top_k_rollouts answers of a step."
 )
@@ -50,7 +50,7 @@ def plain(value: float | None, digits: int = 2) -> str:
 def share(value: float) -> str:
     """A share as a percentage."""
     percent = 100 * value
-    return f"{percent:.0f} %" if percent >= 10 or percent == 0 else f"{percent:.1f} %"
+    return f"{percent:.0f}%" if percent >= 10 or percent == 0 else f"{percent:.1f}%"
 
 
 def explain(cell: TokenCell, thresholds: dict[str, float], regimes: dict[str, RegimeNote]) -> str:
@@ -107,14 +107,13 @@ def consequence(cell: TokenCell) -> str:
     """The effect of the supervision: its target, the target's probability, and whether the evidence explains it."""
     if cell.target is None or cell.weight == 0:
         return "No supervision here."
-    best = (cell.alternatives.get(cell.target) or [None])[0]
+    best = (cell.top_k.get(cell.target) or [None])[0]
     parts = []
     if best is not None:
-        verb = "reinforces" if best[0] == cell.text else "moves the student towards"
+        verb = "reinforces" if best[0] == cell.text else "moves the student toward"
         parts.append(
             f"The loss {verb} “{visible_text(best[0].strip() or best[0])}”: probability {share(math.exp(best[1]))} "
-            "under "
-            f"{_title(cell.target)}."
+            f"under {_title(cell.target)}."
         )
     if cell.visibility == PRIVILEGED and cell.target in (TEACHER, SELF):
         parts.append("Only the evidence determines this value, not the student's prompt.")

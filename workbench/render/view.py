@@ -32,7 +32,7 @@ class TokenCell:
 
     weight        the router's factor of the regime's losses
     effective     weight times the method's weights of those losses
-    alternatives  the most likely tokens by view, best first, as (text, log-probability)
+    top_k  the most likely tokens by view, best first, as (text, log-probability)
     micro_batch   micro-batch of the router's means, if it takes one mean per micro-batch
     special       a control token such as the end of the answer
     """
@@ -51,7 +51,7 @@ class TokenCell:
     entropies: dict[str, float] = field(default_factory=dict)
     max_logprobs: dict[str, float] = field(default_factory=dict)
     ranks: dict[str, int] = field(default_factory=dict)
-    alternatives: dict[str, list[tuple[str, float]]] = field(default_factory=dict)
+    top_k: dict[str, list[tuple[str, float]]] = field(default_factory=dict)
     sampled_logprob: float | None = None
     denoising_step: int | None = None  # None: autoregressive
     micro_batch: int | None = None

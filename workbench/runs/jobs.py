@@ -203,7 +203,7 @@ def read_job(run_dir: str | Path) -> JobState:
     if position is not None:
         status = "queued"
         limit = limit_of(Path(living.queue))
-        facts["doing"] = f"waits in the queue, position {position[0]} of {position[1]}: at most {limit} runs at once"
+        facts["doing"] = f"queued, position {position[0]} of {position[1]}: at most {limit} runs at once"
     updated = _epoch(facts.get("updated"))
     return JobState(
         name=run_dir.name,

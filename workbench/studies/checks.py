@@ -15,7 +15,7 @@ def check_evidence(config: RunConfig, load: Callable) -> None:
     """Raise DataError if no training example has the evidence that the method's contexts need."""
     contexts = list(config.load_method().contexts)
     for limit in (_PEEKED, config.data.max_train_examples):
-        examples = load(config.data.train, limit=limit)
+        examples = load(config.data.train, max_examples=limit)
         split = split_by_evidence(examples, contexts)
         if split.usable:
             return
@@ -38,10 +38,10 @@ def check_questions(data: str, contexts: list[str], count: int | None, load: Cal
     """
     if data.startswith("scenes:") and (count is None or count > _PEEKED):
         try:
-            return _check_examples(load(data, limit=_PEEKED), data, contexts)
+            return _check_examples(load(data, max_examples=_PEEKED), data, contexts)
         except DataError:
             pass  # rare evidence may occur later
-    return _check_examples(load(data, limit=count), data, contexts)
+    return _check_examples(load(data, max_examples=count), data, contexts)
 
 
 def _check_examples(examples: list[Example], data: str, contexts: list[str]) -> None:

@@ -35,7 +35,7 @@ SHOWN = (
 
 
 def compare_with_baseline(folder: str | Path, name: str) -> str:
-    """Markdown tables of every row's difference to the row `name`, with intervals, per data set and context.
+    """Markdown tables of every row's difference to the row `name`, with intervals, per dataset and context.
 
     Raises: RunError if the folder holds no answers; ConfigError if it has no such row.
     """

@@ -79,7 +79,7 @@ def _ask(
     for questions in evaluate:
         tally = Tally()
         examples = filter_encodable(
-            load_examples(questions.data, limit=questions.max_examples), [policy], questions.contexts, tally
+            load_examples(questions.data, max_examples=questions.max_examples), [policy], questions.contexts, tally
         )
         if tally.counts:
             left_out.append(f"{questions.label}, skipped {tally}")

@@ -1,6 +1,6 @@
 """Measures of a run, and comparisons of variants.
 
-    Row         a variant, the student before training or a teacher, with answers as arrays (seeds, questions)
+    Arm         a variant, the student before training or a teacher, with answers as arrays (seeds, questions)
     values_of   one number per row, seed, data, context, visibility and measure
     compare     means over seeds, and differences to the baseline and to the student before training, with paired
                 intervals and a verdict
@@ -267,7 +267,7 @@ def _policy(row: Arm) -> str:
 
 
 class _Group:
-    """All rows that answered the same questions: one data set, context and visibility."""
+    """All rows that answered the same questions: one dataset, context and visibility."""
 
     def __init__(self, data: str, context: str | None, visibility: str, rows: list[Arm], chosen: np.ndarray) -> None:
         self.data, self.context, self.visibility, self.rows, self.chosen = data, context, visibility, rows, chosen

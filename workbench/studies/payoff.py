@@ -9,7 +9,7 @@ from workbench.types import VISIBLE
 
 
 def payoff(values: Iterable[Value]) -> list[str]:
-    """Return a line for each teacher and data set: its accuracy on visible questions, with and without the evidence.
+    """Return a line for each teacher and dataset: its accuracy on visible questions, with and without the evidence.
 
     Where visibility is unknown, all questions count. If no context gains more than CANNOT_PAY, the line says that
     privilege cannot pay. Data that no teacher answered both ways has no line.
@@ -20,7 +20,7 @@ def payoff(values: Iterable[Value]) -> list[str]:
             accuracy.setdefault((value.variant, value.data, value.visibility), {})[value.context] = value.value
     lines = []
     for (teacher, data, visibility), by_context in accuracy.items():
-        privileged = {context: share for context, share in by_context.items() if is_privileged(context)}
+        privileged = {context: mean for context, mean in by_context.items() if is_privileged(context)}
         if (
             "plain" not in by_context
             or not privileged
@@ -29,7 +29,7 @@ def payoff(values: Iterable[Value]) -> list[str]:
             continue
         plain = by_context["plain"]
         pays = max(privileged.values()) - plain > CANNOT_PAY
-        gains = ", ".join(f"{share:.1%} with {context}" for context, share in privileged.items())
+        gains = ", ".join(f"{mean:.1%} with {context}" for context, mean in privileged.items())
         lines.append(
             f"- **{data}: privilege {'can' if pays else 'cannot'} pay**: {teacher} has {plain:.1%} of {visibility} "
             f"questions right without evidence, {gains}"

@@ -14,7 +14,7 @@
     evaluate:
       - {data: "scenes:eval?count=512", contexts: [plain], reference_contexts: [crop, wrong_crop]}
 
-`reference_contexts` apply only to untrained students and teachers, to show whether privilege could pay at all.
+`reference_contexts` apply only to untrained students and teachers, to show whether privilege can pay at all.
 `{seed}` in a value, except of models, is replaced by the run's seed, as in
 `training.update_mask: masks/found-s{seed}.safetensors`. Overrides cannot set what the study decides itself: seed,
 folder and evaluation. Paths are relative to the working directory.

@@ -70,10 +70,10 @@ def show_start(run_dir: Path, files: list[Path], evaluate: tuple[EvalSet, ...]) 
 
 def describe(config: RunConfig, evaluate: tuple[EvalSet, ...], step: int) -> dict:
     """Describe an evaluation: model, settings, questions. Files with the same description hold the same answers."""
-    rule, tolerance = config.evaluation.grader, config.evaluation.tolerance
+    grader, tolerance = config.evaluation.grader, config.evaluation.tolerance
     return {
         "step": step,
-        "rule": rule if tolerance == TOLERANCE else f"{rule} within {tolerance:g}",
+        "rule": grader if tolerance == TOLERANCE else f"{grader} within {tolerance:g}",
         "settings": json.loads(json.dumps(settings(config))),
         "evaluate": [
             [questions.label, questions.data, list(questions.contexts), questions.max_examples]

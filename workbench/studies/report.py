@@ -174,7 +174,7 @@ def markdown(results: Results) -> str:
     parts = [f"# Study {study.name}", came_about(results)]
     learners = dict.fromkeys(name for variant in study.usable for name in variant.config.models.learners)
     for questions, learner in itertools.product(study.evaluate, learners):
-        label = labelled(questions.label, learner)
+        label = labeled(questions.label, learner)
         for context in questions.contexts:
             parts.append(f"## {label}, shown {context}")
             parts += [_overview(results, label, context), _by_domain(results, label, context)]
@@ -349,9 +349,9 @@ def markdown_table(header: list[str], lines: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)
 
 
-def labelled(label: str, policy: str) -> str:
+def labeled(label: str, policy: str) -> str:
     """Label of a question set, with the peer that answered it."""
-    return label if policy in (STUDENT, TEACHER) else f"{label}, asked of {policy}"
+    return label if policy in (STUDENT, TEACHER) else f"{label}, answered by {policy}"
 
 
 def aligned(tables: list[pa.Table]) -> dict[tuple[str, str], dict[str, np.ndarray]]:
@@ -363,7 +363,7 @@ def aligned(tables: list[pa.Table]) -> dict[tuple[str, str], dict[str, np.ndarra
             for name in ("data", "policy", "context", "example_id", "visibility", "domain")
         }
         columns["data"] = np.array(
-            [labelled(*pair) for pair in zip(columns["data"], columns["policy"], strict=True)], dtype=object
+            [labeled(*pair) for pair in zip(columns["data"], columns["policy"], strict=True)], dtype=object
         )
         columns |= {
             name: table[name].cast(pa.float64()).to_numpy()

@@ -162,7 +162,7 @@ def groups_of(study: StudyStatus) -> list[tuple[str, str]]:
 
 
 def measures_of(study: StudyStatus, data: str, context: str) -> list[tuple[str, str]]:
-    """List the (measure, visibility) pairs of a data set and context, the report's headlines first."""
+    """List the (measure, visibility) pairs of a dataset and context, the report's headlines first."""
     compared_keys = dict.fromkeys(
         (comparison.measure, comparison.visibility)
         for comparison in study.comparisons

@@ -7,5 +7,5 @@ writer.py     write traced batches
 totals.py     aggregate positions per rollout and per cell
 views.py      SQL views over the files
 reader.py     query the files with DuckDB; the only way to the data
-export.py     export as a Hugging Face data set
+export.py     export as a Hugging Face dataset
 """

@@ -1,4 +1,4 @@
-"""Export the traces of a run as a Hugging Face data set: `datasets.load_dataset(FOLDER, "tokens")`.
+"""Export the traces of a run as a Hugging Face dataset: `datasets.load_dataset(FOLDER, "tokens")`.
 
     rollouts tokens aggregates probe_rollouts probe_tokens    a configuration each, with the columns of docs/traces.md
     images                                                     every image once: `image`, and its `name` in rollouts
@@ -34,7 +34,7 @@ def write_dataset(traces: Traces, folder: Path, title: str) -> dict[str, int]:
     """
     if hf_datasets is None:
         raise ConfigError(
-            'traces as a data set need the package "datasets", which is not installed. '
+            'traces as a dataset need the package "datasets", which is not installed. '
             "Run `pip install vlm-distillation-workbench[data]`."
         )
     pictures = _Pictures(traces.folder)

@@ -29,7 +29,7 @@ _DOCUMENT = Path(__file__).parents[2] / "docs" / "traces.md"
 _TEXT, _WHOLE, _REAL, _ROUGH, _SUM = pa.string(), pa.int32(), pa.float32(), pa.float16(), pa.float64()
 _BOX = pa.struct([("x0", _REAL), ("y0", _REAL), ("x1", _REAL), ("y1", _REAL), ("label", _TEXT)])
 _TURN = pa.struct([("role", _TEXT), ("text", _TEXT)])
-_ALTERNATIVE = pa.struct([("token_id", _WHOLE), ("text", _TEXT), ("logprob", _REAL)])
+_TOP_K = pa.struct([("token_id", _WHOLE), ("text", _TEXT), ("logprob", _REAL)])
 
 
 @dataclass(frozen=True)
@@ -63,15 +63,15 @@ ROLLOUTS = (
     Column("question", _TEXT, "", "the question"),
     Column("answer", _TEXT, "", "the right final answer; NULL if not known"),
     Column("reference", _TEXT, "", "a whole worked answer; NULL if there is none"),
-    Column("completion", _TEXT, "", "what was written, without special tokens"),
+    Column("completion", _TEXT, "", "sampled text, without special tokens"),
     Column(
         "completion_preview",
         _TEXT,
         "",
         f"the first {PREVIEW_LENGTH} characters of it: a list need not unpack whole answers",
     ),
-    Column("sampled_by", _TEXT, "", 'policy that wrote it, or "dataset"'),
-    Column("finished", pa.bool_(), "", "false: cut at the longest length allowed"),
+    Column("sampled_by", _TEXT, "", 'policy that sampled it, or "dataset"'),
+    Column("finished", pa.bool_(), "", "false: truncated at sampling.max_completion_length"),
     Column("reward", _REAL, "", "1 right, 0 wrong, NULL not known"),
     Column("num_positions", _WHOLE, "tokens", "length of the completion, its end token included"),
     Column("images", pa.list_(_TEXT), "path", "the example's images; a relative path starts at the traces folder"),
@@ -85,7 +85,7 @@ ROLLOUTS = (
         "annotations",
         pa.map_(_TEXT, pa.float64()),
         "",
-        "what the method found out and decided about the rollout, by name; shown above its tokens",
+        "values that the method records about the rollout, by name; shown above its tokens",
     ),
     Column("mean_capability_gap", _REAL, "nats", "mean over its positions; NULL if the method lacks one of the views"),
     Column("mean_information_gap", _REAL, "nats", "mean over its positions; NULL if the method lacks one of the views"),
@@ -94,7 +94,7 @@ ROLLOUTS = (
     Column("regime_counts", pa.map_(_TEXT, _WHOLE), "tokens", "positions in each regime that it has"),
     Column("token_types", pa.list_(_TEXT), "", "token types that its positions have"),
     Column("visibilities", pa.list_(_TEXT), "", "visibilities that its positions have"),
-    Column("policy_{view}", _TEXT, "", "policy that read it for the view; of several teachers the one of its domain"),
+    Column("policy_{view}", _TEXT, "", "policy that scored it for the view; of several teachers the one of its domain"),
     Column("prompt_{view}", _TEXT, "", "text that the view was shown after its images"),
     Column("images_{view}", pa.list_(_TEXT), "path", "images that the view was shown"),
     Column("history_{view}", pa.list_(_TURN), "", "earlier turns that the view was shown"),
@@ -104,7 +104,7 @@ TOKENS = (
     *_KEY,
     _LEARNER,
     Column("position", _WHOLE, "tokens", "index in the completion, from 0"),
-    Column("token_id", _WHOLE, "", "the written token"),
+    Column("token_id", _WHOLE, "", "the sampled token"),
     Column("token_text", _TEXT, "", "its text, special tokens included"),
     Column(
         "token_type", _TEXT, "", "template, location, attribute, tag, answer or the data's own word; empty: not known"
@@ -119,17 +119,17 @@ TOKENS = (
         "step of a masked diffusion policy that committed the token, from 0; every view scored it in the canvas before "
         "that step. NULL: sampled from left to right",
     ),
-    Column("sampler_logprob", _REAL, "nats", "log-prob at the time of writing; NULL for sequences from the data"),
+    Column("sampler_logprob", _REAL, "nats", "log-prob when sampled; NULL for sequences from the data"),
     Column("regime", _TEXT, "", "kind of supervision that the router chose; each position has exactly one"),
     Column("weight", _REAL, "1", "what the router multiplied the regime's losses by; 0 = no supervision"),
     Column("advantage", _REAL, "1", "for losses whose target is a reward; NULL without one"),
     Column("loss_normalizer", _REAL, "1", "what the position's loss counts in the step's total"),
     Column("loss", _REAL, "nats", "weighted loss before averaging"),
-    Column("logprob_{view}", _REAL, "nats", "log-prob of the written token under the view"),
+    Column("logprob_{view}", _REAL, "nats", "log-prob of the sampled token under the view"),
     Column("entropy_{view}", _ROUGH, "nats", "entropy of the view's next-token distribution, to three digits"),
     Column("max_logprob_{view}", _REAL, "nats", "log-prob of the view's most likely token"),
-    Column("rank_{view}", _WHOLE, "", "rank of the written token under the view, 0 = most likely"),
-    Column("top_k_{view}", pa.list_(_ALTERNATIVE), "nats", "the view's most likely tokens; NULL if not recorded"),
+    Column("rank_{view}", _WHOLE, "", "rank of the sampled token under the view, 0 = most likely"),
+    Column("top_k_{view}", pa.list_(_TOP_K), "nats", "the view's most likely tokens; NULL if not recorded"),
     Column(
         "total_gap",
         _REAL,
@@ -167,14 +167,14 @@ TOKENS = (
         "ratio",
         _REAL,
         "1",
-        "importance ratio: the student's probability while learning over that while writing",
+        "importance ratio: the student's probability in training over that when sampled",
         "exp(logprob_student - sampler_logprob)",
         ("logprob_student", "sampler_logprob"),
     ),
     Column(
         "contribution", _REAL, "nats", "the position's part of the step's loss", "loss * loss_normalizer", ("loss",)
     ),
-    Column("target", _TEXT, "", "what the regime pulls towards: a view, tokens or reward", "regimes.target"),
+    Column("target", _TEXT, "", "what the regime pulls toward: a view, tokens or reward", "regimes.target"),
     Column("divergence", _TEXT, "", "the regime's divergence", "regimes.divergence"),
 )
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from workbench.data.images import open_image
 from workbench.distill.method import Regime
-from workbench.distill.step import Alternatives, StepResult
+from workbench.distill.step import StepResult, TopKTokens
 from workbench.errors import TraceError
 from workbench.files.atomic import replacing
 from workbench.policies import Policy
@@ -48,7 +48,7 @@ class TracedBatch:
 
     views        view name -> (policy, context)
     prompts      view name -> one prompt per rollout, None where the view did not score it
-    readers      view name -> name of the policy that scored each rollout; missing = the view's own policy
+    scored_by    view name -> name of the policy that scored each rollout; missing = the view's own policy
     regimes      by name; routing.regime holds indices in this order
     loss_normalizer  factor of a position's loss in the step's total
     loss         weighted, in nats, before averaging
@@ -67,9 +67,9 @@ class TracedBatch:
     loss: Float[Tensor, " N"]
     token_texts: tuple[tuple[str, ...], ...]
     labels: tuple[tuple[tuple[str, str | None], ...], ...]
-    alternatives: Alternatives | None = None
+    top_k_tokens: TopKTokens | None = None
     learner: str = STUDENT
-    readers: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    scored_by: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def to_traced_batch(scored: StepResult, step: int, student: Policy) -> TracedBatch:
@@ -92,15 +92,15 @@ def to_traced_batch(scored: StepResult, step: int, student: Policy) -> TracedBat
         loss=scored.loss,
         token_texts=texts,
         labels=labels,
-        alternatives=scored.alternatives,
-        readers=scored.readers,
+        top_k_tokens=scored.top_k_tokens,
+        scored_by=scored.scored_by,
     )
 
 
 class TraceWriter:
     """Write the traces of one process of a run.
 
-    policy_text    function from a token id to its text, for alternatives; by learner if vocabularies differ
+    policy_text    function from a token id to its text, for top_k; by learner if vocabularies differ
     compact_every  number of step files of a table at which rank 0 merges them; 0 = never
     background     write in a thread, at most one step behind. The next call raises its error. Call `flush` before
                    reading what was written.
@@ -152,7 +152,7 @@ class TraceWriter:
             self._write(batches, prefix)
             return
         for batch in batches:
-            for ids, _ in batch.alternatives.top.values() if batch.alternatives else ():
+            for ids, _ in batch.top_k_tokens.top.values() if batch.top_k_tokens else ():
                 for token_id in ids.unique().tolist():
                     if token_id >= 0:
                         self._text(batch.learner, token_id)  # outside the thread: tokenizers are not thread-safe
@@ -221,16 +221,16 @@ class TraceWriter:
                 columns[f"{name}_{view}"] = _numpy(getattr(batch.scores[view], name))
             rank = _numpy(batch.scores[view].rank)
             columns[f"rank_{view}"] = pa.array(rank, pa.int32(), mask=rank < 0)
-            columns[f"top_k_{view}"] = self._alternatives(batch, view, num_positions)
+            columns[f"top_k_{view}"] = self._top_k(batch, view, num_positions)
         return columns
 
-    def _alternatives(self, batch: TracedBatch, view: str, num_positions: int) -> list | pa.Array:
-        recorded = batch.alternatives
+    def _top_k(self, batch: TracedBatch, view: str, num_positions: int) -> list | pa.Array:
+        recorded = batch.top_k_tokens
         if recorded is None or view not in recorded.top:
             return [None] * num_positions
         ids, logprobs = (_numpy(values) for values in recorded.top[view])
-        read = (ids >= 0).all(1)
-        ids, logprobs, index = ids[read], logprobs[read], _numpy(recorded.index)[read]
+        scored = (ids >= 0).all(1)
+        ids, logprobs, index = ids[scored], logprobs[scored], _numpy(recorded.index)[scored]
         order = index.argsort()
         ids, logprobs = ids[order].reshape(-1).astype(np.int32), logprobs[order].reshape(-1).astype(np.float32)
         counts = np.zeros(num_positions + 1, dtype=np.int32)
@@ -282,7 +282,7 @@ class TraceWriter:
             "thresholds": [list(batch.routing.thresholds.items())] * len(rollouts),
         }
         for view, prompts in batch.prompts.items():
-            names = batch.readers.get(view) or [batch.views[view][0]] * len(rollouts)
+            names = batch.scored_by.get(view) or [batch.views[view][0]] * len(rollouts)
             columns[f"policy_{view}"] = [prompt and name for prompt, name in zip(prompts, names, strict=True)]
             columns[f"prompt_{view}"] = [prompt and prompt.text for prompt in prompts]
             columns[f"images_{view}"] = [

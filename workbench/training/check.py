@@ -55,7 +55,7 @@ def check_config(config: RunConfig) -> list[Check]:
     method = config.load_method()
     check_engine(config, method)
     device = str(choose_device(config.models.device))
-    examples = load_examples(config.data.train, limit=config.data.max_train_examples)
+    examples = load_examples(config.data.train, max_examples=config.data.max_train_examples)
     taught, untaught = split_by_teacher(examples, config.teacher_domains)
     usable, lacking = split_by_evidence(taught, list(method.contexts))
     if not usable:
@@ -70,7 +70,7 @@ def check_config(config: RunConfig) -> list[Check]:
     drawn = config.sampling
     sampling = SamplingOptions(drawn.max_completion_length, drawn.temperature, drawn.top_p, drawn.top_k)
     with autocast(config, device):
-        written = {
+        sampled = {
             name: tuple(
                 sample_rollouts(
                     learner.student,
@@ -87,16 +87,16 @@ def check_config(config: RunConfig) -> list[Check]:
         }
         if method.peer_request is not None:
             students = {name: learner.student for name, learner in learners.items()}
-            written = request_peer_feedback(
-                written, students, method.peer_request, sampling=sampling, seed=("check", config.seed)
+            sampled = request_peer_feedback(
+                sampled, students, method.peer_request, sampling=sampling, seed=("check", config.seed)
             )
     checks = [_evidence(len(taught), len(usable), lacking), *_placeholders(examples), *_domains(examples, untaught)]
     checks += rows
     checks += _leaks(usable, method.views[method.learner].context)
     checks += _prepared(method, usable, learners[STUDENT])
     for name, learner in learners.items():
-        others = tuple(rollouts for other, rollouts in written.items() if other != name)
-        learner_checks = _learner_checks(config, learner, Batch(written[name]), others)
+        others = tuple(rollouts for other, rollouts in sampled.items() if other != name)
+        learner_checks = _learner_checks(config, learner, Batch(sampled[name]), others)
         prefix = "" if name == STUDENT else f"{name}: "
         checks += [replace(check, name=f"{prefix}{check.name}") for check in learner_checks]
     return checks
@@ -145,7 +145,7 @@ def _rows(
     require_usable(*usable_rows[:2], config.data.train)
     checks = [Check("rows of data.train", *describe_rows(*usable_rows))]
     if config.data.eval is not None:
-        eval_examples = load_examples(config.data.eval, limit=config.evaluation.max_examples or None)
+        eval_examples = load_examples(config.data.eval, max_examples=config.evaluation.max_examples or None)
         eval_views = [(student, context) for student in students for context in config.evaluation.contexts]
         checks.append(Check("rows of data.eval", *describe_rows(*split_rows(eval_examples, eval_views))))
     checks += [Check("pictures", *line) for line in describe_pictures(before)]
@@ -187,20 +187,20 @@ def _prepared(method: Method, usable: list[Example], learner: Learner) -> Iterat
 
 def _tokens(scored: StepResult, learner: Learner) -> Iterator[Check]:
     for name, view in scored.method.views.items():
-        prompts, rollouts = _read_by(scored, name)
+        prompts, rollouts = _scored_by(scored, name)
         completions = [rollout.ids for rollout in rollouts]
         if not prompts:
             text = f"not compared: none of the {len(scored.batch.rollouts)} answers has what the view's context needs"
             yield Check(f"completion in view {name} ({view.policy} / {view.context})", NOTE, text)
-        for policy, rows_read in _readers(learner.policies[view.policy], prompts):
-            read_prompts, written = [prompts[idx] for idx in rows_read], [completions[idx] for idx in rows_read]
-            inputs, start, lengths = policy.model_inputs(read_prompts, written)
+        for policy, indices in _by_policy(learner.policies[view.policy], prompts):
+            policy_prompts, expected = [prompts[idx] for idx in indices], [completions[idx] for idx in indices]
+            inputs, start, lengths = policy.model_inputs(policy_prompts, expected)
             rows = [row[start : start + int(n)] for row, n in zip(inputs["input_ids"].tolist(), lengths, strict=True)]
-            same = rows == [list(ids) for ids in written]
-            longest = max(policy.encoder.encode(prompt)["input_ids"].shape[1] for prompt in read_prompts)
+            same = rows == [list(ids) for ids in expected]
+            longest = max(policy.encoder.encode(prompt)["input_ids"].shape[1] for prompt in policy_prompts)
             room = policy.encoder.max_prompt_length
             text = f"prompts up to {longest} tokens" + ("" if room is None else f" of {room} allowed")
-            text = f"the written ids, token by token; {text}" if same else "other ids than were written"
+            text = f"the sampled ids, token by token; {text}" if same else "other ids than were sampled"
             yield Check(f"completion in view {name} ({policy.name} / {view.context})", OK if same else WRONG, text)
     learner_prompts = scored.prompts[scored.method.learner]
     yield from _agreement(learner, next(prompt for prompt in learner_prompts if prompt is not None))
@@ -232,15 +232,15 @@ def _agreement(learner: Learner, prompt: Prompt) -> Iterator[Check]:
             "chat_template.jinja in its folder"
         )
         yield Check("chat template", NOTE, text)
-    opening = _opening(student, prompt)
+    prefix = _completion_prefix(student, prompt)
     for name, policy in models.items():
-        theirs = opening if policy.encoder is student.encoder else _opening(policy, prompt)
-        if theirs != opening:
-            text = f"the chat templates differ: before an answer, {name} has {theirs!r} and the student {opening!r}"
+        theirs = prefix if policy.encoder is student.encoder else _completion_prefix(policy, prompt)
+        if theirs != prefix:
+            text = f"the chat templates differ: before an answer, {name} has {theirs!r} and the student {prefix!r}"
             yield Check("chat template", NOTE, text)
 
 
-def _opening(policy: AutoregressivePolicy, prompt: Prompt) -> str:
+def _completion_prefix(policy: AutoregressivePolicy, prompt: Prompt) -> str:
     """Text that the chat template inserts between question and answer, such as an open or closed thinking block."""
     text = policy.tokenizer.decode(policy.encoder.encode(prompt)["input_ids"][0])
     return text.rpartition(prompt.text)[2] if prompt.text in text else ""
@@ -261,20 +261,20 @@ def _precision(config: RunConfig, learner: Learner) -> Iterator[Check]:
         )
 
 
-def _readers(policy: Policy, prompts: list[Prompt]) -> list[tuple[AutoregressivePolicy, list[int]]]:
+def _by_policy(policy: Policy, prompts: list[Prompt]) -> list[tuple[AutoregressivePolicy, list[int]]]:
     """The policies that score these prompts, each with the indices of its prompts: one, or one per domain."""
-    readers: dict[int, tuple[Any, list[int]]] = {}
+    by_policy: dict[int, tuple[Any, list[int]]] = {}
     for idx, prompt in enumerate(prompts):
-        reader = member(policy, prompt.domain)
-        readers.setdefault(id(reader), (reader, []))[1].append(idx)
-    return list(readers.values())
+        scorer = member(policy, prompt.domain)
+        by_policy.setdefault(id(scorer), (scorer, []))[1].append(idx)
+    return list(by_policy.values())
 
 
 def _images(scored: StepResult, learner: Learner) -> Iterator[Check]:
     for name, view in scored.method.views.items():
-        prompts, _ = _read_by(scored, name)
-        for policy, places in _readers(learner.policies[view.policy], prompts):
-            image_token, prompt = getattr(policy.model.config, "image_token_id", None), prompts[places[0]]
+        prompts, _ = _scored_by(scored, name)
+        for policy, indices in _by_policy(learner.policies[view.policy], prompts):
+            image_token, prompt = getattr(policy.model.config, "image_token_id", None), prompts[indices[0]]
             if image_token is None:
                 continue
             count = int((policy.encoder.encode(prompt)["input_ids"] == image_token).sum())
@@ -288,7 +288,7 @@ def _views(scored: StepResult, learner: Learner, config: RunConfig) -> Iterator[
         teacher_dtype = config.models.teacher_dtype if view.policy.startswith("teacher") else None
         half = config.training.mixed_precision == "bf16"
         tolerance = max(TOLERANCE[teacher_dtype or config.models.dtype], TOLERANCE["bfloat16"] if half else 0.0)
-        policy, prompts, rollouts = learner.policies[view.policy], *_read_by(scored, name)
+        policy, prompts, rollouts = learner.policies[view.policy], *_scored_by(scored, name)
         if not prompts:
             continue
         alone = [_logprobs(policy, prompt, rollout) for prompt, rollout in zip(prompts, rollouts, strict=True)]
@@ -300,17 +300,17 @@ def _views(scored: StepResult, learner: Learner, config: RunConfig) -> Iterator[
             yield _same(f"sampler = student on {view.context}", sampled, scored.scores[name].logprob, tolerance)
         else:  # sample and score with the view's own policy, which detects a shift by a column
             prompt = replace(prompts[0], future=())  # the future belongs to another answer
-            written = policy.sample([prompt], [[0]], SamplingOptions(max(batch.lengths)))[0][0]
-            sampled = torch.tensor(written.logprobs)
-            read = _logprobs(policy, prompt, written)
-            yield _same(f"view {name}: sampler = scorer", sampled, read, tolerance)
+            completion = policy.sample([prompt], [[0]], SamplingOptions(max(batch.lengths)))[0][0]
+            sampled = torch.tensor(completion.logprobs)
+            scored_again = _logprobs(policy, prompt, completion)
+            yield _same(f"view {name}: sampler = scorer", sampled, scored_again, tolerance)
 
 
-def _read_by(scored: StepResult, view: str) -> tuple[list[Prompt], list[Rollout]]:
+def _scored_by(scored: StepResult, view: str) -> tuple[list[Prompt], list[Rollout]]:
     """Prompts and rollouts of the sequences that the view scored."""
     pairs = zip(scored.prompts[view], scored.batch.rollouts, strict=True)
-    read = [(prompt, rollout) for prompt, rollout in pairs if prompt is not None]
-    return [prompt for prompt, _ in read], [rollout for _, rollout in read]
+    scored_pairs = [(prompt, rollout) for prompt, rollout in pairs if prompt is not None]
+    return [prompt for prompt, _ in scored_pairs], [rollout for _, rollout in scored_pairs]
 
 
 def _logprobs(policy: Policy, prompt: Prompt, rollout: Rollout | Completion) -> torch.Tensor:

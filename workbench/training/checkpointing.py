@@ -57,9 +57,14 @@ def gather(learner: Trained, keep: bool) -> Gathered | None:
 
 
 def save_checkpoint(
-    run_dir: Path, step: int, learners: Sequence[Trained], *, keep: int = 0, gathered: Sequence[Gathered | None] = ()
+    run_dir: Path,
+    step: int,
+    learners: Sequence[Trained],
+    *,
+    save_total_limit: int = 0,
+    gathered: Sequence[Gathered | None] = (),
 ) -> Checkpoint:
-    """Write checkpoint `step`, then delete the oldest ones beyond `keep` (0 = keep all).
+    """Write checkpoint `step`, then delete the oldest ones beyond `save_total_limit` (0 = keep all).
 
     gathered  results of `gather`, one per learner; () = no learner is sharded
     """
@@ -77,7 +82,7 @@ def save_checkpoint(
         raise
     # a later checkpoint is incomplete, and resume skipped it
     done = [checkpoint for checkpoint in list_checkpoints(run_dir) if checkpoint.step <= step]
-    for old in done[: max(0, len(done) - keep)] if keep else []:
+    for old in done[: max(0, len(done) - save_total_limit)] if save_total_limit else []:
         shutil.rmtree(old.path)
     return Checkpoint(final, step)
 

@@ -54,7 +54,7 @@ class Exported:
                 f"the student of step {self.step}, {self.num_parameters:,} parameters, with a model card: {self.target}"
             )
         rows = ", ".join(f"{count:,} {name}" for name, count in self.rows.items())
-        return f"traces up to step {self.step} ({rows}) as a data set: {self.target}"
+        return f"traces up to step {self.step} ({rows}) as a dataset: {self.target}"
 
 
 def export_student(
@@ -93,7 +93,7 @@ NEEDS_TORCHVISION = """
 
 
 def export_traces(run_dir: str | Path, to: str | Path) -> Exported:
-    """Export the traces of a run to a new folder, or to hf:OWNER/NAME, as a Hugging Face data set.
+    """Export the traces of a run to a new folder, or to hf:OWNER/NAME, as a Hugging Face dataset.
 
     Raises: TraceError if the run has no traces; ConfigError if the folder exists or the package datasets is missing.
     """
@@ -302,6 +302,6 @@ def _evaluation(run: RunFolder, step: int, learner: str, student_context: str) -
 
 
 def _name(path: object) -> str:
-    """Name of a model or data set for the card, without local folders."""
+    """Name of a model or dataset for the card, without local folders."""
     text = str(path)
     return text if path is None or ":" in text or not Path(text).exists() else Path(text).name

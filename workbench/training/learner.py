@@ -101,8 +101,8 @@ class Learner:
     def step(self, step: int) -> dict[str, float]:
         """One optimizer step and EMA update; steps count from 1."""
         rate = self._rate(step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        for param_group in self.optimizer.param_groups:
+            param_group["lr"] = rate
         if self.mask is not None:
             self.mask.decay(1 - rate * self.weight_decay)
         self.underflow.before()
@@ -162,7 +162,7 @@ def build_learner(
         dtype=models.dtype,
         teacher_dtype=models.teacher_dtype,
         offload_teachers=models.offload_teachers,
-        attention=models.attn_implementation,
+        attn_implementation=models.attn_implementation,
         compiler=models.compile,
         device="cpu" if group.sharding else device,
         trust_remote_code=models.trust_remote_code,

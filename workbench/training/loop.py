@@ -32,7 +32,7 @@ from workbench.evals.evaluate import Evaluation, teachers
 from workbench.evals.records import require_answers
 from workbench.policies import SamplingOptions
 from workbench.policies.by_domain import covers
-from workbench.policies.fsdp import single_policies, unsharded, unsharded_heads
+from workbench.policies.fsdp import single_policies, unsharded, unsharded_root
 from workbench.policies.image_features import cached_image_features
 from workbench.runs.checkpoints import Checkpoint
 from workbench.runs.fingerprints import models_read_again, require_same_data, require_same_models
@@ -132,12 +132,12 @@ class Trainer:
         """
         config = self.config
         data = {
-            "data.train": load_examples(config.data.train, limit=config.data.max_train_examples),
+            "data.train": load_examples(config.data.train, max_examples=config.data.max_train_examples),
             "data.eval": [],
             "data.probes": [],
         }
         if config.data.eval is not None:
-            data["data.eval"] = load_examples(config.data.eval, limit=config.evaluation.max_examples or None)
+            data["data.eval"] = load_examples(config.data.eval, max_examples=config.evaluation.max_examples or None)
             require_answers(data["data.eval"])
         if config.data.probes is not None:
             data["data.probes"] = load_examples(config.data.probes)
@@ -176,7 +176,7 @@ class Trainer:
         """The source of each learner's rollouts; some sample all sequences here, before the first step."""
         in_order = [self.examples[self.order.index(idx)] for idx in range(len(self.examples))]
         begun = self.step_done > 0
-        with unsharded_heads(*self.sampling_policies), unsharded(*self.sampling_policies):
+        with unsharded_root(*self.sampling_policies), unsharded(*self.sampling_policies):
             shared = self.method, self.sampling, in_order, self._is_usable, begun, self.group
             return [RolloutSource(self.config, self.folder, learner, *shared) for learner in self.learners]
 
@@ -212,7 +212,7 @@ class Trainer:
         pool = [example for example in pool if all(covers(policy, example.domain) for policy, _ in self.views)]
         pool = pool[: 2 * self.config.trace.probes]
         pool = [example for example in pool if not self.skipped.add_if(example, encoding_problem(example, self.views))]
-        with unsharded_heads(*self.sampling_policies), unsharded(*self.sampling_policies), self._autocast():
+        with unsharded_root(*self.sampling_policies), unsharded(*self.sampling_policies), self._autocast():
             return self.group.on_main(
                 lambda: open_probes(self.config, self.folder, self.students, self.method, pool, self.sampling), {}
             )
@@ -278,17 +278,17 @@ class Trainer:
         try:
             with (
                 self.group.propagate_errors(),
-                unsharded_heads(*self.policies),
+                unsharded_root(*self.policies),
                 cached_image_features(self.config.models.cache_image_features),
             ):
                 rollouts = self._sample(step, examples)  # all learners sample before any is trained
                 timer.mark("sample")
-                results = [self._forward_backward(learner, rollouts, step, timer) for learner in self.learners]
+                results = [self._score_and_backward(learner, rollouts, step, timer) for learner in self.learners]
             for learner in self.learners:
                 learner.all_reduce_gradients(self.group)
             grad_norms = [learner.clip_gradients() for learner in self.learners]
         except NonFiniteError as error:
-            raise self._stop_for(step, error) from None
+            raise self._nonfinite_error(step, error) from None
         metrics = {}
         for learner, result, grad_norm in zip(self.learners, results, grad_norms, strict=True):
             metrics |= self._update(learner, result, grad_norm, step)
@@ -331,7 +331,7 @@ class Trainer:
                 first=local.start * self.config.sampling.num_generations,
             )
 
-    def _forward_backward(
+    def _score_and_backward(
         self, learner: Learner, rollouts: dict[str, tuple[Rollout, ...]], step: int, timer: StepTimer
     ) -> StepResult:
         """Score and route one learner's batch and backpropagate its losses; the optimizer step follows later."""
@@ -372,7 +372,7 @@ class Trainer:
         if not self.group.main_first(lambda: all(self.probes.get(learner.name) for learner in self.learners)):
             return
         for learner in self.learners:
-            with unsharded_heads(*learner.policies.values()), self._autocast():
+            with unsharded_root(*learner.policies.values()), self._autocast():
                 if not self.group.is_main:
                     join_collectives(self.method, learner.policies)
                     continue
@@ -408,15 +408,15 @@ class Trainer:
         self.group.main_first(lambda: self._save_on_main(step, gathered))
 
     def _save_on_main(self, step: int, gathered: list[Gathered | None]) -> None:
-        keep = self.config.training.save_total_limit
-        checkpoint = save_checkpoint(self.folder.path, step, self.learners, keep=keep, gathered=gathered)
+        limit = self.config.training.save_total_limit
+        checkpoint = save_checkpoint(self.folder.path, step, self.learners, save_total_limit=limit, gathered=gathered)
         log.info("saved %s", checkpoint.path)
         try:
             compact(self.folder.path)
         except TraceError as error:  # the unmerged files stay valid
             log.warning("traces were not merged: %s", error)
 
-    def _stop_for(self, step: int, error: NonFiniteError) -> RunError:
+    def _nonfinite_error(self, step: int, error: NonFiniteError) -> RunError:
         """Save the weights before the failed step and build the error for the user."""
         for learner in self.learners:
             learner.optimizer.zero_grad(set_to_none=True)

@@ -67,10 +67,10 @@ def step_metrics(method: Method, scored: StepResult) -> dict[str, float]:
     metrics = {
         name: value for name, value in metrics.items() if value == value
     }  # a view that scored nothing has no mean
-    facts: dict[str, list[float]] = {}
-    for name, value in (fact for rollout in scored.batch.rollouts for fact in rollout.annotations):
-        facts.setdefault(name, []).append(value)
-    metrics |= {f"annotation/{name}": sum(values) / len(values) for name, values in facts.items()}
+    annotations: dict[str, list[float]] = {}
+    for name, value in (pair for rollout in scored.batch.rollouts for pair in rollout.annotations):
+        annotations.setdefault(name, []).append(value)
+    metrics |= {f"annotation/{name}": sum(values) / len(values) for name, values in annotations.items()}
     return metrics | {f"threshold/{name}": value for name, value in routing.thresholds.items()}
 
 

@@ -22,7 +22,7 @@ def open_probes(
     pool: list[Example],
     sampling: SamplingOptions,
 ) -> dict[str, tuple[Rollout, ...]]:
-    """Probes by learner: read from the run folder, or sampled now and saved there."""
+    """Probes by learner: loaded from the run folder, or sampled now and saved there."""
     examples = pool[: config.trace.probes]
     kept = folder.probes()
     if kept is not None:
@@ -32,9 +32,9 @@ def open_probes(
             name: tuple(rollout for rollout in restored if rollout.sampled_by == policy.name)
             for name, policy in students.items()
         }
-    written = {}
+    sampled = {}
     for name, student in students.items() if examples else ():
-        written[name] = tuple(
+        sampled[name] = tuple(
             sample_rollouts(
                 student,
                 examples,
@@ -46,8 +46,8 @@ def open_probes(
             )
         )
     if method.peer_request is not None:
-        written = request_peer_feedback(
-            written, students, method.peer_request, sampling=sampling, seed=("probe", config.seed)
+        sampled = request_peer_feedback(
+            sampled, students, method.peer_request, sampling=sampling, seed=("probe", config.seed)
         )
-    folder.write_probes([to_row(rollout) for rollouts in written.values() for rollout in rollouts])
-    return written
+    folder.write_probes([to_row(rollout) for rollouts in sampled.values() for rollout in rollouts])
+    return sampled

@@ -85,7 +85,7 @@ def _prepare(config: RunConfig, resume: bool) -> None:
         RunFolder.open(config.run_dir)
     else:
         check_models(config)  # before creating the folder
-        load_examples(config.data.train, limit=1)
+        load_examples(config.data.train, max_examples=1)
         facts = {"config": config.to_dict()}  # config.yaml can be edited
         RunFolder.create(
             config.run_dir, config.to_yaml(), seed=config.seed, method=config.method["name"], facts_too=facts

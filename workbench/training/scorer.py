@@ -20,7 +20,7 @@ import torch
 from workbench.config.schema import EvaluationConfig, RunConfig, SamplingConfig, load_config
 from workbench.data.contexts import build_prompt, dummy_rollout, parse_context, require_promptable
 from workbench.data.examples import load_examples
-from workbench.data.grading import RULES, TOLERANCE, check_grading, grade
+from workbench.data.grading import GRADERS, TOLERANCE, check_grading, grade
 from workbench.distill.rollouts import reply_in_turns
 from workbench.distill.scoring import Batch
 from workbench.distill.step import compute_step, score_batch
@@ -62,7 +62,7 @@ class Scorer:
         """
         for view in self.method.views.values():
             self.learner.policies[view.policy].check_prompt(build_prompt(example, view.context, dummy_rollout(example)))
-        rollout = self._write(example, seed) if answer is None else self._given(example, answer, seed)
+        rollout = self._sample(example, seed) if answer is None else self._given(example, answer, seed)
         policies, config = self.learner.policies, self.config
         with torch.no_grad(), autocast(config, self.device):
             scored = compute_step(
@@ -80,15 +80,15 @@ class Scorer:
         writer.write(to_traced_batch(scored, self._num_scored, student))
         return open_traces(self._folder.name).rollout(self._num_scored, 0)
 
-    def _write(self, example: Example, seed: int) -> Rollout:
+    def _sample(self, example: Example, seed: int) -> Rollout:
         student, replies = self.learner.student, self._replies(example, seed)
         prompt = build_prompt(example, self._context, Rollout(example, 0, (), "", False, replies=replies))
         with autocast(self.config, self.device):
-            written = student.sample([prompt], [[seed]], self._sampling)[0][0]
-        text = student.text(written.ids)
+            completion = student.sample([prompt], [[seed]], self._sampling)[0][0]
+        text = student.text(completion.ids)
         reward = self._grade(example, text)
-        fields: dict[str, Any] = {"replies": replies, "denoising": written.denoising}
-        return Rollout(example, 0, written.ids, text, written.finished, written.logprobs, reward, **fields)
+        fields: dict[str, Any] = {"replies": replies, "denoising": completion.denoising}
+        return Rollout(example, 0, completion.ids, text, completion.finished, completion.logprobs, reward, **fields)
 
     def _given(self, example: Example, answer: str, seed: int) -> Rollout:
         ids, reward = self.learner.student.answer_ids(answer), self._grade(example, answer)
@@ -124,27 +124,27 @@ def evaluate_run(
     *,
     data: str | None = None,
     contexts: Sequence[str] | None = None,
-    count: int | None = None,
-    rule: str | None = None,
+    max_examples: int | None = None,
+    grader: str | None = None,
     tolerance: float | None = None,
     skipped: Tally | None = None,
 ) -> list[EvalRecord]:
     """Evaluate the students of a run's newest checkpoint and its teachers again.
 
-    data, contexts, count, rule and tolerance default to the run's own. The run folder is not changed.
+    data, contexts, max_examples, grader and tolerance default to the run's own. The run folder is not changed.
     skipped  collects the examples that a policy cannot encode
     """
     scorer = open_scorer(run_dir, device=None)
     config = scorer.config
     evaluation = config.evaluation
-    grading = evaluation.grading if rule in (None, evaluation.grader) else {"rule": rule, "tolerance": TOLERANCE}
+    grading = evaluation.grading if grader in (None, evaluation.grader) else {"grader": grader, "tolerance": TOLERANCE}
     grading |= {} if tolerance is None else {"tolerance": tolerance}
     check_grading(**grading)
     source = data or config.data.eval
     if source is None:
         raise ConfigError("the run has no data.eval. Name a file with --data.")
-    own_count = config.evaluation.max_examples or None
-    examples = load_examples(source, limit=own_count if count is None else count)
+    default = config.evaluation.max_examples or None
+    examples = load_examples(source, max_examples=default if max_examples is None else max_examples)
     policies = [
         policy for name, policy in scorer.learner.policies.items() if name == STUDENT or name.startswith("teacher")
     ]
@@ -157,7 +157,7 @@ def evaluate_run(
     examples = filter_encodable(
         examples, policies, contexts or config.evaluation.contexts, Tally() if skipped is None else skipped
     )
-    _log_unasked(examples, contexts or config.evaluation.contexts)
+    _log_not_evaluated(examples, contexts or config.evaluation.contexts)
     with autocast(config, scorer.device):  # the precision of the run's evaluations
         return evaluate_policies(
             policies,
@@ -175,8 +175,8 @@ def evaluate_model(
     *,
     data: str,
     contexts: Sequence[str] = ("plain",),
-    count: int | None = None,
-    rule: str = RULES[0],
+    max_examples: int | None = None,
+    grader: str = GRADERS[0],
     tolerance: float = TOLERANCE,
     max_completion_length: int = SamplingConfig().max_completion_length,
     dtype: str = "float32",
@@ -184,8 +184,8 @@ def evaluate_model(
     skipped: Tally | None = None,
 ) -> list[EvalRecord]:
     """Evaluate any image-text-to-text model: a folder written by save_pretrained, or a name on the hub."""
-    check_grading(rule, tolerance)
-    examples = load_examples(data, limit=count)
+    check_grading(grader, tolerance)
+    examples = load_examples(data, max_examples=max_examples)
     for context in contexts:
         require_promptable(context)
     require_answers(examples)
@@ -196,12 +196,12 @@ def evaluate_model(
         max_completion_length = min(max_completion_length, policy.encoder.context_length // 2)
     leave_room([policy], max_completion_length)
     examples = filter_encodable(examples, [policy], contexts, Tally() if skipped is None else skipped)
-    _log_unasked(examples, contexts)
+    _log_not_evaluated(examples, contexts)
     options = {"max_completion_length": max_completion_length, "batch_size": EvaluationConfig().batch_size}
-    return evaluate_policies([policy], examples, contexts, step=0, rule=rule, tolerance=tolerance, **options)
+    return evaluate_policies([policy], examples, contexts, step=0, grader=grader, tolerance=tolerance, **options)
 
 
-def _log_unasked(examples: list[Example], contexts: Sequence[str]) -> None:
+def _log_not_evaluated(examples: list[Example], contexts: Sequence[str]) -> None:
     for sentence in not_evaluated(examples, contexts):
         log.warning("%s", sentence)
 
@@ -211,8 +211,8 @@ def evaluate(
     *,
     data: str | None = None,
     contexts: Sequence[str] | None = None,
-    count: int | None = None,
-    rule: str | None = None,
+    max_examples: int | None = None,
+    grader: str | None = None,
     tolerance: float | None = None,
     skipped: Tally | None = None,
 ) -> list[EvalRecord]:
@@ -225,18 +225,24 @@ def evaluate(
     folder = Path(path)
     if (folder / "run.json").is_file():
         return evaluate_run(
-            folder, data=data, contexts=contexts, count=count, rule=rule, tolerance=tolerance, skipped=skipped
+            folder,
+            data=data,
+            contexts=contexts,
+            max_examples=max_examples,
+            grader=grader,
+            tolerance=tolerance,
+            skipped=skipped,
         )
     for model in (folder, folder / "student"):  # a checkpoint holds its student in a folder of that name
         if (model / "config.json").is_file() or (model / "adapter_config.json").is_file():
             if data is None:
                 raise ConfigError(f"{path} is a model, not a run, so it names no examples. Name a file with --data.")
             grading: dict[str, Any] = {
-                "rule": rule or RULES[0],
+                "grader": grader or GRADERS[0],
                 "tolerance": TOLERANCE if tolerance is None else tolerance,
             }
             return evaluate_model(
-                model, data=data, contexts=contexts or ("plain",), count=count, skipped=skipped, **grading
+                model, data=data, contexts=contexts or ("plain",), max_examples=max_examples, skipped=skipped, **grading
             )
     raise RunError(
         f"{path} has neither run.json nor config.json. Expected a run folder or a model folder. Make one with "

@@ -81,8 +81,7 @@ def pair_of(first: str | Path, second: str | Path | None = None) -> ModelPair:
     if not (Path(first) / "run.json").is_file():
         raise ConfigError(
             f"{first} is not a run folder, and a single model has no update. Give a run (workbench geometry "
-            "runs/NAME), "
-            "or two model folders (workbench geometry BEFORE AFTER)."
+            "runs/NAME), or two model folders (workbench geometry BEFORE AFTER)."
         )
     return pair_of_run(first)
 
@@ -178,7 +177,7 @@ def _size_table(groups: pd.DataFrame, names: list[str]) -> str:
 
 
 def _location_table(groups: pd.DataFrame, names: list[str]) -> str:
-    header = ["group", "stable rank", "top 16 directions", "in top 10 %", "enriched on principal", "on small weights"]
+    header = ["group", "stable rank", "top 16 directions", "in top 10%", "enriched on principal", "on small weights"]
     rows = [
         [
             name,

@@ -186,7 +186,7 @@ def aligned_html(pair: RunPair, first: str, second: str) -> str:
 def _aligned_cell(row: Mapping, suffix: str, slots: Mapping[str, str]) -> str:
     text, regime = row[f"token_{suffix}"], row[f"regime_{suffix}"]
     if text is None:
-        return '<td class="wbu-gone" aria-label="no partner"></td>'
+        return '<td class="wbu-gone" aria-label="no matching token"></td>'
     gaps = {name: row[f"{name}_gap_{suffix}"] for name in ("information", "capability")}
     gap_texts = ", ".join(f"{name} {signed(value)} nats" for name, value in gaps.items() if value is not None)
     title = escape(f"{visible_text(text)} · {regime}" + (f" · {gap_texts}" if gap_texts else ""), quote=True)
@@ -248,8 +248,7 @@ def draw_accuracy(first: Path, second: Path) -> str:
         return html
     return html + aside_html(
         f"The runs were not evaluated on the same questions: {both:,} are common, {only_first:,} of the first run "
-        "only, "
-        f"{only_second:,} of the second only. Accuracies may differ for this reason alone."
+        f"only, {only_second:,} of the second only. Accuracies may differ for this reason alone."
     )
 
 
@@ -273,7 +272,7 @@ def build_tab(context: AppContext, shared: Shared) -> None:
     with gr.Row():
         other = gr.Dropdown([], label="compare with", elem_id="compare-other", min_width=320, scale=2)
         layout = gr.Radio(
-            (("one under the other", "under"), ("side by side", "beside")),
+            (("stacked", "under"), ("side by side", "beside")),
             value="under",
             label="answers in full",
             elem_id="compare-layout",

@@ -29,7 +29,7 @@ COLUMNS = (
     Column("stable_rank", kind="number"),
     Column("effective_rank", kind="number"),
     Column("energy_top_16", "top 16 directions", "share"),
-    Column("projection_10pct", "in top 10 % of source", "share"),
+    Column("projection_10pct", "in top 10% of source", "share"),
     Column("spectral_drift", kind="share"),
     Column("enrichment_principal_10pct_0e+00", "enriched on principal", "number"),
     Column("enrichment_low_10pct_0e+00", "on small weights", "number"),

@@ -77,7 +77,7 @@ def build_tab(context: AppContext, shared: Shared) -> None:
                 overrides = gr.Textbox(
                     label="Overrides",
                     lines=3,
-                    placeholder="training.steps=20\nmodels.teachers={maths: path/to/model}",
+                    placeholder="training.steps=20\nmodels.teachers={math: path/to/model}",
                     info="one key=value per line, as on the command line; they take precedence over the form",
                     elem_id="launch-more",
                 )

@@ -377,7 +377,7 @@ def _refuse(fault: str) -> go.Figure:
 
 
 def answers_html(answers: Table) -> str:
-    kinds = {"step": "number", "tokens": "number", "right": "right", "source": "short", "expected": "short"}
+    kinds = {"step": "number", "tokens": "number", "right": "right", "from": "short", "expected": "short"}
     columns = [Column(name, kind=kinds.get(name, "mono")) for name in COLUMNS]
     return rows_html(answers, columns, label="Answers to one question, by step")
 

@@ -138,10 +138,10 @@ def compared_columns(study: StudyStatus) -> tuple[Column, ...]:
         Column("seeds", kind="number"),
         Column("mean", kind="right-text"),
         Column("difference", f"minus {study.baseline}", "right-text"),
-        Column("difference_interval", "95 % interval", "right-text"),
+        Column("difference_interval", "95% interval", "right-text"),
         Column("verdict", kind="short"),
         Column("gain", "gain over start", "right-text"),
-        Column("gain_interval", "95 % interval", "right-text"),
+        Column("gain_interval", "95% interval", "right-text"),
         Column("gain_verdict", "verdict", "short"),
     )
 

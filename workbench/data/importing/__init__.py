@@ -38,7 +38,7 @@ def import_dataset(
     privileged_as: str = "caption",
     split: str | None = None,
     columns: dict[str, str] | None = None,
-    limit: int | None = None,
+    max_examples: int | None = None,
 ) -> ImportReport:
     """Convert `source` (a file, saved folder or hf:NAME?split=S) into the new folder `destination`.
 
@@ -47,14 +47,14 @@ def import_dataset(
     box_units      pixels, normalized (0 to 1), percent (0 to 100), thousand (0 to 1000); None = the layout's
     privileged_as  column for the text of `privileged_context`: caption or hint
     columns        our column -> theirs, where COLUMN_NAMES does not apply
-    limit          convert only the first N rows
+    max_examples   convert only the first N rows
     Raises         ConfigError for an unknown option; DataError if the source cannot be read, the destination exists or
                    cannot be written, or no row can be converted
     """
     chosen = load_layout(layout)
     names = _column_names(columns or {}, privileged_as, chosen)
     box_format, box_units = box_format or chosen.box_format, box_units or chosen.box_units
-    _check_options(box_format, box_units, limit)
+    _check_options(box_format, box_units, max_examples)
     destination = Path(destination)
     if os.path.lexists(destination):
         raise DataError(f"{destination} exists already. Name a new folder; an import never writes into an old one.")
@@ -64,7 +64,7 @@ def import_dataset(
         with new_folder(destination) as target:
             (target / IMAGES_FOLDER).mkdir()
             importer = Importer(table, target, destination, box_format, box_units, names, chosen, report)
-            _convert_all(importer, columns or {}, limit)
+            _convert_all(importer, columns or {}, max_examples)
     except OSError as error:
         raise DataError(
             f"{destination} cannot be written ({error}). Check space and rights, or name another."
@@ -87,16 +87,16 @@ def _column_names(columns: dict[str, str], privileged_as: str, layout: Layout) -
     return names
 
 
-def _check_options(box_format: str, box_units: str, limit: int | None) -> None:
+def _check_options(box_format: str, box_units: str, max_examples: int | None) -> None:
     if box_format not in BOX_FORMATS:
         raise ConfigError(unknown("box format", box_format, BOX_FORMATS))
     if box_units not in BOX_UNITS:
         raise ConfigError(unknown("box units", box_units, BOX_UNITS))
-    if limit is not None and limit < 1:
-        raise ConfigError(f"limit must be at least 1, got {limit}. Leave it out to convert all rows.")
+    if max_examples is not None and max_examples < 1:
+        raise ConfigError(f"max_examples must be at least 1, got {max_examples}. Leave it out to convert all rows.")
 
 
-def _convert_all(importer: Importer, columns: dict[str, str], limit: int | None) -> None:
+def _convert_all(importer: Importer, columns: dict[str, str], max_examples: int | None) -> None:
     report, seen, theirs = importer.report, set(), {}
     with (importer.target / DATA_FILE).open("w", encoding="utf-8") as data:
         for count, row in enumerate(importer.table.rows, start=1):
@@ -118,7 +118,7 @@ def _convert_all(importer: Importer, columns: dict[str, str], limit: int | None)
                 for ours, name in used.items():
                     report.use(ours, name)
                 data.write(json.dumps(converted, ensure_ascii=False) + "\n")
-            if count == limit:
+            if count == max_examples:
                 break
     for ours, name in columns.items():
         if theirs and name not in theirs:

@@ -271,7 +271,7 @@ def evaluate_world(
     families: tuple[str, ...] | None = None,
     batch_size: int = 50,
 ) -> list[WorldScore]:
-    """Asks the first `count` questions of a split under each context; the most likely token is written each time.
+    """Evaluate a policy greedily on the first `count` questions of a split under each context.
 
     Returns a row for each family, visibility and context, and rows of domain "all".
     """
@@ -283,8 +283,8 @@ def evaluate_world(
         examples = make_examples(split, seed=seed, start=start, count=number, families=families)
         for context in contexts:
             prompts = [build_prompt(example, context) for example in examples]
-            written = policy.sample(prompts, [[0]] * number, options)
-            for example, (completion,) in zip(examples, written, strict=True):
+            completions = policy.sample(prompts, [[0]] * number, options)
+            for example, (completion,) in zip(examples, completions, strict=True):
                 is_right = grade(policy.text(completion.ids), example.answer) == 1.0
                 for domain in (example.domain, "all"):
                     right.setdefault((domain, answer_visibility(example), context), []).append(is_right)
