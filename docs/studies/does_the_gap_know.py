@@ -6,14 +6,13 @@ Writes does-the-gap-know.md and .png beside this file (needs Chromium and the ex
 its seeds; every number is a mean over them with the 95 % interval of Student's t.
 """
 
-import shutil
 import sys
 from pathlib import Path
 
 import pandas as pd
 import plotly.graph_objects as go
 from intervals import came_from, interval
-from playwright.sync_api import sync_playwright
+from screenshot import screenshot
 
 import workbench as wb
 from workbench.analysis.illusion import auroc
@@ -58,13 +57,7 @@ def main() -> None:
     folders = sorted(study.glob(f"{variant}-s*"))
     config = read_yaml(folders[0] / "config.yaml")
     (HERE / "does-the-gap-know.md").write_text(page(frame, kinds, drift, config, len(runs), came_from(folders)))
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        tab = browser.new_page(viewport={"width": 1100, "height": 600}, device_scale_factor=1.5)
-        tab.set_content(figure(frame).to_html(include_plotlyjs=True, config={"staticPlot": True}))
-        tab.wait_for_selector(".legendtext")
-        tab.screenshot(path=HERE / "does-the-gap-know.png")
-        browser.close()
+    screenshot(figure(frame), HERE / "does-the-gap-know.png", width=1100)
 
 
 def measured(run, seed: int) -> pd.DataFrame:

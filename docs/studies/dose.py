@@ -10,14 +10,13 @@ that the monitor reads.
 """
 
 import argparse
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from pays import markdown
-from playwright.sync_api import sync_playwright
+from screenshot import screenshot
 
 from workbench.analysis.style import layout
 from workbench.runs.folder import RunFolder
@@ -40,7 +39,7 @@ def main() -> None:
     )
     print(collapse_table(runs))
     print(warning_table(runs))
-    screenshot(draw(runs), Path(__file__).parent / "dose.png")
+    screenshot(draw(runs), Path(__file__).parent / "dose.png", width=900)
 
 
 def monitored_metrics(folder: Path) -> pd.DataFrame:
@@ -159,16 +158,6 @@ def draw(runs: pd.DataFrame) -> go.Figure:
     figure.update_yaxes(autorange="reversed", automargin=True, showgrid=False)
     figure.update_xaxes(side="top", showgrid=False)
     return figure
-
-
-def screenshot(figure: go.Figure, file: Path) -> None:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 900, "height": figure.layout.height + 20}, device_scale_factor=1.5)
-        page.set_content(figure.to_html(include_plotlyjs=True, config={"staticPlot": True}))
-        page.wait_for_selector(".main-svg")
-        page.locator(".js-plotly-plot").screenshot(path=file)
-        browser.close()
 
 
 if __name__ == "__main__":

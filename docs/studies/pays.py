@@ -44,8 +44,12 @@ _PLACE = re.compile(rf"\b({'|'.join(PLACES)})\b")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
-    folder = parser.parse_args().folder
+    parser.add_argument("folder", type=Path, nargs="+")
+    for folder in parser.parse_args().folder:
+        print_tables(folder)
+
+
+def print_tables(folder: Path) -> None:
     answers = pd.read_parquet(folder / "questions.parquet")
     for data, rows in answers.groupby("data", observed=True):
         print(f"## {folder.name}: {data}\n")

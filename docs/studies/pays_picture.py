@@ -5,15 +5,14 @@
 Reads questions.parquet of the folder, writes pays_crowded.png beside this file. Needs Chromium and the extra "dev".
 """
 
-import shutil
 import sys
 from pathlib import Path
 
 import pandas as pd
 import plotly.graph_objects as go
 from pays import UNTRAINED, WRONG, Accuracies
-from playwright.sync_api import sync_playwright
 from plotly.subplots import make_subplots
+from screenshot import screenshot
 
 from workbench.analysis.style import CAPABILITY, INFORMATION, INK, LINE, MUTED, layout
 
@@ -116,13 +115,7 @@ def _add(
 
 def main(folder: str, title: str) -> None:
     plot = draw(Path(folder), title)
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1200, "height": plot.layout.height + 20}, device_scale_factor=1.5)
-        page.set_content(plot.to_html(include_plotlyjs=True))
-        page.wait_for_selector(".main-svg")
-        page.locator(".js-plotly-plot").screenshot(path=Path(__file__).parent / f"{Path(folder).name}.png")
-        browser.close()
+    screenshot(plot, Path(__file__).parent / f"{Path(folder).name}.png")
 
 
 if __name__ == "__main__":
