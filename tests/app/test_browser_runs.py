@@ -197,10 +197,10 @@ def test_the_whole_way_from_a_launch_to_a_case_of_illusion_goes_by_mouse(server:
 
     page.get_by_role("tab", name="Illusion", exact=True).click()
     worst = page.locator("#illusion-worst tr[data-key]").first
-    place = json.loads(worst.get_attribute("data-key"))["position"]
+    position = json.loads(worst.get_attribute("data-key"))["position"]
     worst.click()
-    expect(page.locator("#tokens-answer .wb-detail")).to_contain_text(f"token {place + 1} of")
-    expect(page).to_have_url(re.compile(f"run=walk.*tab=tokens.*token={place}"))
+    expect(page.locator("#tokens-answer .wb-detail")).to_contain_text(f"token {position + 1} of")
+    expect(page).to_have_url(re.compile(f"run=walk.*tab=tokens.*token={position}"))
 
 
 def test_a_mistake_in_the_form_is_a_sentence_and_nothing_starts(server: Server, open_page: Callable) -> None:
@@ -245,17 +245,17 @@ def test_another_method_shows_its_own_options_and_the_check_its_table(open_page:
 
 def test_a_check_is_of_the_form_as_it_is(open_page: Callable) -> None:
     page = open_page("?tab=launch")
-    report, said = page.locator("#launch-report"), page.locator("#launch-said [role=alert]")
+    report, output = page.locator("#launch-report"), page.locator("#launch-said [role=alert]")
     data, steps = page.locator("#launch-data-train textarea"), page.locator("#launch-training-steps input")
     command = page.locator("#launch-command textarea")
     data.fill("nofile.jsonl")
     expect(command).to_have_value(re.compile("nofile.jsonl"))
     page.locator("#launch-check").click()
-    expect(said).to_contain_text("nofile.jsonl")
+    expect(output).to_contain_text("nofile.jsonl")
     expect(report).not_to_contain_text("Checking")
     data.fill("scenes:train?count=12")
     expect(command).not_to_have_value(re.compile("nofile.jsonl"))
-    expect(said).to_have_count(0)
+    expect(output).to_have_count(0)
     page.locator("#launch-check").click()
     expect(report).to_contain_text("Checking")
     expect(report).to_contain_text("checks passed")

@@ -125,13 +125,13 @@ def scenes(runs: Path) -> Iterator[str]:
 
 
 def test_filters_of_tokens_hold_of_one_token_that_is_marked_and_opened(visit, scenes: str, runs: Path) -> None:
-    found = (
+    result = (
         open_traces(runs / scenes)
         .sql("SELECT step, rollout_idx, position, regime, token_type, visibility FROM tokens")
         .to_pylist()
     )
     fitting = {}
-    for row in found:
+    for row in result:
         for token_type, visibility in (
             (row["token_type"], row["visibility"]),
             (row["token_type"], None),
@@ -146,13 +146,13 @@ def test_filters_of_tokens_hold_of_one_token_that_is_marked_and_opened(visit, sc
         """Answers that have a token for each of the three."""
         names = ("regime", "token_type", "visibility")
         each = [
-            {(row["step"], row["rollout_idx"]) for row in found if row[name] == value}
+            {(row["step"], row["rollout_idx"]) for row in result if row[name] == value}
             for name, value in zip(names, chosen, strict=True)
             if value
         ]
         return len(set.intersection(*each))
 
-    chosen = max(fitting, key=lambda one: apart(one) - len(fitting[one]))
+    chosen = max(fitting, key=lambda item: apart(item) - len(fitting[item]))
     answers = fitting[chosen]
     assert apart(chosen) > len(answers), "a filter that asked for each by itself would keep more"
     query = "&".join(
@@ -162,7 +162,7 @@ def test_filters_of_tokens_hold_of_one_token_that_is_marked_and_opened(visit, sc
     expect(page.locator("#tokens-where")).to_contain_text(f"of {len(answers)} answers")
     key = json.loads(page.locator("#tokens-list tr[aria-selected='true']").get_attribute("data-key"))
     positions = answers[key["step"], key["rollout"]]
-    marked = [int(one.get_attribute("data-i")) for one in page.locator("#tokens-answer .wb-match").all()]
+    marked = [int(element.get_attribute("data-i")) for element in page.locator("#tokens-answer .wb-match").all()]
     assert marked == sorted(positions)
     first = page.locator("#tokens-answer .wb-match").first
     expect(first).to_have_attribute("aria-pressed", "true")
@@ -237,9 +237,10 @@ def test_the_report_is_written_and_opens_alone(visit, runs: Path, tmp_path: Path
     waiting.value.save_as(tmp_path / "report.html")
     assert (tmp_path / "report.html").read_bytes() == (runs / "dopd" / "report.html").read_bytes()
     alone = browser.new_page()
-    asked, faults = [], []
+    requested, faults = [], []
     alone.on(
-        "request", lambda request: asked.append(request.url) if not request.url.startswith(("file:", "data:")) else None
+        "request",
+        lambda request: requested.append(request.url) if not request.url.startswith(("file:", "data:")) else None,
     )
     alone.on("pageerror", lambda error: faults.append(str(error)))
     alone.on("console", lambda message: faults.append(message.text) if message.type == "error" else None)
@@ -247,7 +248,7 @@ def test_the_report_is_written_and_opens_alone(visit, runs: Path, tmp_path: Path
     alone.locator(".js-plotly-plot .main-svg").first.wait_for()
     alone.locator(".wb-t").nth(1).click()
     expect(alone.locator(".wb-detail").first).to_contain_text("token 2 of")
-    assert asked == [] and faults == []
+    assert requested == [] and faults == []
     alone.close()
 
 

@@ -35,13 +35,13 @@ def setup(
 def at_once(learner: ViewOutput, targets: dict[str, ViewOutput], ids: torch.Tensor, routing: Routing) -> torch.Tensor:
     """Loss of every position, written position by position."""
     everything = torch.arange(N)
-    own = learner.logits(everything)
+    values = learner.logits(everything)
     losses = []
     for n in range(N):
-        loss = own.new_zeros(())
+        loss = values.new_zeros(())
         for part in REGIMES[int(routing.regime[n])].losses:
             target = targets[part.target].logits(everything).detach()[n : n + 1] if part.target in targets else None
-            value = part.divergence(own[n : n + 1], target, ids[n : n + 1], routing.advantage[n : n + 1])
+            value = part.divergence(values[n : n + 1], target, ids[n : n + 1], routing.advantage[n : n + 1])
             loss = loss + part.weight * value.squeeze(0)
         losses.append(loss * routing.weight[n])
     return torch.stack(losses)
@@ -60,8 +60,8 @@ def test_values_and_gradients_equal_those_of_one_piece(head: dict, monkeypatch: 
     whole = torch.autograd.grad(3.0 * (expected * loss_normalizer).sum(), [learner.hidden, *parameters])
     assert torch.allclose(result.loss, expected, atol=1e-6)
     assert result.total.item() == pytest.approx((expected * loss_normalizer).sum().item(), abs=1e-5)
-    for one, other in zip(chunked, whole, strict=True):
-        assert torch.allclose(one, other, atol=1e-5)  # sums in another order
+    for item, other in zip(chunked, whole, strict=True):
+        assert torch.allclose(item, other, atol=1e-5)  # sums in another order
 
 
 def test_two_halves_add_up_to_the_whole() -> None:
@@ -98,11 +98,11 @@ def test_no_gradient_reaches_a_target() -> None:
 def test_scores_are_those_of_the_softmax() -> None:
     learner, _, ids, _ = setup()
     logprobs = learner.logits(torch.arange(N)).log_softmax(-1).detach()
-    found = score(learner, ids)
-    assert torch.allclose(found.logprob, logprobs[torch.arange(N), ids], atol=1e-6)
-    assert torch.allclose(found.entropy, torch.distributions.Categorical(logits=logprobs).entropy(), atol=1e-5)
-    assert torch.equal(found.rank == 0, logprobs.argmax(-1) == ids)
-    assert torch.allclose(found.max_logprob, logprobs.max(-1).values, atol=1e-6)
+    result = score(learner, ids)
+    assert torch.allclose(result.logprob, logprobs[torch.arange(N), ids], atol=1e-6)
+    assert torch.allclose(result.entropy, torch.distributions.Categorical(logits=logprobs).entropy(), atol=1e-5)
+    assert torch.equal(result.rank == 0, logprobs.argmax(-1) == ids)
+    assert torch.allclose(result.max_logprob, logprobs.max(-1).values, atol=1e-6)
 
 
 def test_the_learners_scores_come_with_its_losses_in_order() -> None:

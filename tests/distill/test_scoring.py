@@ -21,14 +21,14 @@ LENGTHS = (3, 1, 7, 5, 2)
 def test_parts_cover_every_rollout_and_position_once(size: int) -> None:
     batch = Batch(rollouts(*LENGTHS), size)
     rows = [row for part, _ in batch.micro_batches() for row in part]
-    positions = [place for _, part in batch.micro_batches() for place in range(part.start, part.stop)]
+    positions = [position for _, part in batch.micro_batches() for position in range(part.start, part.stop)]
     assert rows == list(range(5))
     assert positions == list(range(sum(LENGTHS)))
     assert len(list(batch.micro_batches())) == (1 if size == 0 else -(-5 // size))
     for number, (part, places) in enumerate(batch.micro_batches()):
         assert batch.sequence[places].unique().tolist() == part
         assert batch.micro_batch[places].unique().tolist() == [number]
-    assert batch.position.tolist() == [place for length in LENGTHS for place in range(length)]
+    assert batch.position.tolist() == [index for length in LENGTHS for index in range(length)]
     assert batch.token_ids.tolist() == [token for rollout in batch.rollouts for token in rollout.ids]
 
 
@@ -65,9 +65,9 @@ def test_domains_count_the_same_whatever_their_lengths() -> None:
     method = load_method("opd", {"loss_aggregation": "domain_mean"})
     shares = []
     for lengths in ((3, 1, 7, 5, 2), (3, 1, 7, 500, 2)):
-        made = zip(rollouts(*lengths), ("a", "a", "b", "b", "c"), strict=True)
+        created = zip(rollouts(*lengths), ("a", "a", "b", "b", "c"), strict=True)
         batch = Batch(
-            tuple(replace(one, example=example(idx, domain=domain)) for idx, (one, domain) in enumerate(made))
+            tuple(replace(item, example=example(idx, domain=domain)) for idx, (item, domain) in enumerate(created))
         )
         weight = loss_normalizers(method, batch, kept(*[0] * batch.num_positions))
         shares.append([float(weight[batch.sequence == row].sum()) for row in range(5)])
@@ -90,8 +90,10 @@ def test_positions_without_supervision_count_in_the_mean_only_if_asked_for() -> 
     assert loss_normalizers(methods["all"], batch, routing).tolist() == pytest.approx(
         [1 / 9] * 3 + [1 / 6] * 2 + [1 / 3]
     )
-    own = loss_normalizers(methods["supervised"], batch, routing)  # the second answer has no supervision: two are left
-    assert own.tolist() == pytest.approx([1 / 4, 0, 1 / 4, 0, 0, 1 / 2])
+    values = loss_normalizers(
+        methods["supervised"], batch, routing
+    )  # the second answer has no supervision: two are left
+    assert values.tolist() == pytest.approx([1 / 4, 0, 1 / 4, 0, 0, 1 / 2])
     by_position = loss_normalizers(replace(methods["supervised"], loss_aggregation="token_mean"), batch, routing)
     assert by_position.tolist() == pytest.approx([1 / 3, 0, 1 / 3, 0, 0, 1 / 3])
     unweighted = replace(routing, weight=torch.tensor([0.0, 1, 1, 1, 1, 1]))
@@ -104,13 +106,13 @@ def test_positions_without_supervision_count_in_the_mean_only_if_asked_for() -> 
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_views_are_scored_the_same_in_pieces(size: int) -> None:
     method, policies = load_method("dopd"), table_policies()
-    found = []
+    matches = []
     for batch in (Batch(rollouts(*LENGTHS)), Batch(rollouts(*LENGTHS), size)):
         prompts = view_prompts(method, batch.rollouts)
-        found.append(score_views(method, policies, prompts, batch)[1])
-    for name, scores in found[0].items():
+        matches.append(score_views(method, policies, prompts, batch)[1])
+    for name, scores in matches[0].items():
         for key, values in vars(scores).items():
-            assert torch.allclose(values, getattr(found[1][name], key)), (name, key)
+            assert torch.allclose(values, getattr(matches[1][name], key)), (name, key)
 
 
 def test_no_view_that_is_scored_has_a_gradient() -> None:
@@ -123,13 +125,13 @@ def test_no_view_that_is_scored_has_a_gradient() -> None:
 
 
 def test_rollouts_of_one_example_share_a_prompt_object() -> None:
-    one, two = example(0), example(1)
+    item, two = example(0), example(1)
     method = load_method("dopd")
-    made = [
+    created = [
         rollout.__class__(**{**vars(rollout), "example": who})
-        for rollout, who in zip(rollouts(1, 2, 3), (one, two, one), strict=True)
+        for rollout, who in zip(rollouts(1, 2, 3), (item, two, item), strict=True)
     ]
-    prompts = view_prompts(method, tuple(made))
+    prompts = view_prompts(method, tuple(created))
     assert prompts["teacher"][0] is prompts["teacher"][2] is prompts["self"][0]
     assert prompts["teacher"][0] is not prompts["teacher"][1]
     assert prompts["student"][0].text != prompts["teacher"][0].text
@@ -157,12 +159,12 @@ def with_feedback(*places: int, lost: tuple[int, ...] = ()) -> Method:
 
     def annotate(written):
         return tuple(
-            replace(one, feedback=f"f {place}") if place in places else one for place, one in enumerate(written)
+            replace(entry, feedback=f"f {index}") if index in places else entry for index, entry in enumerate(written)
         )
 
     def rule(batch) -> Routing:
-        told = [one.feedback is not None or place in lost for place, one in enumerate(batch.rollouts)]
-        return Routing((~torch.tensor(told)[batch.sequence]).long(), torch.ones(batch.num_positions))
+        printed = [item.feedback is not None or position in lost for position, item in enumerate(batch.rollouts)]
+        return Routing((~torch.tensor(printed)[batch.sequence]).long(), torch.ones(batch.num_positions))
 
     views = {"student": View("student", "plain", learns=True), "self": View("student@ema", "feedback")}
     regimes = {"TOLD": Regime((Loss("self", Divergence("jensen_shannon")),)), "REST": Regime(())}
@@ -183,12 +185,12 @@ def test_a_view_reads_only_rollouts_that_have_what_it_is_shown(size: int, places
         top_k_rollouts=4,
         backward=lambda total: total.backward(),
     )
-    read = torch.tensor([place in places for place in batch.sequence.tolist()])
+    read = torch.tensor([position in places for position in batch.sequence.tolist()])
     assert torch.equal(~scored.scores["self"].logprob.isnan(), read)
     assert torch.equal(scored.scores["self"].rank >= 0, read)
     assert torch.equal(scored.loss > 0, read)
-    shown = [prompt and prompt.text for prompt in scored_batch.prompts["self"]]
-    assert shown == [f"A fact. A question?\nf {place}" if place in places else None for place in range(4)]
+    displayed = [prompt and prompt.text for prompt in scored_batch.prompts["self"]]
+    assert displayed == [f"A fact. A question?\nf {index}" if index in places else None for index in range(4)]
     whole = compute_step(
         with_feedback(0, 1, 2, 3), policies, score_batch(with_feedback(0, 1, 2, 3), policies, batch), seed=0
     )

@@ -73,15 +73,15 @@ def two_cores() -> Iterator[None]:
 def finished(models: dict, tmp_path_factory: pytest.TempPathFactory) -> Study:
     """A study that ran through."""
     study = load_study(study_file(models, tmp_path_factory.mktemp("study")))
-    said: list[str] = []
-    assert run_study(study, say=said.append)
-    assert len(said) == 6 and re.fullmatch(r"\[6/6\] d?opd-s1 finished in \d+ s", said[-1]), said
+    lines: list[str] = []
+    assert run_study(study, say=lines.append)
+    assert len(lines) == 6 and re.fullmatch(r"\[6/6\] d?opd-s1 finished in \d+ s", lines[-1]), lines
     write_report(study)
     return study
 
 
 @pytest.fixture
-def own(finished: Study, tmp_path: Path) -> Study:
+def study_copy(finished: Study, tmp_path: Path) -> Study:
     """A copy of it, to damage."""
     source = yaml.safe_load(finished.source.read_text())
     base = yaml.safe_load(Path(source["extends"]).read_text()) | {"output_dir": str(tmp_path / "runs")}
@@ -102,8 +102,8 @@ def test_every_run_is_an_ordinary_run(finished: Study) -> None:
     assert {(job.name, job.status, job.step) for job in find_jobs(finished.folder)} == {
         (f"{method}-s{seed}", "finished", 4) for method in ("opd", "dopd") for seed in (0, 1)
     }
-    asked = {(row.step, row.policy, row.context) for row in load_records(finished.folder / "dopd-s1")}
-    assert asked == {(0, policy, context) for policy in ("student", "teacher") for context in ("plain", "crop")} | {
+    requested = {(row.step, row.policy, row.context) for row in load_records(finished.folder / "dopd-s1")}
+    assert requested == {(0, policy, context) for policy in ("student", "teacher") for context in ("plain", "crop")} | {
         (4, "student", "plain"),
         (4, "student", "crop"),
     }
@@ -137,33 +137,33 @@ def test_questions_that_lack_what_a_context_shows_are_counted_in_the_report(mode
 def test_every_row_was_asked_the_same_questions(finished: Study) -> None:
     rows = answers(finished)
     assert len(rows) == (2 * 16 + 8) * (2 + 4)  # two models as they are, two variants of two seeds
-    asked: dict[tuple, set] = {}
+    requested: dict[tuple, set] = {}
     for row in rows:
-        asked.setdefault((row["variant"], row["seed"]), set()).add((row["data"], row["context"], row["example_id"]))
-    assert set(asked) == {
+        requested.setdefault((row["variant"], row["seed"]), set()).add((row["data"], row["context"], row["example_id"]))
+    assert set(requested) == {
         ("untrained", None),
         ("teacher", None),
         *((name, seed) for name in VARIANTS for seed in (0, 1)),
     }
-    assert len({frozenset(one) for one in asked.values()}) == 1
+    assert len({frozenset(item) for item in requested.values()}) == 1
 
 
 def test_the_tables_numbers_are_those_of_its_questions(finished: Study) -> None:
     """Every accuracy, confidence, length and cut of results.parquet, and the table's lines, from the questions alone."""
-    rows, found = answers(finished), pq.read_table(finished.folder / "results.parquet").to_pylist()
+    rows, result = answers(finished), pq.read_table(finished.folder / "results.parquet").to_pylist()
     checked = 0
-    for value in found:
+    for value in result:
         if value["measure"] not in ("accuracy", "confidence", "overconfidence", "entropy", "length", "truncated"):
             continue
-        own = [
+        selected = [
             row
             for row in rows
             if all(row[key] == value[key] for key in ("variant", "seed", "data", "context", "policy"))
             and value["visibility"] in ("all", row["visibility"], f"{row['domain']} questions")
         ]
-        assert len(own) == value["count"]
+        assert len(selected) == value["count"]
         means = {
-            key: float(np.mean([row[key] for row in own]))
+            key: float(np.mean([row[key] for row in selected]))
             for key in ("accuracy", "confidence", "entropy", "length", "truncated")
         }
         means["overconfidence"] = means["confidence"] - means["accuracy"]
@@ -182,14 +182,14 @@ def test_the_tables_numbers_are_those_of_its_questions(finished: Study) -> None:
         ]
         apart = r"; [+-]\d+\.\d \[[+-]\d+\.\d, [+-]\d+\.\d\]" if name == "dopd" else ""
         assert re.search(rf"\| {name} \| 2 \|.* {100 * np.mean(tags):.1f} %{apart} \|\n", by_domain), by_domain
-        own = [
+        selected = [
             row["confidence"] - row["accuracy"]
             for row in rows
             if (row["variant"], row["data"], row["context"], row["visibility"])
             == (name, "scenes:eval", "plain", "privileged")
         ]
         section = table.split("### over-confidence, privileged")[1].split("###")[0]
-        assert re.search(rf"\| {name} \| 2 \| {100 * np.mean(own):.1f} % \|", section), section
+        assert re.search(rf"\| {name} \| 2 \| {100 * np.mean(selected):.1f} % \|", section), section
 
 
 def test_the_table_says_how_it_came_about(finished: Study) -> None:
@@ -209,53 +209,53 @@ def test_the_table_says_how_it_came_about(finished: Study) -> None:
     assert "plotly" in (finished.folder / "figure.html").read_text()
 
 
-def test_any_row_can_be_what_the_others_are_compared_with(own: Study, capsys: pytest.CaptureFixture) -> None:
+def test_any_row_can_be_what_the_others_are_compared_with(study_copy: Study, capsys: pytest.CaptureFixture) -> None:
     """From the answers alone, with the numbers of the report; nothing is written."""
-    before = sorted((file, file.stat().st_mtime_ns) for file in own.folder.rglob("*"))
-    assert main(["study", str(own.folder), "--against", "opd"]) == 0
-    said = capsys.readouterr().out
-    section = said.split("### over-confidence, privileged")[1].split("###")[0]
-    table = (own.folder / "table.md").read_text().split("### over-confidence, privileged")[1].split("###")[0]
-    shown = re.search(r"\| dopd \| ([^|]*) \| ([^|]*) \|", section).groups()
-    assert re.search(r"\| dopd \| 2 \| ([^|]*) \| ([^|]*) \|", table).groups() == shown
-    assert main(["study", str(own.source), "--against", "dopd"]) == 0
+    before = sorted((file, file.stat().st_mtime_ns) for file in study_copy.folder.rglob("*"))
+    assert main(["study", str(study_copy.folder), "--against", "opd"]) == 0
+    output = capsys.readouterr().out
+    section = output.split("### over-confidence, privileged")[1].split("###")[0]
+    table = (study_copy.folder / "table.md").read_text().split("### over-confidence, privileged")[1].split("###")[0]
+    displayed = re.search(r"\| dopd \| ([^|]*) \| ([^|]*) \|", section).groups()
+    assert re.search(r"\| dopd \| 2 \| ([^|]*) \| ([^|]*) \|", table).groups() == displayed
+    assert main(["study", str(study_copy.source), "--against", "dopd"]) == 0
     other = capsys.readouterr().out.split("### over-confidence, privileged")[1].split("###")[0]
     there, back = (
         re.search(rf"\| {name} \| [^|]* \| ([+-][0-9.]+) \[", text)[1]
         for name, text in (("dopd", section), ("opd", other))
     )
     assert float(there) == -float(back) and "| dopd | " in other
-    assert main(["study", str(own.folder), "--against", "dop"]) == 2
+    assert main(["study", str(study_copy.folder), "--against", "dop"]) == 2
     assert re.search('row "dop".*dopd', capsys.readouterr().err)
-    assert main(["study", str(own.folder.parent), "--against", "opd"]) == 2
+    assert main(["study", str(study_copy.folder.parent), "--against", "opd"]) == 2
     assert "questions.parquet cannot be read" in capsys.readouterr().err
-    assert main(["study", str(own.folder / "opd-s0"), "--against", "opd"]) == 2
-    assert f"Give the folder of its study, {own.folder}" in capsys.readouterr().err
-    assert main(["study", str(own.folder), "--against", "opd", "--report"]) == 2
+    assert main(["study", str(study_copy.folder / "opd-s0"), "--against", "opd"]) == 2
+    assert f"Give the folder of its study, {study_copy.folder}" in capsys.readouterr().err
+    assert main(["study", str(study_copy.folder), "--against", "opd", "--report"]) == 2
     assert "Remove --report" in capsys.readouterr().err
-    assert sorted((file, file.stat().st_mtime_ns) for file in own.folder.rglob("*")) == before
+    assert sorted((file, file.stat().st_mtime_ns) for file in study_copy.folder.rglob("*")) == before
 
 
-def test_what_is_done_is_not_done_again(own: Study) -> None:
-    before = {file: file.stat().st_mtime_ns for file in own.folder.glob("*/questions.parquet")}
-    said: list[str] = []
-    assert run_study(own, say=said.append)
-    assert said == ["6 of 6 tasks are done already"]
-    assert {file: file.stat().st_mtime_ns for file in own.folder.glob("*/questions.parquet")} == before
+def test_what_is_done_is_not_done_again(study_copy: Study) -> None:
+    before = {file: file.stat().st_mtime_ns for file in study_copy.folder.glob("*/questions.parquet")}
+    lines: list[str] = []
+    assert run_study(study_copy, say=lines.append)
+    assert lines == ["6 of 6 tasks are done already"]
+    assert {file: file.stat().st_mtime_ns for file in study_copy.folder.glob("*/questions.parquet")} == before
 
 
-def test_half_a_run_and_a_dead_worker_go_on_and_end_the_same(own: Study, finished: Study) -> None:
+def test_half_a_run_and_a_dead_worker_go_on_and_end_the_same(study_copy: Study, finished: Study) -> None:
     """One run was stopped, one was never begun, one was not asked; then the process that trains is killed from outside."""
-    stopped, absent = own.config(own.variants[1], 0), own.config(own.variants[0], 1)
+    stopped, absent = study_copy.config(study_copy.variants[1], 0), study_copy.config(study_copy.variants[0], 1)
     shutil.rmtree(stopped.run_dir)
     shutil.rmtree(absent.run_dir)
-    (own.config(own.variants[1], 1).run_dir / "questions.parquet").unlink()
+    (study_copy.config(study_copy.variants[1], 1).run_dir / "questions.parquet").unlink()
 
     def stop(step: int, metrics: dict) -> None:
         if step == 2:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    unborn = own.config(own.variants[0], 0).run_dir
+    unborn = study_copy.config(study_copy.variants[0], 0).run_dir
     shutil.rmtree(unborn)
     unborn.mkdir()
     (unborn / "config.yaml").write_text("half a configuration, of a kill in the making")
@@ -270,20 +270,22 @@ def test_half_a_run_and_a_dead_worker_go_on_and_end_the_same(own: Study, finishe
 
     killer = threading.Thread(target=kill_the_worker)
     killer.start()
-    said: list[str] = []
+    lines: list[str] = []
     with cores(1):
-        assert run_study(replace(own, parallel=1), say=said.append)
+        assert run_study(replace(study_copy, parallel=1), say=lines.append)
     killer.join()
-    assert said[0] == "2 of 6 tasks are done already"
-    assert re.match(r"\[2/4\] dopd-s0 finished in", said[2])
-    assert re.match(r"\[3/4\] opd-s1 failed in .* \(signal 9\).*opd-s1.log", said[3])
-    assert json.loads((own.folder / RECORD).read_text())["runs"]["opd-s1"]["seconds"] > 0, "it had worked"
-    assert "dopd-s1 finished" in said[4]
-    assert list(collect(own).unfinished) == ["opd-s1"]
-    assert run_study(own, say=said.append)
-    write_report(own)
-    assert "2 and 1 process(es) of" in (own.folder / "table.md").read_text(), "as it was run, whatever the file says"
-    assert answers(own) == answers(finished)
+    assert lines[0] == "2 of 6 tasks are done already"
+    assert re.match(r"\[2/4\] dopd-s0 finished in", lines[2])
+    assert re.match(r"\[3/4\] opd-s1 failed in .* \(signal 9\).*opd-s1.log", lines[3])
+    assert json.loads((study_copy.folder / RECORD).read_text())["runs"]["opd-s1"]["seconds"] > 0, "it had worked"
+    assert "dopd-s1 finished" in lines[4]
+    assert list(collect(study_copy).unfinished) == ["opd-s1"]
+    assert run_study(study_copy, say=lines.append)
+    write_report(study_copy)
+    assert "2 and 1 process(es) of" in (study_copy.folder / "table.md").read_text(), (
+        "as it was run, whatever the file says"
+    )
+    assert answers(study_copy) == answers(finished)
 
 
 def test_a_stopped_and_then_killed_study_goes_on_and_ends_the_same(
@@ -310,37 +312,39 @@ def test_a_stopped_and_then_killed_study_goes_on_and_ends_the_same(
     assert answers(load_study(file)) == answers(finished)
 
 
-def test_other_overrides_start_nothing_and_leave_what_is_there(own: Study, capsys: pytest.CaptureFixture) -> None:
-    before = {file: file.read_bytes() for file in own.folder.rglob("*.json")}
-    assert main(["study", str(own.source), "overrides.training.steps=7"]) == 2
-    said = capsys.readouterr().err
-    assert "have other settings than this study; nothing was started" in said and "training.steps=" in said
-    assert {file: file.read_bytes() for file in own.folder.rglob("*.json")} == before
+def test_other_overrides_start_nothing_and_leave_what_is_there(
+    study_copy: Study, capsys: pytest.CaptureFixture
+) -> None:
+    before = {file: file.read_bytes() for file in study_copy.folder.rglob("*.json")}
+    assert main(["study", str(study_copy.source), "overrides.training.steps=7"]) == 2
+    output = capsys.readouterr().err
+    assert "have other settings than this study; nothing was started" in output and "training.steps=" in output
+    assert {file: file.read_bytes() for file in study_copy.folder.rglob("*.json")} == before
 
 
-def test_two_studies_of_one_name_do_not_share_a_folder(own: Study) -> None:
-    values = yaml.safe_load(own.source.read_text()) | {"variants": {"other": {"method.name": "opd"}}}
-    other = own.source.with_name("other.yaml")
+def test_two_studies_of_one_name_do_not_share_a_folder(study_copy: Study) -> None:
+    values = yaml.safe_load(study_copy.source.read_text()) | {"variants": {"other": {"method.name": "opd"}}}
+    other = study_copy.source.with_name("other.yaml")
     other.write_text(yaml.safe_dump(values, sort_keys=False))
     with raises(RunError, "study.yaml", "other.yaml"):
         run_study(load_study(other))
-    assert not (own.folder / "other-s0").exists()
+    assert not (study_copy.folder / "other-s0").exists()
 
 
-def test_a_seed_that_failed_is_named_and_the_rest_is_reported(own: Study, capsys: pytest.CaptureFixture) -> None:
+def test_a_seed_that_failed_is_named_and_the_rest_is_reported(study_copy: Study, capsys: pytest.CaptureFixture) -> None:
     """A folder of other settings is in the way of one seed; one variant's loss is no number."""
-    clash = own.config(own.variants[1], 1).run_dir
+    clash = study_copy.config(study_copy.variants[1], 1).run_dir
     text = (clash / "config.yaml").read_text()
     (clash / "config.yaml").write_text(text.replace("learning_rate: 0.001", "learning_rate: 0.25"))
     (clash / "questions.parquet").unlink()
-    values = yaml.safe_load(own.source.read_text())
+    values = yaml.safe_load(study_copy.source.read_text())
     values["variants"]["wild"] = {"method.name": "opd", "training.learning_rate": 1e30}
     values["variants"]["typo"] = {"method.name": "opdd"}
-    own.source.write_text(yaml.safe_dump(values, sort_keys=False))
-    assert main(["study", str(own.source)]) == 1
+    study_copy.source.write_text(yaml.safe_dump(values, sort_keys=False))
+    assert main(["study", str(study_copy.source)]) == 1
     out, err = capsys.readouterr()
     assert 'variant typo cannot be run: method "opdd" is unknown' in err
-    table = (own.folder / "table.md").read_text()
+    table = (study_copy.folder / "table.md").read_text()
     assert "- finished: 3 runs; not: 3" in table
     assert "- run dopd-s1: " in table and "was made with other settings (training.learning_rate=0.25 there" in table
     assert re.search(r"- runs? wild-s0[^:]*: step \d: .*lower training.learning_rate", table), table
@@ -348,26 +352,35 @@ def test_a_seed_that_failed_is_named_and_the_rest_is_reported(own: Study, capsys
     assert re.search(r"\| dopd \| 1 \|", table) and re.search(r"\| \*\*opd\*\* \| 2 \|", table)
     assert "wild" not in table.split("## scenes:eval")[1]
     assert re.search(r"wild-s1 failed in \d+ s", out)
-    (found,) = [
-        one
-        for one in collect(load_study(own.source)).comparisons
-        if (one.variant, one.against, one.measure, one.visibility, one.data, one.context)
+    (result,) = [
+        comparison
+        for comparison in collect(load_study(study_copy.source)).comparisons
+        if (
+            comparison.variant,
+            comparison.against,
+            comparison.measure,
+            comparison.visibility,
+            comparison.data,
+            comparison.context,
+        )
         == ("dopd", "opd", "accuracy", "all", "scenes:eval", "plain")
     ]
-    assert found.num_seeds == 1
+    assert result.num_seeds == 1
 
 
-def test_a_difference_says_over_how_many_seeds_where_the_baseline_lost_one(own: Study) -> None:
+def test_a_difference_says_over_how_many_seeds_where_the_baseline_lost_one(study_copy: Study) -> None:
     """dopd has two seeds and opd one: what is paired are those that both have, in the report and in the app."""
-    (own.config(own.variants[0], 1).run_dir / "questions.parquet").unlink()
-    table = write_report(own).read_text()
+    (study_copy.config(study_copy.variants[0], 1).run_dir / "questions.parquet").unlink()
+    table = write_report(study_copy).read_text()
     for heading in ("### accuracy, visible", "### accuracy by domain"):
         line = next(line for line in table.split(heading)[1].splitlines() if line.startswith("| dopd |"))
         assert line.startswith("| dopd | 2 |") and "] (1 seed)" in line, line
     section = table.split("### accuracy, visible")[1].split("###")[0]
     assert section.count("(1 seed)") == 1, "against untrained it is over both seeds, and opd's own row says 1"
-    found = compared(read_study(own.folder.parent, own.name), "scenes:eval", "plain", "accuracy", "visible")
-    row = found.frame.set_index("variant").loc["dopd"]
+    result = compared(
+        read_study(study_copy.folder.parent, study_copy.name), "scenes:eval", "plain", "accuracy", "visible"
+    )
+    row = result.frame.set_index("variant").loc["dopd"]
     assert row["seeds"] == 2 and row["difference_interval"].endswith("(1 seed)")
     assert row["gain_interval"].endswith("]")
 
@@ -380,24 +393,24 @@ def test_no_finished_run_is_a_sentence(models: dict, tmp_path: Path, capsys: pyt
         collect(load_study(file))
 
 
-def test_one_process_runs_a_study_at_a_time(own: Study) -> None:
+def test_one_process_runs_a_study_at_a_time(study_copy: Study) -> None:
     import fcntl  # noqa: PLC0415
 
-    with (own.folder / ".claim").open("a") as held:
+    with (study_copy.folder / ".claim").open("a") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         with raises(RunError, "another process"):
-            run_study(own)
+            run_study(study_copy)
 
 
-def test_questions_added_later_are_asked_of_what_was_trained(own: Study) -> None:
-    values = yaml.safe_load(own.source.read_text())
+def test_questions_added_later_are_asked_of_what_was_trained(study_copy: Study) -> None:
+    values = yaml.safe_load(study_copy.source.read_text())
     values["evaluate"].append({"data": "scenes:combos?count=8"})
-    own.source.write_text(yaml.safe_dump(values, sort_keys=False))
-    study = load_study(own.source)
+    study_copy.source.write_text(yaml.safe_dump(values, sort_keys=False))
+    study = load_study(study_copy.source)
     assert len(collect_fails(study)) == 4
-    trained = {file: file.stat().st_mtime_ns for file in own.folder.glob("*/metrics.jsonl")}
+    trained = {file: file.stat().st_mtime_ns for file in study_copy.folder.glob("*/metrics.jsonl")}
     assert run_study(study, say=lambda line: None)
-    assert {file: file.stat().st_mtime_ns for file in own.folder.glob("*/metrics.jsonl")} == trained
+    assert {file: file.stat().st_mtime_ns for file in study_copy.folder.glob("*/metrics.jsonl")} == trained
     assert {row["data"] for row in pq.read_table(write_report(study).with_name("results.parquet")).to_pylist()} == {
         "scenes:eval",
         "scenes:hard",
@@ -421,8 +434,8 @@ def test_a_run_starts_from_the_student_of_the_one_before(models: dict, tmp_path:
         "after lost": {"starts_from": "lost"},
     }
     file = study_file(models, tmp_path, seeds=[0], variants=variants, evaluate=[{"data": "scenes:hard?count=2"}])
-    study, said = load_study(file), []
-    assert run_study(study, say=said.append)
+    study, output = load_study(file), []
+    assert run_study(study, say=output.append)
     begun = yaml.safe_load((study.folder / "second-s0" / "config.yaml").read_text())["models"]["student"]
     assert begun == str(study.folder / "first-s0" / "checkpoint-000004" / "student")
-    assert any("after-lost-s0 failed" in line and "final student of lost-s0" in line for line in said), said
+    assert any("after-lost-s0 failed" in line and "final student of lost-s0" in line for line in output), output

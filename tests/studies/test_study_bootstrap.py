@@ -26,13 +26,13 @@ def test_replicates_are_what_loops_give() -> None:
     rng = np.random.default_rng(0)
     values = rng.normal(size=(2, 3, 5))
     by_question, by_seed = weights(5, key="q", num_replicates=20), weights(3, key="s", num_replicates=20)
-    found = over_seeds(over_questions(values, by_question), by_seed)
+    result = over_seeds(over_questions(values, by_question), by_seed)
     for replicate in range(20):
         questions = np.repeat(np.arange(5), (by_question[replicate] * 5).round().astype(int))
         seeds = np.repeat(np.arange(3), (by_seed[replicate] * 3).round().astype(int))
         for line in range(2):
             looped = np.mean([values[line, seed, question] for seed in seeds for question in questions])
-            assert found[replicate, line] == pytest.approx(looped)
+            assert result[replicate, line] == pytest.approx(looped)
 
 
 def test_questions_alone_have_the_width_of_the_textbook() -> None:
@@ -64,7 +64,7 @@ def test_pairing_sees_what_separate_intervals_do_not() -> None:
     first[:, wrong[:15]] = 1.0
     mean, low, _ = paired_interval(first, second)
     assert mean == pytest.approx(0.03) and low > 0.0
-    alone = [paired_interval(one, np.zeros_like(one)) for one in (first, second)]
+    alone = [paired_interval(item, np.zeros_like(item)) for item in (first, second)]
     assert alone[0][1] < alone[1][2], "separate intervals overlap, and would have shown nothing"
     assert paired_interval(second, first)[2] == pytest.approx(-low)
 
@@ -123,8 +123,8 @@ def row(
 def test_measures_of_a_run_are_those_of_evaluate() -> None:
     rng = np.random.default_rng(3)
     right, sure = (rng.random((2, 40)) < 0.6).astype(float), rng.random((2, 40))
-    one = row("x", "variant", right.tolist(), sure.tolist(), "vvvp" * 10)
-    found = {(value.seed, value.visibility, value.measure): value for value in values_of([one])}
+    item = row("x", "variant", right.tolist(), sure.tolist(), "vvvp" * 10)
+    result = {(value.seed, value.visibility, value.measure): value for value in values_of([item])}
     for seed in (0, 1):
         for visibility, chosen in (("all", range(40)), ("privileged", range(3, 40, 4))):
             answered = [
@@ -155,12 +155,12 @@ def test_measures_of_a_run_are_those_of_evaluate() -> None:
                 "length",
                 "truncated",
             ):
-                assert found[seed, visibility, name].value == pytest.approx(getattr(expected, name)), (
+                assert result[seed, visibility, name].value == pytest.approx(getattr(expected, name)), (
                     seed,
                     visibility,
                     name,
                 )
-            assert found[seed, visibility, "accuracy"].count == expected.count
+            assert result[seed, visibility, "accuracy"].count == expected.count
 
 
 def test_the_gap_recovered_is_between_the_start_and_the_teacher() -> None:
@@ -171,20 +171,22 @@ def test_the_gap_recovered_is_between_the_start_and_the_teacher() -> None:
     variant = row(
         "x", "variant", [(questions < 0.65).astype(float).tolist()] * 3, [[0.5] * 200] * 3, "v" * 200, teacher="teacher"
     )
-    found = {
-        (one.variant, one.against, one.measure): one
-        for one in compare([base, teacher, variant], "x", num_replicates=REPLICATES)
-        if one.visibility == "visible"
+    result = {
+        (entry.variant, entry.against, entry.measure): entry
+        for entry in compare([base, teacher, variant], "x", num_replicates=REPLICATES)
+        if entry.visibility == "visible"
     }
-    recovered = found["x", None, "gap_recovered"]
+    recovered = result["x", None, "gap_recovered"]
     assert recovered.value == pytest.approx(0.5) and 0.3 < recovered.low < 0.5 < recovered.high < 0.7
-    against = found["x", "untrained", "accuracy"]
+    against = result["x", "untrained", "accuracy"]
     assert (against.value, against.verdict, against.num_seeds) == (pytest.approx(0.25), "better", 3)
-    assert found["untrained", "x", "accuracy"].value == pytest.approx(-0.25)
-    assert found["untrained", "x", "accuracy"].verdict == "worse"
+    assert result["untrained", "x", "accuracy"].value == pytest.approx(-0.25)
+    assert result["untrained", "x", "accuracy"].verdict == "worse"
     weak = row("teacher", "teacher", [(questions < 0.41).astype(float).tolist()], [[0.5] * 200], "v" * 200)
     assert not [
-        one for one in compare([base, weak, variant], "x", num_replicates=REPLICATES) if one.measure == "gap_recovered"
+        item
+        for item in compare([base, weak, variant], "x", num_replicates=REPLICATES)
+        if item.measure == "gap_recovered"
     ]
 
 
@@ -192,27 +194,27 @@ def test_only_seeds_that_both_have_are_compared() -> None:
     first = row("a", "variant", [[1, 1, 1, 1], [0, 0, 0, 0]], [[0.5] * 4] * 2)
     second = row("b", "variant", [[0, 0, 0, 0]], [[0.5] * 4])
     second.seeds = (1,)
-    found = {
-        (one.variant, one.against): one
-        for one in compare([first, second], "b", num_replicates=REPLICATES)
-        if (one.measure, one.visibility) == ("accuracy", "all")
+    result = {
+        (entry.variant, entry.against): entry
+        for entry in compare([first, second], "b", num_replicates=REPLICATES)
+        if (entry.measure, entry.visibility) == ("accuracy", "all")
     }
-    assert (found["a", "b"].value, found["a", "b"].num_seeds) == (0.0, 1)
-    assert (found["a", None].value, found["a", None].num_seeds) == (0.5, 2)
+    assert (result["a", "b"].value, result["a", "b"].num_seeds) == (0.0, 1)
+    assert (result["a", None].value, result["a", None].num_seeds) == (0.5, 2)
     second.seeds = (7,)
-    assert not [one for one in compare([first, second], "b", num_replicates=REPLICATES) if one.against == "b"]
+    assert not [item for item in compare([first, second], "b", num_replicates=REPLICATES) if item.against == "b"]
 
 
 def test_a_trace_measure_varies_by_seed_alone() -> None:
-    one = row("a", "variant", [[1, 1, 1, 1]] * 3, [[0.5] * 4] * 3)
-    one.trace = {"HT/last third": np.array([0.1, 0.2, 0.3])}
-    (found,) = [one for one in compare([one], "a", num_replicates=REPLICATES) if one.measure == "HT/last third"]
-    assert found.value == pytest.approx(0.2)
-    assert 0.1 <= found.low < 0.2 < found.high <= 0.3
+    item = row("a", "variant", [[1, 1, 1, 1]] * 3, [[0.5] * 4] * 3)
+    item.trace = {"HT/last third": np.array([0.1, 0.2, 0.3])}
+    (result,) = [entry for entry in compare([item], "a", num_replicates=REPLICATES) if entry.measure == "HT/last third"]
+    assert result.value == pytest.approx(0.2)
+    assert 0.1 <= result.low < 0.2 < result.high <= 0.3
 
 
 @pytest.mark.parametrize(
-    ("measure", "low", "high", "said"),
+    ("measure", "low", "high", "output"),
     [
         ("accuracy", 0.01, 0.05, "better"),
         ("accuracy", -0.05, -0.01, "worse"),
@@ -224,15 +226,15 @@ def test_a_trace_measure_varies_by_seed_alone() -> None:
         ("length", -2.0, -1.0, "lower"),
     ],
 )
-def test_a_verdict_needs_an_interval_clear_of_zero(measure: str, low: float, high: float, said: str) -> None:
-    assert verdict(measure, low, high) == said
+def test_a_verdict_needs_an_interval_clear_of_zero(measure: str, low: float, high: float, output: str) -> None:
+    assert verdict(measure, low, high) == output
 
 
 def test_what_training_repaired_and_broke_is_counted_against_the_start() -> None:
     base = row("untrained", "student", [[1, 1, 0, 0]], [[0.5] * 4])
     trained = row("x", "variant", [[1, 0, 1, 1], [1, 1, 0, 0]], [[0.5] * 4] * 2)
-    found = {
+    result = {
         (value.seed, value.measure): value.value for value in values_of([base, trained]) if value.visibility == "all"
     }
-    assert [found[seed, name] for seed in (0, 1) for name in ("repaired", "broken")] == [0.5, 0.25, 0.0, 0.0]
-    assert (None, "repaired") not in found
+    assert [result[seed, name] for seed in (0, 1) for name in ("repaired", "broken")] == [0.5, 0.25, 0.0, 0.0]
+    assert (None, "repaired") not in result

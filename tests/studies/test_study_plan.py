@@ -43,7 +43,7 @@ def load(base: Path, /, *overrides: str, **values: object) -> Study:
 
 def test_a_file_is_variants_times_seeds(base: Path) -> None:
     study = load(base)
-    assert [(one.name, one.note, one.config.method["name"]) for one in study.variants] == [
+    assert [(variant.name, variant.note, variant.config.method["name"]) for variant in study.variants] == [
         ("opd", "", "opd"),
         ("dopd", "as it is", "dopd"),
     ]
@@ -51,11 +51,14 @@ def test_a_file_is_variants_times_seeds(base: Path) -> None:
     assert (config.seed, config.training.steps, config.run_dir) == (3, 2, study.folder / "dopd-s3")
     assert (config.data.eval, config.data.probes) == (None, "scenes:eval?count=8")
     assert (study.baseline, study.parallel) == ("opd", 2)
-    assert [(one.label, one.contexts, one.max_examples) for one in study.evaluate] == [
+    assert [(item.label, item.contexts, item.max_examples) for item in study.evaluate] == [
         ("scenes:eval", ("plain", "crop"), None),
         ("scenes:hard", ("plain",), 4),
     ]
-    assert [(one.role, one.row) for one in study.references()] == [("student", "untrained"), ("teacher", "teacher")]
+    assert [(reference.role, reference.row) for reference in study.references()] == [
+        ("student", "untrained"),
+        ("teacher", "teacher"),
+    ]
 
 
 def test_reference_contexts_are_evaluated_by_references_alone(base: Path) -> None:
@@ -81,7 +84,7 @@ def test_two_variants_of_equal_settings_are_refused(base: Path) -> None:
 
 def test_a_grid_is_multiplied_into_every_variant(base: Path) -> None:
     study = load(base, grid={"method.privilege": ["crop", "boxes+caption"], "training.learning_rate": [1e-4]})
-    assert [one.name for one in study.variants] == [
+    assert [variant.name for variant in study.variants] == [
         f"{method} privilege={context} learning_rate=0.0001"
         for method in ("opd", "dopd")
         for context in ("crop", "boxes+caption")
@@ -95,7 +98,7 @@ def test_a_grid_is_multiplied_into_every_variant(base: Path) -> None:
 def test_a_variant_without_the_grid_is_there_once(base: Path) -> None:
     variants = {"dopd": {"method.name": "dopd"}, "opsa": {"grid": False, "method.name": "opsa", "training.steps": 1}}
     study = load(base, variants=variants, baseline="opsa", grid={"training.steps": [1, 2]})
-    assert [(one.name, one.config.training.steps) for one in study.variants] == [
+    assert [(variant.name, variant.config.training.steps) for variant in study.variants] == [
         ("dopd steps=1", 1),
         ("dopd steps=2", 2),
         ("opsa", 1),
@@ -124,13 +127,15 @@ def test_overrides_of_the_command_reach_the_runs_and_the_study(base: Path) -> No
 def test_a_peer_is_asked_as_it_starts_too(base: Path, models: dict) -> None:
     peers = {"models.peers": {"ann": str(models["teacher"])}}
     study = load(base, variants={"alone": {"method.name": "opd"}, "both": {"method.name": "opd", **peers}})
-    assert [(one.row, one.learner) for one in study.references()] == [
+    assert [(item.row, item.learner) for item in study.references()] == [
         ("untrained", "student"),
         ("untrained ann", "ann"),
         ("teacher", "student"),
     ]
     alone, both = (study.config(variant, 0) for variant in study.variants)
-    assert [[one.row for one in study.references() if one.belongs_to(config)] for config in (alone, both)] == [
+    assert [
+        [reference.row for reference in study.references() if reference.belongs_to(config)] for config in (alone, both)
+    ] == [
         ["untrained", "teacher"],
         ["untrained", "untrained ann", "teacher"],
     ]
@@ -145,7 +150,7 @@ def test_two_students_are_two_rows_of_what_they_started_from(base: Path, models:
         base,
         variants={"a": {"method.name": "opd"}, "b": {"method.name": "opd", "models.teacher": str(models["student"])}},
     )
-    assert [one.row for one in study.references()] == ["untrained", "teacher teacher", "teacher student"]
+    assert [reference.row for reference in study.references()] == ["untrained", "teacher teacher", "teacher student"]
 
 
 @pytest.mark.parametrize(
@@ -201,7 +206,7 @@ def test_a_mistake_in_the_file_is_a_sentence(base: Path, values: dict, sentence:
 
 
 @pytest.mark.parametrize(
-    ("own", "sentence"),
+    ("values", "sentence"),
     [
         ({"method.name": "opd", "method.privelege": "crop"}, 'Did you mean "privilege"'),
         ({"method.name": "dpod"}, 'Did you mean "dopd"'),
@@ -211,9 +216,9 @@ def test_a_mistake_in_the_file_is_a_sentence(base: Path, values: dict, sentence:
     ],
     ids=str,
 )
-def test_a_variant_that_cannot_be_built_is_named_and_the_others_go_on(base: Path, own: dict, sentence: str) -> None:
-    study = load(base, variants={"opd": {"method.name": "opd"}, "wrong": own})
-    assert [one.name for one in study.usable] == ["opd"]
+def test_a_variant_that_cannot_be_built_is_named_and_the_others_go_on(base: Path, values: dict, sentence: str) -> None:
+    study = load(base, variants={"opd": {"method.name": "opd"}, "wrong": values})
+    assert [item.name for item in study.usable] == ["opd"]
     assert pytest.raises(AssertionError, match=sentence).matches(AssertionError(study.faults["wrong"])), study.faults
 
 
@@ -247,8 +252,8 @@ def test_a_run_of_other_settings_is_not_taken_for_this_one(base: Path) -> None:
     (config.run_dir / "config.yaml").write_text(config.to_yaml())
     assert other_settings(config) is None
     changed = load(base, "overrides.training.learning_rate=0.5", "overrides.training.save_total_limit=7")
-    said = other_settings(changed.config(changed.variants[0], 0))
-    assert "training.learning_rate=0.001 there, 0.5 here" in said and "keep" not in said
+    output = other_settings(changed.config(changed.variants[0], 0))
+    assert "training.learning_rate=0.001 there, 0.5 here" in output and "keep" not in output
 
 
 @pytest.mark.slow
@@ -271,7 +276,7 @@ def test_a_variant_may_start_where_another_ended(base: Path) -> None:
     second, third = study.config(study.variants[1], 3), study.config(study.variants[2], 3)
     assert second.models.student == str(study.folder / "first-s3" / "checkpoint-000002" / "student")
     assert third.models.student == str(study.folder / "second-s3" / "checkpoint-000002" / "student")
-    assert [one.row for one in study.references()] == ["untrained", "teacher"]
+    assert [reference.row for reference in study.references()] == ["untrained", "teacher"]
 
 
 def test_what_a_variant_starts_after_must_stand_above_it(base: Path) -> None:

@@ -35,12 +35,13 @@ def make_batch():
         return TracedBatch(
             step=step,
             rollouts=tuple(
-                Rollout(one, row, tuple(ids[row].tolist()), f"ответ {row}", row != 2, reward=(1.0, 0.0, None)[row % 3])
-                for row, one in enumerate(examples)
+                Rollout(item, row, tuple(ids[row].tolist()), f"ответ {row}", row != 2, reward=(1.0, 0.0, None)[row % 3])
+                for row, item in enumerate(examples)
             ),
             views=views,
             prompts={
-                view: tuple(build_prompt(one, context) for one in examples) for view, (_, context) in views.items()
+                view: tuple(build_prompt(example, context) for example in examples)
+                for view, (_, context) in views.items()
             },
             scores={
                 view: TokenScores(-draw().abs(), draw().abs(), -draw().abs(), draw().abs().long()) for view in views
@@ -51,7 +52,7 @@ def make_batch():
             loss=draw().abs(),
             token_texts=tuple(tuple(f"w{token}" for token in row.tolist()) for row in ids),
             labels=tuple(
-                tuple(("tag", "privileged") if at % 2 else ("", None) for at in range(one)) for one in lengths
+                tuple(("tag", "privileged") if at % 2 else ("", None) for at in range(length)) for length in lengths
             ),
             top_k_tokens=_top_k(num_positions, top, generator) if top else None,
         )

@@ -22,10 +22,10 @@ def write(folder: Path, make_batch, steps: int = 3) -> None:
         writer.write(make_batch(step, top=2))
 
 
-def flip(file: Path, place: int, bit: int = 0x10) -> bytes:
+def flip(file: Path, position: int, bit: int = 0x10) -> bytes:
     """Change one bit of a file; returns what it was."""
     raw, state = file.read_bytes(), file.stat()
-    file.write_bytes(raw[:place] + bytes([raw[place] ^ bit]) + raw[place + 1 :])
+    file.write_bytes(raw[:position] + bytes([raw[position] ^ bit]) + raw[position + 1 :])
     os.utime(file, ns=(state.st_atime_ns, state.st_mtime_ns + 1_000_000))  # a clock may be too coarse to tell
     return raw
 
@@ -44,8 +44,10 @@ def test_any_flipped_byte_is_found(tmp_path: Path, make_batch, table: str, merge
     before = read_everything(tmp_path)
     file = next(iter(sorted((tmp_path / "traces" / table).glob("*.parquet"))))
     size = file.stat().st_size
-    for place in {*range(0, size, max(1, size // 80)), *range(size - 12, size)} - set(range(4)):  # PAR1 holds no number
-        raw = flip(file, place, 1 << place % 8)
+    for position in {*range(0, size, max(1, size // 80)), *range(size - 12, size)} - set(
+        range(4)
+    ):  # PAR1 holds no number
+        raw = flip(file, position, 1 << position % 8)
         with pytest.raises(TraceError, match=rf"{file.name} cannot be read: it is truncated or damaged.*copy it again"):
             read_everything(tmp_path)
         file.write_bytes(raw)
@@ -83,8 +85,8 @@ def test_pages_of_files_without_sums_are_checked(tmp_path: Path, make_batch, mon
     file = min((tmp_path / "traces" / "tokens").iterdir())
     raw, refused = file.read_bytes(), 0
     rows = len(raw) - 8 - int.from_bytes(raw[-8:-4], "little")  # their footers are checked by nothing
-    for place in range(4, rows, rows // 40):
-        flip(file, place)
+    for index in range(4, rows, rows // 40):
+        flip(file, index)
         try:
             assert read_everything(tmp_path) == before  # a byte of a page's header that says nothing
         except TraceError as error:

@@ -17,9 +17,9 @@ def writer(folder, **options) -> TraceWriter:
 
 
 def write_steps(folder, make_batch, steps, *, seed=0) -> None:
-    one = writer(folder)
+    trace_writer = writer(folder)
     for step in steps:
-        one.write(make_batch(step, seed=seed))
+        trace_writer.write(make_batch(step, seed=seed))
 
 
 def names(folder, table="tokens") -> list[str]:
@@ -33,9 +33,9 @@ def rows(folder) -> list[dict]:
 
 
 def test_merging_changes_no_row(tmp_path, make_batch):
-    one = writer(tmp_path)
+    trace_writer = writer(tmp_path)
     for step in range(5):
-        one.write(make_batch(step, top=2))
+        trace_writer.write(make_batch(step, top=2))
     writer(tmp_path, rank=1).write(make_batch(2, seed=1))
     before = rows(tmp_path)
     compact(tmp_path)
@@ -51,9 +51,9 @@ def test_merged_files_keep_steps_without_rows(tmp_path, make_batch):
 
 
 def test_the_writer_merges_every_so_many_steps(tmp_path, make_batch):
-    one = writer(tmp_path, compact_every=3)
+    trace_writer = writer(tmp_path, compact_every=3)
     for step in range(7):
-        one.write(make_batch(step))
+        trace_writer.write(make_batch(step))
     assert names(tmp_path) == ["merged-000001.parquet", "merged-000002.parquet", "step-000006-rank-0.parquet"]
     assert open_traces(tmp_path).steps() == list(range(7))
 
@@ -73,10 +73,10 @@ def test_a_step_written_again_after_merging_counts_once_and_as_written_last(tmp_
     if merged_again:
         compact(tmp_path)
         assert len(names(tmp_path)) == 2
-    found = open_traces(tmp_path).sql("SELECT step, loss FROM tokens ORDER BY step, rollout_idx, position")
-    assert found["step"].to_pylist() == sorted([0, 1, 2, 3, 4] * 9)
+    result = open_traces(tmp_path).sql("SELECT step, loss FROM tokens ORDER BY step, rollout_idx, position")
+    assert result["step"].to_pylist() == sorted([0, 1, 2, 3, 4] * 9)
     expected = [make_batch(step, seed=int(step in (2, 4))).loss.numpy() for step in range(5)]
-    np.testing.assert_array_equal(found["loss"].to_numpy(), np.concatenate(expected))
+    np.testing.assert_array_equal(result["loss"].to_numpy(), np.concatenate(expected))
 
 
 def test_a_merged_file_that_counts_no_more_is_deleted(tmp_path, make_batch):

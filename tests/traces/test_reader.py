@@ -37,11 +37,11 @@ def writer(folder, **options) -> TraceWriter:
 @pytest.fixture
 def run(tmp_path, make_batch):
     """Four steps, two of them probed."""
-    one = writer(tmp_path)
+    trace_writer = writer(tmp_path)
     for step in range(4):
-        one.write(make_batch(step))
+        trace_writer.write(make_batch(step))
     for step in (0, 2):
-        one.write_probe(make_batch(step, lengths=(2, 2)))
+        trace_writer.write_probe(make_batch(step, lengths=(2, 2)))
     return tmp_path
 
 
@@ -49,22 +49,22 @@ def run(tmp_path, make_batch):
 def test_gaps_are_the_float32_differences_of_the_recorded_logprobs(tmp_path, make_batch, seed):
     batch = make_batch(seed=seed, lengths=(40, 3))
     writer(tmp_path).write(batch)
-    found = open_traces(tmp_path).sql("SELECT * FROM tokens ORDER BY rollout_idx, position")
+    result = open_traces(tmp_path).sql("SELECT * FROM tokens ORDER BY rollout_idx, position")
     for gap, (above, below) in GAPS.items():
         expected = batch.scores[above].logprob.numpy() - batch.scores[below].logprob.numpy()
-        assert found[gap].type == "float"
-        np.testing.assert_array_equal(found[gap].to_numpy().view(np.int32), expected.view(np.int32))
+        assert result[gap].type == "float"
+        np.testing.assert_array_equal(result[gap].to_numpy().view(np.int32), expected.view(np.int32))
     contribution = batch.loss.numpy() * batch.loss_normalizer.numpy()
-    np.testing.assert_array_equal(found["contribution"].to_numpy(), contribution)
+    np.testing.assert_array_equal(result["contribution"].to_numpy(), contribution)
 
 
 def test_gaps_of_missing_views_are_null(tmp_path, make_batch):
     views = {"student": ("student", "plain"), "teacher": ("teacher", "plain")}
     writer(tmp_path).write(make_batch(views=views))
     traces = open_traces(tmp_path)
-    found = traces.sql("SELECT total_gap, capability_gap, information_gap FROM tokens")
-    assert [found[name].null_count for name in found.column_names] == [0, 9, 9]
-    assert found["capability_gap"].type == "float"
+    result = traces.sql("SELECT total_gap, capability_gap, information_gap FROM tokens")
+    assert [result[name].null_count for name in result.column_names] == [0, 9, 9]
+    assert result["capability_gap"].type == "float"
     assert traces.summary()["information_loss_share"] is None
     assert traces.rollouts(order="capability_gap").num_rows == 4
 
@@ -149,8 +149,8 @@ def test_list_of_answers_reads_their_previews(tmp_path, make_batch):
     traces = open_traces(tmp_path)
     keys, _ = traces.rollout_keys()
     for brief in (False, True):
-        found = dict(zip(keys, traces.rollouts_at(keys, brief=brief)["completion"].to_pylist(), strict=True))
-        assert found[(1, 0, 0)] == (long.text[: schema.PREVIEW_LENGTH] if brief else long.text)
+        result = dict(zip(keys, traces.rollouts_at(keys, brief=brief)["completion"].to_pylist(), strict=True))
+        assert result[(1, 0, 0)] == (long.text[: schema.PREVIEW_LENGTH] if brief else long.text)
     row = next(row for row in page(traces).rows if row["rollout"] == 0)
     assert row["answer"] == long.text[: schema.PREVIEW_LENGTH - 1] + "…"
 
@@ -198,9 +198,9 @@ def test_filters_keep_what_they_say_and_counting_agrees(run, filters, count):
 
 def test_a_regime_keeps_rollouts_with_such_a_position(run):
     traces = open_traces(run)
-    found = {(row["step"], row["rollout_idx"]) for row in traces.rollouts(regime="high").to_pylist()}
+    matches = {(row["step"], row["rollout_idx"]) for row in traces.rollouts(regime="high").to_pylist()}
     rows = traces.sql("SELECT step, rollout_idx FROM tokens WHERE regime = ?", ["high"]).to_pylist()
-    assert found == {(row["step"], row["rollout_idx"]) for row in rows} != set()
+    assert matches == {(row["step"], row["rollout_idx"]) for row in rows} != set()
     with pytest.raises(TraceError, match=r'regime "hihg" is unknown.*Did you mean "high"'):
         traces.rollouts(regime="hihg")
     with pytest.raises(TraceError, match='order "token" is unknown'):
@@ -212,14 +212,14 @@ def test_a_regime_keeps_rollouts_with_such_a_position(run):
 def test_filters_of_tokens_hold_of_one_and_the_same_token(run):
     traces = open_traces(run)
     names = ("regime", "token_type", "visibility")
-    found = traces.sql("SELECT step, rollout_idx, regime, token_type, visibility FROM tokens").to_pylist()
-    values = [[None, *sorted({row[name] for row in found if row[name]})] for name in names]
+    result = traces.sql("SELECT step, rollout_idx, regime, token_type, visibility FROM tokens").to_pylist()
+    values = [[None, *sorted({row[name] for row in result if row[name]})] for name in names]
     differing = 0
     for chosen in itertools.product(*values):
         filters = {name: value for name, value in zip(names, chosen, strict=True) if value}
         if not filters:
             continue
-        fitting = [row for row in found if all(row[name] == value for name, value in filters.items())]
+        fitting = [row for row in result if all(row[name] == value for name, value in filters.items())]
         right = {(row["step"], row["rollout_idx"]) for row in fitting}
         apart = [traces.rollout_keys(limit=99, **{name: value})[0] for name, value in filters.items()]
         differing += len(filters) > 1 and len(set.intersection(*map(set, apart))) > len(right)
@@ -310,9 +310,9 @@ def test_a_foreign_parquet_file_is_ignored_or_named(run):
 
 
 def test_views_added_by_a_later_step_are_null_before_it(tmp_path, make_batch):
-    one = writer(tmp_path)
-    one.write(make_batch(0, views={"student": ("student", "plain")}))
-    one.write(make_batch(1))
+    trace_writer = writer(tmp_path)
+    trace_writer.write(make_batch(0, views={"student": ("student", "plain")}))
+    trace_writer.write(make_batch(1))
     for _ in range(2):
         rows = open_traces(tmp_path).sql("SELECT step, logprob_teacher, information_gap FROM tokens").to_pylist()
         assert len(rows) == 18
@@ -358,16 +358,16 @@ def test_a_reader_never_sees_half_a_step_nor_one_twice(tmp_path, make_batch):
     num_queries = 0
     while seen < NUM_STEPS:
         is_over = training.poll() is not None
-        found = traces.sql(
+        result = traces.sql(
             """SELECT r.step, count(DISTINCT r.rollout_idx) AS rollouts, count(p.position) AS positions
             FROM rollouts AS r LEFT JOIN tokens AS p USING (step, process_rank, rollout_idx)
             GROUP BY r.step ORDER BY r.step"""
         ).to_pylist()
-        assert [row["step"] for row in found] == list(range(len(found)))  # no gap, whatever is merged meanwhile
-        assert all((row["rollouts"], row["positions"]) == (4, 9) for row in found)
-        assert len(found) >= seen
-        assert len(found) == NUM_STEPS or not is_over
-        seen, num_queries = len(found), num_queries + 1
+        assert [row["step"] for row in result] == list(range(len(result)))  # no gap, whatever is merged meanwhile
+        assert all((row["rollouts"], row["positions"]) == (4, 9) for row in result)
+        assert len(result) >= seen
+        assert len(result) == NUM_STEPS or not is_over
+        seen, num_queries = len(result), num_queries + 1
     assert training.wait() == 0
     assert num_queries > 10
     assert len(list((tmp_path / "traces" / "tokens").glob("merged-*"))) > 5

@@ -32,10 +32,10 @@ def test_cells_are_the_sums_of_their_positions(traces, merged):
         compact(traces.folder.parent)
     joined = "tokens JOIN rollouts USING (step, process_rank, rollout_idx)"
     expected = traces.sql(f"SELECT {KEY}, {SUMS} FROM {joined} GROUP BY ALL ORDER BY ALL").to_pylist()
-    found = traces.sql(f"SELECT {', '.join(expected[0])} FROM aggregates ORDER BY ALL").to_pylist()
-    assert len(found) == len(expected) > 10
-    for one, other in zip(found, expected, strict=True):
-        for name, value in one.items():
+    result = traces.sql(f"SELECT {', '.join(expected[0])} FROM aggregates ORDER BY ALL").to_pylist()
+    assert len(result) == len(expected) > 10
+    for item, other in zip(result, expected, strict=True):
+        for name, value in item.items():
             is_number = not isinstance(value, str | None)
             # entropies are stored to three digits
             assert value == (pytest.approx(float(other[name]), rel=1e-3, abs=1e-6) if is_number else other[name]), name
@@ -52,15 +52,15 @@ def test_rollouts_hold_the_means_of_their_positions(traces):
     columns = ", ".join(
         f"list_sort({name}) AS {name}" if name in ("token_types", "visibilities") else name for name in expected[0]
     )
-    found = traces.sql(f"SELECT {columns} FROM rollouts WHERE num_positions > 0 ORDER BY ALL").to_pylist()
-    assert len(found) == len(expected) == 4 * 3
-    for one, other in zip(found, expected, strict=True):
-        assert sorted(one.pop("regime_counts")) == sorted(other.pop("regime_counts"))
-        assert (one.pop("token_types"), one.pop("visibilities")) == (
+    result = traces.sql(f"SELECT {columns} FROM rollouts WHERE num_positions > 0 ORDER BY ALL").to_pylist()
+    assert len(result) == len(expected) == 4 * 3
+    for item, other in zip(result, expected, strict=True):
+        assert sorted(item.pop("regime_counts")) == sorted(other.pop("regime_counts"))
+        assert (item.pop("token_types"), item.pop("visibilities")) == (
             other.pop("token_types"),
             other.pop("visibilities") or [],
         )
-        assert one == pytest.approx(other, rel=1e-5)
+        assert item == pytest.approx(other, rel=1e-5)
 
 
 def test_an_empty_answer_has_no_means_and_no_part_of_the_loss(traces):

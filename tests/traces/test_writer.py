@@ -38,7 +38,7 @@ def test_positions_come_back_bit_for_bit(tmp_path, make_batch):
     np.testing.assert_array_equal(floats(tmp_path, "loss"), batch.loss.numpy())
     np.testing.assert_array_equal(floats(tmp_path, "loss_normalizer"), batch.loss_normalizer.numpy())
     np.testing.assert_array_equal(floats(tmp_path, "weight"), batch.routing.weight.numpy())
-    assert column(tmp_path, "token_id") == [token for one in batch.rollouts for token in one.ids]
+    assert column(tmp_path, "token_id") == [token for rollout in batch.rollouts for token in rollout.ids]
     assert column(tmp_path, "token_text") == [text for texts in batch.token_texts for text in texts]
     assert column(tmp_path, "token_type") == [token_type for labels in batch.labels for token_type, _ in labels]
     assert column(tmp_path, "visibility") == [visibility for labels in batch.labels for _, visibility in labels]
@@ -84,9 +84,9 @@ def test_rollouts_come_back_with_prompts_evidence_and_outcome(tmp_path, make_bat
 
 def test_pictures_in_memory_are_saved_once_and_come_back(tmp_path, make_batch):
     batch = make_batch()
-    one = writer(tmp_path)
-    one.write(batch)
-    one.write(make_batch(1))
+    item = writer(tmp_path)
+    item.write(batch)
+    item.write(make_batch(1))
     files = sorted((tmp_path / "traces" / "images").iterdir())
     assert len(files) == 3  # two pictures shared by all four examples, and their crop
     traced = open_traces(tmp_path).rollout(0, 1)
@@ -102,11 +102,11 @@ def test_pictures_from_files_are_named_by_their_path(tmp_path, make_batch):
 
 
 def test_prompts_without_a_key_are_looked_at_each_time(tmp_path, make_batch):
-    one = writer(tmp_path)
+    item = writer(tmp_path)
     for step in range(2):
         batch = make_batch(step, lengths=(1,))
         prompt = Prompt((Image.new("L", (3, 3), step),), "what?")
-        one.write(dataclasses.replace(batch, prompts=batch.prompts | {"student": (prompt,)}))
+        item.write(dataclasses.replace(batch, prompts=batch.prompts | {"student": (prompt,)}))
     first, second = column(tmp_path, "images_student", "rollouts")
     assert first != second
 
@@ -114,10 +114,10 @@ def test_prompts_without_a_key_are_looked_at_each_time(tmp_path, make_batch):
 def test_alternatives_are_at_their_positions_and_nowhere_else(tmp_path, make_batch):
     batch = make_batch(top=2)
     writer(tmp_path).write(batch)
-    found = column(tmp_path, "top_k_teacher")
+    result = column(tmp_path, "top_k_teacher")
     ids, logprobs = batch.top_k_tokens.top["teacher"]
     expected = dict(zip(batch.top_k_tokens.index.tolist(), range(len(ids)), strict=True))
-    for position, entries in enumerate(found):
+    for position, entries in enumerate(result):
         if position not in expected:
             assert entries is None
             continue
@@ -125,15 +125,15 @@ def test_alternatives_are_at_their_positions_and_nowhere_else(tmp_path, make_bat
         assert [entry["token_id"] for entry in entries] == ids[row].tolist()
         assert [entry["text"] for entry in entries] == [f"<{token}>" for token in ids[row].tolist()]
         np.testing.assert_array_equal(np.float32([entry["logprob"] for entry in entries]), logprobs[row].numpy())
-    assert column(tmp_path, "top_k_student") == [None] * len(found)
+    assert column(tmp_path, "top_k_student") == [None] * len(result)
 
 
 def test_sampler_logprobs_and_advantages_are_null_only_where_there_are_none(tmp_path, make_batch):
     batch = make_batch(lengths=(2, 1))
     sampled = dataclasses.replace(batch.rollouts[0], logprobs=(-0.5, -0.25))
     routing = dataclasses.replace(batch.routing, advantage=torch.tensor([1.0, -1.0, 0.5]))
-    one = dataclasses.replace(batch, rollouts=(sampled, batch.rollouts[1]), routing=routing)
-    writer(tmp_path).write(one)
+    item = dataclasses.replace(batch, rollouts=(sampled, batch.rollouts[1]), routing=routing)
+    writer(tmp_path).write(item)
     assert column(tmp_path, "sampler_logprob") == [-0.5, -0.25, None]
     assert column(tmp_path, "advantage") == [1.0, -1.0, 0.5]
     writer(tmp_path).write(batch)
@@ -142,9 +142,9 @@ def test_sampler_logprobs_and_advantages_are_null_only_where_there_are_none(tmp_
 
 @pytest.mark.parametrize("lengths", [(), (0,), (0, 0), (0, 2)])
 def test_empty_batches_and_completions_are_recorded(tmp_path, make_batch, lengths):
-    one = writer(tmp_path)
-    one.write(make_batch(0, lengths=lengths, top=1 if sum(lengths) else 0))
-    one.write(make_batch(1))
+    item = writer(tmp_path)
+    item.write(make_batch(0, lengths=lengths, top=1 if sum(lengths) else 0))
+    item.write(make_batch(1))
     assert column(tmp_path, "step").count(0) == sum(lengths)
     assert column(tmp_path, "step", "rollouts").count(0) == len(lengths)
     if lengths:
@@ -152,10 +152,10 @@ def test_empty_batches_and_completions_are_recorded(tmp_path, make_batch, length
 
 
 def test_a_step_written_again_replaces_the_first(tmp_path, make_batch):
-    traces, one = None, writer(tmp_path)
+    traces, item = None, writer(tmp_path)
     for seed in range(3):
         batch = make_batch(1, seed=seed)
-        one.write(batch)
+        item.write(batch)
         traces = traces or open_traces(tmp_path)
         logprobs = traces.sql("SELECT logprob_self FROM tokens ORDER BY rollout_idx, position")["logprob_self"]
         np.testing.assert_array_equal(logprobs.to_numpy(), batch.scores["self"].logprob.numpy())

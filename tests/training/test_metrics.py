@@ -10,16 +10,16 @@ from workbench.training.metrics import StepTimer, rollout_metrics, step_metrics
 
 
 def test_rollouts_are_counted_by_hand() -> None:
-    one, two, three, four = rollouts(2, 4, 4, 2)
-    twin = replace(two, example=one.example, ids=one.ids)
-    other = replace(three, example=one.example, finished=False, reward=0.0)
+    item, two, three, four = rollouts(2, 4, 4, 2)
+    twin = replace(two, example=item.example, ids=item.ids)
+    other = replace(three, example=item.example, finished=False, reward=0.0)
     given = replace(four, sampled_by="dataset", logprobs=None, reward=None)
-    assert rollout_metrics((one, twin, other, given)) == pytest.approx(
+    assert rollout_metrics((item, twin, other, given)) == pytest.approx(
         {
             "completion_length": (2 + 2 + 4 + 2) / 4,
             "truncated": 0.25,
             "dataset_share": 0.25,
-            "distinct_tokens": len({*one.ids, *other.ids, *given.ids}),
+            "distinct_tokens": len({*item.ids, *other.ids, *given.ids}),
             "duplicate_rate": 1 / 3,  # of the three pairs of answers to the first example
             "accuracy": 2 / 3,
         }
@@ -28,7 +28,7 @@ def test_rollouts_are_counted_by_hand() -> None:
 
 def test_nothing_written_is_no_division_by_zero() -> None:
     assert rollout_metrics(())["completion_length"] == 0
-    assert "accuracy" not in rollout_metrics(tuple(replace(one, reward=None) for one in rollouts(1, 2)))
+    assert "accuracy" not in rollout_metrics(tuple(replace(rollout, reward=None) for rollout in rollouts(1, 2)))
 
 
 def test_shares_of_a_step_sum_to_one_and_gaps_add_up() -> None:
