@@ -3,10 +3,10 @@
     python docs/studies/dose.py runs/dose                # after workbench study configs/studies/dose.yaml
     python docs/studies/dose.py docs/studies/data/dose   # the same from its stored metrics; nothing is trained
 
-A run has collapsed if the accuracy of its sampled answers, averaged over ten steps, ended below half of its best
-such average. Warnings are those of workbench.training.health, replayed from the run's metrics. Writes dose.png
-beside this file (needs Chromium and the extra "dev") and, from a study's own folder, health.parquet: the metrics
-that the monitor reads.
+A run has collapsed if the accuracy of its sampled answers, averaged over ten steps, ended below half of its best such
+average, or of the mean accuracy of all runs' first steps if that is higher. Warnings are those of
+workbench.training.health, replayed from the run's metrics. Writes dose.png beside this file (needs Chromium and the
+extra "dev") and, from a study's own folder, health.parquet: the metrics that the monitor reads.
 """
 
 import argparse
@@ -18,7 +18,7 @@ import plotly.graph_objects as go
 from pays import markdown
 from screenshot import screenshot
 
-from workbench.analysis.style import layout
+from workbench.analysis.style import INK, layout
 from workbench.runs.folder import RunFolder
 from workbench.training.health import WINDOW, HealthMonitor
 
@@ -31,9 +31,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     metrics = monitored_metrics(parser.parse_args().folder)
+    start = metrics.loc[metrics["step"] == metrics["step"].min(), "accuracy"].mean()
     runs = pd.DataFrame(
         [
-            {"arm": arm, "rate": rate, "seed": seed, **judge(run)}
+            {"arm": arm, "rate": rate, "seed": seed, **judge(run, start)}
             for (arm, rate, seed), run in metrics.groupby(["arm", "rate", "seed"])
         ]
     )
@@ -65,21 +66,22 @@ def monitored_metrics(folder: Path) -> pd.DataFrame:
     return table
 
 
-def judge(run: pd.DataFrame) -> dict:
-    """Best and last ten-step accuracy of a run, the step of its collapse (NaN without one), and its first warning."""
+def judge(run: pd.DataFrame, start: float) -> dict:
+    """Ten-step accuracy at the end of a run, the step of its collapse (NaN without one), and its first warning.
+
+    start  accuracy before training
+    """
     run = run.sort_values("step").dropna(axis="columns", how="all")
-    average = run["accuracy"].rolling(WINDOW).mean().to_numpy()
-    best, last = np.nanmax(average), average[-1]
-    below = average < LOST * np.fmax.accumulate(average)
-    collapsed = below[-1]
-    step = float(run["step"].to_numpy()[len(below) - np.argmin(below[::-1])]) if collapsed else np.nan
+    average = run["accuracy"].rolling(WINDOW).mean().fillna(start).to_numpy()
+    is_low = average < LOST * np.maximum.accumulate(np.maximum(average, start))
+    step = float(run["step"].to_numpy()[np.flatnonzero(~is_low)[-1] + 1]) if is_low[-1] else np.nan
     monitor, warnings = HealthMonitor(), {}
     for line in run.to_dict("records"):
         before = set(monitor.warnings)
         monitor.update(line["step"], line)
         warnings |= dict.fromkeys(set(monitor.warnings) - before, line["step"])
-    first = min(warnings, key=warnings.get) if warnings else None
-    return {"best": best, "last": last, "collapsed": step, "warned": warnings.get(first, np.nan), "warning": first}
+    first = min(warnings, key=lambda name: (warnings[name], name)) if warnings else None
+    return {"last": average[-1], "collapsed": step, "warned": warnings.get(first, np.nan), "warning": first}
 
 
 def collapse_table(runs: pd.DataFrame) -> str:
@@ -140,7 +142,8 @@ def draw(runs: pd.DataFrame) -> go.Figure:
         y=list(ends.index),
         text=texts,
         texttemplate="%{text}",
-        colorscale=[[0, "#D55E00"], [0.5, "#F5E6D8"], [1, "#0072B2"]],
+        textfont={"color": INK[THEME]},
+        colorscale=[[0, "#EE8A4A"], [0.5, "#F5E6D8"], [1, "#6BB0E0"]],
         zmin=0,
         zmax=60,
         xgap=3,
