@@ -113,7 +113,7 @@ def test_eval_asks_runs_and_models_by_kind_and_visibility(
                 "count +visible +2",
             ):
                 assert re.search(f"{policy} +{context} +{group} ", table), group
-    assert re.search("questions +accuracy +confidence +over-confidence +calibration error +entropy +length +cut", table)
+    assert re.search("questions +accuracy +confidence +over-confidence +calibration error +entropy +length +truncated", table)
     for folder in (models["teacher"], next(run.glob("checkpoint-*"))):  # a checkpoint holds its student
         table = printed(capsys, "eval", folder, "--data", data, "--max-examples", 8, "--grader", "contains")
         assert re.search("model +plain +all +all +8 ", table) and "student" not in table
@@ -376,7 +376,7 @@ def test_damaged_runs_are_sentences(run_copy: Path, capsys: pytest.CaptureFixtur
         (["study", "{run}/config.yaml"], "is unknown. Allowed: baseline, evaluate"),
         (["eval", "{run}", "--data", "nowhere.jsonl"], "nowhere.jsonl does not exist"),
         (["eval", "{run}", "--max-examples", "-3"], "max_examples must be at least 1"),
-        (["eval", "{run}", "--tolerance", "0.1"], 'rule "numeric" only'),
+        (["eval", "{run}", "--tolerance", "0.1"], 'grader "numeric" only'),
         (["show", "{run}", "--step", "99"], "Steps with recorded rollouts: 1, 2"),
         (["show", "{run}", "--step", "1", "--rollout", "99"], "has no rollout 99 of step 1. Its rollouts are 0, 1,"),
         (["methods", "dpod"], 'Did you mean "dopd"'),
