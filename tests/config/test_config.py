@@ -87,7 +87,7 @@ def test_another_method_starts_from_its_own_defaults(file: Path) -> None:
         (["training.optimizer=sgd", "training.betas=[0.9, 0.95]"], "training.betas.*training.optimizer=sgd"),
         (["evaluation.contexts=[plan]"], 'Did you mean "plain"'),
         (["evaluation.contexts=plain"], "must be a list"),
-        (["evaluation.tolerance=0.1"], 'rule "numeric" only'),
+        (["evaluation.tolerance=0.1"], 'grader "numeric" only'),
         (["models.teacher=null"], "needs a teacher: set models.teacher"),
         (["models.student=null"], "models.student must be text"),
         (["data.train="], "data.train"),
