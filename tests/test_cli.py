@@ -113,7 +113,9 @@ def test_eval_asks_runs_and_models_by_kind_and_visibility(
                 "count +visible +2",
             ):
                 assert re.search(f"{policy} +{context} +{group} ", table), group
-    assert re.search("questions +accuracy +confidence +over-confidence +calibration error +entropy +length +truncated", table)
+    assert re.search(
+        "questions +accuracy +confidence +over-confidence +calibration error +entropy +length +truncated", table
+    )
     for folder in (models["teacher"], next(run.glob("checkpoint-*"))):  # a checkpoint holds its student
         table = printed(capsys, "eval", folder, "--data", data, "--max-examples", 8, "--grader", "contains")
         assert re.search("model +plain +all +all +8 ", table) and "student" not in table

@@ -44,7 +44,7 @@ def test_the_page_can_be_followed(folder: Path, capsys: pytest.CaptureFixture) -
     assert "green door" in Path("mine.parquet.preview.html").read_text()
     assert "WRONG" not in output["check my-run.yaml"] and "the sampled ids" in output["check my-run.yaml"]
     assert "dopd · 2 steps · finished" in output["summary runs/my-run"]
-    assert sum(row["tokens"] for row in names["found"].to_pylist()) > 0
+    assert sum(row["tokens"] for row in names["by_regime"].to_pylist()) > 0
     assert type(names["student"]).__name__ == "Qwen3VLForConditionalGeneration"
     assert "AutoProcessor` needs the package torchvision" in (folder / "my-student/README.md").read_text()
     assert {path.name for path in folder.iterdir()} == {

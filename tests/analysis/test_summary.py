@@ -48,7 +48,7 @@ def test_first_and_last_evaluation_are_side_by_side() -> None:
         "tokens",
         "@0",
         "@9",
-        "cut",
+        "truncated",
         "@0",
         "@9",
     ]
@@ -68,7 +68,7 @@ def test_first_and_last_evaluation_are_side_by_side() -> None:
         "50.0%",
     ]
     assert teacher.split() == ["teacher", "crop", "1", *["-"] * 10]
-    assert "cut: share of answers that reached" in legend
+    assert "truncated: share of answers that reached" in legend
 
 
 def test_each_learner_is_shown_by_kind_of_question_with_what_it_won_and_lost() -> None:

@@ -136,7 +136,7 @@ def test_scoring_and_asking_follow_the_rule_of_check(
         open_scorer(replace(config, models=values))
         assert "teacher: its scores differ from the model's own forward pass" in caplog.text
         caplog.clear()
-        evaluate_model(models["student"], data="scenes:eval?max_examples=1", max_completion_length=2)
+        evaluate_model(models["student"], data="scenes:eval?count=1", max_completion_length=2)
     assert "model: its scores differ from the model's own forward pass" in caplog.text
 
 

@@ -256,6 +256,13 @@ def test_a_run_of_other_settings_is_not_taken_for_this_one(base: Path) -> None:
     assert "training.learning_rate=0.001 there, 0.5 here" in output and "keep" not in output
 
 
+WIDE = (
+    "dose",
+    "pays_kinds_crowded",
+    "pays_kinds_weak",
+)  # maps of many rows with fewer seeds, of which their tables warn
+
+
 @pytest.mark.slow
 def test_shipped_studies_can_be_built_but_for_what_has_to_be_made() -> None:
     load = functools.cache(load_examples)  # they share most of their questions
@@ -263,7 +270,7 @@ def test_shipped_studies_can_be_built_but_for_what_has_to_be_made() -> None:
         study = load_study(file, load=load)
         assert {name.split()[0] for name in study.faults} <= {"weaker"}, (file, study.faults)
         if not file.stem.endswith("_rates"):  # a search, whose answer is a rate and no result
-            assert len(study.seeds) >= 5, file
+            assert len(study.seeds) >= (3 if file.stem in WIDE else 5), file
 
 
 def test_names_of_runs_are_folders() -> None:
