@@ -1,4 +1,4 @@
-"""What do the sources of a study's runs know, and does the gap know it? Both are asked of the sampled tokens.
+"""What do the sources of a study's runs know, and does the gap know it? Measured on the sampled tokens.
 
     python docs/studies/what_sources_know.py runs/pays_weak dopd dopd_live opsd
 

@@ -209,7 +209,7 @@ def test_on_a_phone_the_state_of_a_run_can_be_read_and_the_header_reached(visit)
     assert page.locator("#monitor-status .app-facts").bounding_box()["width"] > 300
     assert page.locator("#monitor-status .app-progress").bounding_box()["width"] > 300
     stop, facts = (page.locator(name).bounding_box() for name in ("#monitor-stop", "#monitor-status .app-facts"))
-    assert stop["y"] >= facts["y"] + facts["height"], "below, and not over, what is said of the run"
+    assert stop["y"] >= facts["y"] + facts["height"], "below the facts of the run, not over them"
 
 
 def test_a_wrong_answer_opens_with_its_picture(visit, runs: Path) -> None:

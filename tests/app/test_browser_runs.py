@@ -207,7 +207,7 @@ def test_a_mistake_in_the_form_is_a_sentence_and_nothing_starts(server: Server, 
     page = open_page("?tab=launch")
     page.locator("#launch-training-steps input").fill("0")
     expect(page.locator("#launch-message [role=alert]")).to_contain_text("training.steps must be at least 1, got 0")
-    for name in ("../o", "../out") * 4:  # two fields within one round trip: the page is asked once, of both
+    for name in ("../o", "../out") * 4:  # two fields within one round trip: the page gets one request for both
         page.locator("#launch-training-steps input").fill("0")
         page.locator("#launch-training-steps input").fill("2")
         page.locator("#launch-name input, #launch-name textarea").fill(name)
