@@ -31,8 +31,8 @@ def gradient(rollouts: tuple, **options: object) -> torch.Tensor:
 
 
 def test_a_wrong_answer_is_shown_the_first_right_sibling() -> None:
-    displayed = [sibling.feedback for sibling in show_siblings(graded(0.0, 1.0, 1.0, 0.0, 0.0, None), "feedback")]
-    assert displayed == ["feedback: text 1", None, None, "feedback: text 2", None, None]
+    displayed = [sibling.feedback for sibling in show_siblings(graded(0.0, 1.0, 1.0, 0.0, 0.0, None))]
+    assert displayed == ["reference: text 1", None, None, "reference: text 2", None, None]
 
 
 def test_tokens_go_where_their_answer_goes() -> None:

@@ -1,7 +1,7 @@
 """CCOPD: train the student to answer a question split over turns as it answers the same question in one prompt.
 
 Source: Same Evidence, Different Answers, arXiv 2605.30251; written from notes (no official code was found).
-1. The question is split over turns. The student at its start replies to each early turn (replies_by), so these replies
+1. The question is split over turns. The student at its start replies to each early turn, so these replies
    are guesses.
 2. The student answers the last turn. Earlier replies are part of its prompt and carry no loss.
 3. A frozen copy of the start scores the same tokens after the one-prompt version, which holds the same information.
@@ -29,13 +29,6 @@ class Options:
     student_context: Annotated[
         str, Option("form of the question in the student's prompt", choices=("turns", "concat", "plain"))
     ] = "turns"
-    replies_by: Annotated[
-        str,
-        Option(
-            "policy that replies to the early turns: the frozen start, or the live student",
-            choices=("student@start", "student"),
-        ),
-    ] = "student@start"
     positions: Annotated[
         str,
         Option("where the loss is: the last reply, or its tokens that state the answer", choices=("reply", "answer")),
@@ -64,5 +57,5 @@ def build(options: Options) -> Method:
         },
         route=route,
         normalize_by="supervised",
-        replying_policy=options.replies_by,
+        replying_policy="student@start",
     )

@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from workbench.distill.divergences import TAILS, TOP_K_OF, Divergence
+from workbench.distill.divergences import TAILS, Divergence
 from workbench.distill.method import Loss, Method, Option, Regime, View
 from workbench.distill.routing import below_quantile, trimmed_mean
 from workbench.types import RouteBatch, Routing
@@ -38,8 +38,6 @@ class Options:
     beta_light: Annotated[float, Option("weight of LH and HS", low=0)] = 0.6
     beta_weak: Annotated[float, Option("weight of LL", low=0)] = 0.3
     top_k: Annotated[int, Option("entries compared in LH, LL and HS", low=1)] = 128
-    top_k_of_teacher_regime: Annotated[str, Option("owner of the top-k in LH", choices=TOP_K_OF)] = "target"
-    top_k_of_self_regimes: Annotated[str, Option("owner of the top-k in LL and HS", choices=TOP_K_OF)] = "learner"
     tail: Annotated[str, Option("treatment of the other entries", choices=TAILS)] = "bucket"
     trim: Annotated[float, Option("fraction of outliers left out of the means; 0 = none", low=0, high=0.5)] = 0.05
     trim_target: Annotated[str, Option("trimmed by its largest values", choices=("gap", "gap+probability"))] = "gap"
@@ -60,7 +58,7 @@ def build(options: Options) -> Method:
     def top_k(of: str) -> Divergence:
         return Divergence("reverse_kl", "top_k", top_k=options.top_k, of=of, tail=options.tail)
 
-    teacher_kl, self_kl = top_k(options.top_k_of_teacher_regime), top_k(options.top_k_of_self_regimes)
+    teacher_kl, self_kl = top_k("target"), top_k("learner")
     light, weak = options.beta_light, options.beta_weak
     return Method(
         name="dopd",

@@ -8,8 +8,7 @@ Source: arXiv 2601.20802; written from notes.
 4. RIGHT (a right answer gets no feedback) and ALONE (no answer of the group is right): no loss.
 Differs: the loss is divided by the tokens of all answers; tokens without supervision count as 0, so fewer TOLD answers
 make a smaller step. The reference code divides by the TOLD tokens only: normalize_by=supervised. The ratio is at
-temperature 1, as the paper samples, for any `sampling` options. `show_as` is the word before the feedback, since the
-built-in models know worked answers as "reference: ...". Feedback of an environment is not used, only the grade.
+temperature 1, as the paper samples, for any `sampling` options. Feedback of an environment is not used, only the grade.
 """
 
 from collections import defaultdict
@@ -24,12 +23,10 @@ from workbench.distill.routing import sampler_ratio
 from workbench.types import Rollout, RouteBatch, Routing
 
 TOLD, RIGHT, ALONE = range(3)
-FORMS = ("reference", "feedback")
 
 
 @dataclass(frozen=True)
 class Options:
-    show_as: Annotated[str, Option("word before the sibling in the self-teacher's prompt", choices=FORMS)] = "reference"
     top_k: Annotated[int, Option("entries of the student's distribution that are compared", low=1)] = 100
     normalize_by: Annotated[str, Option("positions that the loss is divided by", choices=NORMALIZERS)] = "all"
     ratio_clip: Annotated[float, Option("largest importance weight of a token", low=0.01)] = 2.0
@@ -59,18 +56,21 @@ def build(options: Options) -> Method:
         needs=("answer",),
         min_generations=2,
         ema_rate=options.ema_rate,
-        annotate=lambda rollouts, *_: show_siblings(rollouts, options.show_as),
+        annotate=lambda rollouts, *_: show_siblings(rollouts),
     )
 
 
-def show_siblings(rollouts: tuple[Rollout, ...], show_as: str = "reference") -> tuple[Rollout, ...]:
-    """Attach to each wrong answer the first right answer of its group as feedback."""
+def show_siblings(rollouts: tuple[Rollout, ...]) -> tuple[Rollout, ...]:
+    """Attach to each wrong answer the first right answer to its question, as `reference: ANSWER`.
+
+    The built-in models know worked answers in this form.
+    """
     right: dict[int, list[str]] = defaultdict(list)
     for rollout in rollouts:
         if rollout.reward == 1.0:
             right[id(rollout.example)].append(rollout.text)
     return tuple(
-        replace(rollout, feedback=f"{show_as}: {right[id(rollout.example)][0]}")
+        replace(rollout, feedback=f"reference: {right[id(rollout.example)][0]}")
         if rollout.reward == 0.0 and right[id(rollout.example)]
         else rollout
         for rollout in rollouts
