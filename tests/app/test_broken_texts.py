@@ -29,7 +29,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("text", BROKEN.values(), ids=list(BROKEN))
-def test_a_broken_file_is_a_sentence_and_the_others_are_listed(tmp_path: Path, text: str) -> None:
+def test_recipes_broken_yaml_raises_and_lists_others(tmp_path: Path, text: str) -> None:
     configs, run = tmp_path / "configs", tmp_path / "runs" / "opd"
     shutil.copytree(CONFIGS, configs)
     run.mkdir(parents=True)

@@ -41,7 +41,7 @@ def whole_figures(page: Page, least: int = 1) -> None:
     assert result["broken"] == [] and result["local"] >= least, (page.url, result)
 
 
-def test_figures_stay_whole_through_every_choice_of_their_tab(visit) -> None:
+def test_movement_figures_every_choice_keep_references(visit) -> None:
     page = visit("run=dopd&other=opd", "movement")
     whole_figures(page)
     page.locator("#movement-value").get_by_text("capability gap").click()
@@ -62,7 +62,7 @@ def test_figures_stay_whole_through_every_choice_of_their_tab(visit) -> None:
     whole_figures(page)
 
 
-def test_figures_stay_whole_when_another_answer_was_opened_meanwhile(visit) -> None:
+def test_figures_other_answer_opened_keep_references(visit) -> None:
     page = visit("run=dopd&other=opd", "tokens")
     for rollout, tab in enumerate(("Monitor", "Illusion", "Compare", "Studies")):
         open_tab(page, tab)
@@ -116,9 +116,7 @@ def behind_a_proxy(runs: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]
     thread.join()
 
 
-def test_figures_stay_whole_behind_a_proxy_that_serves_the_page_under_a_path(
-    behind_a_proxy: str, browser: Browser
-) -> None:
+def test_figures_behind_proxy_path_keep_references(behind_a_proxy: str, browser: Browser) -> None:
     page = browser.new_page()
     missing = []
     page.on("response", lambda answer: missing.append(answer.url) if answer.status >= 400 else None)
@@ -163,13 +161,13 @@ def range_of(page: Page, title: str, axis: str = "yaxis") -> list[float]:
     )
 
 
-def test_a_constant_stands_above_zero(visit, long_run: str) -> None:
+def test_learning_rate_constant_axis_starts_at_zero(visit, long_run: str) -> None:
     page = visit(f"run={long_run}", "monitor")
     low, high = range_of(page, "Learning rate")
     assert low == 0 and 1e-3 <= high < 2e-3, "a rate of 1e-3, drawn from zero"
 
 
-def test_long_answers_are_cut_in_lists_and_keep_their_lines(visit, long_run: str) -> None:
+def test_lists_long_answers_are_clipped_and_keep_lines(visit, long_run: str) -> None:
     page = visit(f"run={long_run}", "monitor")
     text = page.locator("#monitor-answers .wbu-clip.wbu-cut").first
     cut = text.bounding_box()["height"]
@@ -200,7 +198,7 @@ def test_long_answers_are_cut_in_lists_and_keep_their_lines(visit, long_run: str
     assert len(boxes) < 40 and all(left[1] <= right[0] for left, right in pairwise(boxes))
 
 
-def test_on_a_phone_the_state_of_a_run_can_be_read_and_the_header_reached(visit) -> None:
+def test_monitor_on_phone_state_and_header_fit(visit) -> None:
     page = visit("run=dopd", "monitor")
     page.set_viewport_size({"width": 390, "height": 800})
     for name in ("#app-run", "#app-refresh", "#app-theme"):
@@ -212,7 +210,7 @@ def test_on_a_phone_the_state_of_a_run_can_be_read_and_the_header_reached(visit)
     assert stop["y"] >= facts["y"] + facts["height"], "below the facts of the run, not over them"
 
 
-def test_a_wrong_answer_opens_with_its_picture(visit, runs: Path) -> None:
+def test_wrong_answer_clicked_opens_its_picture(visit, runs: Path) -> None:
     page = visit("run=dopd", "illusion")
     row = page.locator("#illusion-wrong tr[data-key]").nth(1)
     key = json.loads(row.get_attribute("data-key"))
@@ -227,7 +225,7 @@ def test_a_wrong_answer_opens_with_its_picture(visit, runs: Path) -> None:
     expect(page.locator("#data-given textarea, #data-given input").first).to_have_value(given)
 
 
-def test_titles_say_what_their_axes_say_and_a_visibility_has_one_color(visit, runs: Path) -> None:
+def test_illusion_figures_titles_match_axes_and_colors(visit, runs: Path) -> None:
     drawn = """() => [...document.querySelectorAll('#tab-illusion .js-plotly-plot')].map(one => ({
         title: one._fullLayout.title.text, axis: one._fullLayout.xaxis?.title?.text || '',
         tints: one.data.map(trace => [trace.name, trace.line?.color || trace.marker?.color]), bars: one.data[0]?.y }))"""

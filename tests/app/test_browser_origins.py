@@ -90,7 +90,7 @@ def uploads(app: object) -> int:
     return sum(path.is_file() for path in Path(app.app.uploaded_file_dir).rglob("theirs.png"))
 
 
-def test_the_page_itself_reads_and_writes(visitor: BrowserContext, app: object, port: int) -> None:
+def test_requests_own_page_reads_and_writes(visitor: BrowserContext, app: object, port: int) -> None:
     page = visitor.pages[0]
     for path in READS:
         assert page.evaluate(ASK, ["", path, "GET", "cors"])[0] == 200, path
@@ -98,9 +98,7 @@ def test_the_page_itself_reads_and_writes(visitor: BrowserContext, app: object, 
     assert page.evaluate(ASK, ["", "/gradio_api/upload", "POST", "cors"])[0] == 200 and uploads(app) == 1
 
 
-def test_a_page_on_another_port_reads_nothing_and_starts_nothing(
-    visitor: BrowserContext, app: object, port: int, foreign: str
-) -> None:
+def test_requests_page_on_other_port_are_refused(visitor: BrowserContext, app: object, port: int, foreign: str) -> None:
     page, before = visitor.new_page(), uploads(app)
     page.goto(foreign)
     for method, paths in (("GET", READS), ("POST", WRITES)):
@@ -114,9 +112,7 @@ def test_a_page_on_another_port_reads_nothing_and_starts_nothing(
     page.close()
 
 
-def test_a_page_elsewhere_cannot_show_ours_in_a_frame_and_a_link_opens_it(
-    visitor: BrowserContext, port: int, foreign: str
-) -> None:
+def test_frame_foreign_page_is_empty_and_link_opens(visitor: BrowserContext, port: int, foreign: str) -> None:
     page = visitor.new_page()
     page.goto(foreign)
     page.wait_for_timeout(1500)
@@ -126,7 +122,7 @@ def test_a_page_elsewhere_cannot_show_ours_in_a_frame_and_a_link_opens_it(
     page.close()
 
 
-def test_a_name_that_was_pointed_at_this_machine_gets_a_sentence(browser: Browser, chromium: str, port: int) -> None:
+def test_requests_rebound_name_get_403_and_remedy(browser: Browser, chromium: str, port: int) -> None:
     rule = "--host-resolver-rules=MAP evil.example 127.0.0.1"
     rebound = browser.browser_type.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu", rule])
     try:
@@ -140,9 +136,7 @@ def test_a_name_that_was_pointed_at_this_machine_gets_a_sentence(browser: Browse
         rebound.close()
 
 
-def test_a_site_that_was_allowed_shows_the_page_in_a_frame(
-    browser: Browser, runs: Path, foreign: str, tmp_path: Path
-) -> None:
+def test_frame_allowed_site_shows_page(browser: Browser, runs: Path, foreign: str, tmp_path: Path) -> None:
     origin = foreign.rstrip("/")
     served = serve(runs, configs=runs, port=free_port(), read_only=True, allow_frames=[origin])
     page = browser.new_page()

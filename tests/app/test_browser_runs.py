@@ -161,7 +161,7 @@ def badge(page: Page, state: str) -> None:
     expect(page.locator("#monitor-status .app-badge")).to_have_text(state)
 
 
-def test_a_run_is_launched_from_the_page_and_watched_to_its_end(server: Server, open_page: Callable) -> None:
+def test_launch_valid_form_run_finishes(server: Server, open_page: Callable) -> None:
     page = open_page("?tab=launch")
     launch(page, "first", steps=3)
     assert "run=first" in page.url and "tab=monitor" in page.url
@@ -178,7 +178,7 @@ def test_a_run_is_launched_from_the_page_and_watched_to_its_end(server: Server, 
     expect(page.locator("#monitor-answers tbody tr").first).to_be_attached()
 
 
-def test_the_whole_way_from_a_launch_to_a_case_of_illusion_goes_by_mouse(server: Server, open_page: Callable) -> None:
+def test_launch_to_illusion_case_by_mouse_opens_token(server: Server, open_page: Callable) -> None:
     page = open_page("?tab=launch")
     # of photos' tokens it is not known what the picture shows, so that a model of random weights has cases too
     launch(page, "walk", steps=2, more=f"data.train={SAMPLES}\ndata.eval=null\ntrace.probes=2\ntrace.probe_every=1")
@@ -203,7 +203,7 @@ def test_the_whole_way_from_a_launch_to_a_case_of_illusion_goes_by_mouse(server:
     expect(page).to_have_url(re.compile(f"run=walk.*tab=tokens.*token={position}"))
 
 
-def test_a_mistake_in_the_form_is_a_sentence_and_nothing_starts(server: Server, open_page: Callable) -> None:
+def test_launch_form_mistakes_show_errors_and_start_nothing(server: Server, open_page: Callable) -> None:
     page = open_page("?tab=launch")
     page.locator("#launch-training-steps input").fill("0")
     expect(page.locator("#launch-message [role=alert]")).to_contain_text("training.steps must be at least 1, got 0")
@@ -230,7 +230,7 @@ def test_a_mistake_in_the_form_is_a_sentence_and_nothing_starts(server: Server, 
     assert "Traceback" not in page.content()
 
 
-def test_another_method_shows_its_own_options_and_the_check_its_table(open_page: Callable) -> None:
+def test_launch_form_other_method_shows_options_and_check(open_page: Callable) -> None:
     page = open_page("?tab=launch")
     expect(page.locator("#launch-method-trim input")).to_be_visible()
     page.locator("#launch-method-name input").click()
@@ -243,7 +243,7 @@ def test_another_method_shows_its_own_options_and_the_check_its_table(open_page:
     expect(page.locator("#launch-report .app-good")).to_contain_text("checks passed")
 
 
-def test_a_check_is_of_the_form_as_it_is(open_page: Callable) -> None:
+def test_check_edited_form_clears_report(open_page: Callable) -> None:
     page = open_page("?tab=launch")
     report, output = page.locator("#launch-report"), page.locator("#launch-said [role=alert]")
     data, steps = page.locator("#launch-data-train textarea"), page.locator("#launch-training-steps input")
@@ -269,7 +269,7 @@ def test_a_check_is_of_the_form_as_it_is(open_page: Callable) -> None:
     expect(report.locator("table")).to_have_count(0)
 
 
-def test_a_run_that_failed_before_its_folder_was_made_can_be_corrected(server: Server, open_page: Callable) -> None:
+def test_run_failed_before_folder_can_be_corrected(server: Server, open_page: Callable) -> None:
     folder = server.runs / ".jobs/fails"
     folder.mkdir(parents=True)
     plain = yaml.safe_load((server.folder / "configs/tiny.yaml").read_text())
@@ -296,7 +296,7 @@ def test_a_run_that_failed_before_its_folder_was_made_can_be_corrected(server: S
     expect(page.locator("#launch-data-train textarea, #launch-data-train input").first).to_have_value("nofile.jsonl")
 
 
-def test_a_run_survives_the_page_and_the_server_and_is_stopped_and_resumed(server: Server, open_page: Callable) -> None:
+def test_run_server_killed_continues_stops_and_resumes(server: Server, open_page: Callable) -> None:
     page = open_page("?tab=launch")
     launch(page, "long", steps=5000, more="data.eval=null\ntrace.probes=0")
     badge(page, "running")
@@ -328,7 +328,7 @@ def test_a_run_survives_the_page_and_the_server_and_is_stopped_and_resumed(serve
     badge(page, "stopped")
 
 
-def test_a_link_reopens_the_run_and_the_tab_and_an_old_one_says_so(open_page: Callable) -> None:
+def test_link_to_run_opens_it_and_stale_link_shows_error(open_page: Callable) -> None:
     page = open_page("?run=first&tab=monitor&step=2&rollout=1")
     expect(page.locator("#monitor-status h2")).to_have_text("first")
     page.wait_for_url(re.compile("step=2&rollout=1"))
@@ -336,7 +336,7 @@ def test_a_link_reopens_the_run_and_the_tab_and_an_old_one_says_so(open_page: Ca
     expect(gone.get_by_text('Run "gone" does not exist')).to_be_visible()
 
 
-def test_the_theme_is_chosen_and_kept(open_page: Callable) -> None:
+def test_theme_toggled_survives_reload(open_page: Callable) -> None:
     page = open_page("?run=first&tab=monitor")
     assert not page.evaluate("document.body.classList.contains('dark')")
     page.locator("#app-theme").click()
@@ -348,7 +348,7 @@ def test_the_theme_is_chosen_and_kept(open_page: Callable) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_launch_and_monitor_fit_the_page(open_page: Callable, tmp_path: Path, scheme: str) -> None:
+def test_launch_and_monitor_any_width_fit_window(open_page: Callable, tmp_path: Path, scheme: str) -> None:
     folder = Path(os.environ.get("WORKBENCH_SCREENSHOTS") or tmp_path)
     folder.mkdir(parents=True, exist_ok=True)
     page = open_page(f"?run=first&tab=launch&__theme={scheme}")
@@ -362,14 +362,14 @@ def test_launch_and_monitor_fit_the_page(open_page: Callable, tmp_path: Path, sc
             page.screenshot(path=folder / f"{tab}-{width}-{scheme}.png", full_page=True, animations="disabled")
 
 
-def test_start_stays_in_sight_while_the_form_is_scrolled(open_page: Callable) -> None:
+def test_start_button_form_scrolled_stays_in_viewport(open_page: Callable) -> None:
     page = open_page("?tab=launch")
     page.locator("#launch-training-steps").scroll_into_view_if_needed()
     page.mouse.wheel(0, 3000)
     expect(page.locator("#launch-start")).to_be_in_viewport()
 
 
-def test_read_only_offers_nothing_that_changes_anything(server: Server, open_page: Callable) -> None:
+def test_read_only_page_disables_launch_and_resume(server: Server, open_page: Callable) -> None:
     server.kill()
     server.start("--read-only")
     page = open_page("?tab=launch")

@@ -54,9 +54,7 @@ def opened(visitor: BrowserContext, page_of: str) -> Iterator[Callable[[str], Pa
         page.close()
 
 
-def test_a_run_that_has_just_begun_says_so_and_its_answers_come_by_themselves(
-    opened, folder: Path, trained: Path
-) -> None:
+def test_tokens_run_just_begun_shows_answers_once_recorded(opened, folder: Path, trained: Path) -> None:
     run_dir = folder / "runs/living"
     shutil.copytree(trained / "dopd", run_dir, ignore=lambda path, _: TABLES if Path(path).name == "traces" else ())
     status = json.loads((run_dir / "run.json").read_text())
@@ -76,7 +74,7 @@ def test_a_run_that_has_just_begun_says_so_and_its_answers_come_by_themselves(
     shutil.rmtree(run_dir)
 
 
-def test_a_deleted_run_is_not_shown_as_if_it_were_there(opened, folder: Path) -> None:
+def test_monitor_run_deleted_clears_figures(opened, folder: Path) -> None:
     shutil.copytree(folder / "runs/done", folder / "runs/doomed")
     page = opened("run=doomed&tab=monitor")
     expect(page.locator("#monitor-status h2")).to_have_text("doomed")

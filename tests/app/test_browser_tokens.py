@@ -22,7 +22,7 @@ from workbench.training.run import train
 BUILT_IN = Path(__file__).parents[2] / "data/models"
 
 
-def test_the_first_answer_is_open_and_hover_and_pin_work(visit) -> None:
+def test_tokens_first_answer_hover_and_pin_work(visit) -> None:
     page = visit("run=dopd", "tokens")
     token = page.locator("#tokens-answer .wb-t").nth(1)
     token.hover()
@@ -44,7 +44,7 @@ def test_the_first_answer_is_open_and_hover_and_pin_work(visit) -> None:
     expect(page).to_have_url(re.compile("step=4&rollout=1$"))
 
 
-def test_keys_and_mouse_move_through_answers_and_all_numbers_follow(visit) -> None:
+def test_tokens_keys_and_mouse_move_through_answers(visit) -> None:
     page = visit("run=dopd", "tokens")
     page.locator("#tokens-answer .wb-chip[data-by='entropy']").click()
     page.locator("#tokens-answer .wb-t").first.click()
@@ -77,7 +77,7 @@ def test_keys_and_mouse_move_through_answers_and_all_numbers_follow(visit) -> No
     expect(first).to_have_attribute("aria-expanded", "false")
 
 
-def test_a_link_opens_the_same_token_again(visit) -> None:
+def test_link_to_token_reloaded_opens_same_token(visit) -> None:
     page = visit("run=dopd&step=2&rollout=5&token=1", "tokens")
     expect(page.locator("#tokens-answer .wb-meta")).to_contain_text("step 2")
     expect(page.locator("#tokens-answer .wb-meta")).to_contain_text("rollout 5")
@@ -86,7 +86,7 @@ def test_a_link_opens_the_same_token_again(visit) -> None:
     expect(page.locator("#tokens-answer .wb-meta")).to_contain_text("rollout 5")
 
 
-def test_a_link_keeps_its_step_on_another_tab_and_a_link_to_no_run_is_a_sentence(visit, address: str) -> None:
+def test_link_other_tab_keeps_step_and_unknown_run_errors(visit, address: str) -> None:
     page = visit("run=dopd&step=2&rollout=1", "monitor")
     expect(page.locator("#monitor-status h2")).to_have_text("dopd")
     page.wait_for_url(re.compile("step=2&rollout=1"))
@@ -94,7 +94,7 @@ def test_a_link_keeps_its_step_on_another_tab_and_a_link_to_no_run_is_a_sentence
     expect(page.get_by_text('Run "gone" does not exist')).to_be_visible()
 
 
-def test_pages_and_filters_ask_the_server(visit) -> None:
+def test_tokens_pages_and_filters_survive_reload(visit) -> None:
     page = visit("run=dopd", "tokens")
     page.locator("#tokens-on").click()
     expect(page.locator("#tokens-where")).to_contain_text("21–24 of 24")
@@ -124,7 +124,7 @@ def scenes(runs: Path) -> Iterator[str]:
     shutil.rmtree(runs / "scenes")
 
 
-def test_filters_of_tokens_hold_of_one_token_that_is_marked_and_opened(visit, scenes: str, runs: Path) -> None:
+def test_token_filters_combined_match_one_marked_token(visit, scenes: str, runs: Path) -> None:
     result = (
         open_traces(runs / scenes)
         .sql("SELECT step, rollout_idx, position, regime, token_type, visibility FROM tokens")
@@ -170,7 +170,7 @@ def test_filters_of_tokens_hold_of_one_token_that_is_marked_and_opened(visit, sc
     expect(page.locator("#tokens-answer .wb-detail")).to_contain_text(f"token {positions[0] + 1} of")
 
 
-def test_a_token_that_moved_opens_in_tokens(visit) -> None:
+def test_moved_token_clicked_opens_in_tokens(visit) -> None:
     page = visit("run=dopd", "movement")
     expect(page.locator("#movement-map .wb-cell").first).to_be_visible()
     page.locator("#movement-probes tr[data-key]").nth(2).click()
@@ -181,7 +181,7 @@ def test_a_token_that_moved_opens_in_tokens(visit) -> None:
     expect(page.locator("#tokens-probe input")).to_be_checked()
 
 
-def test_a_worst_case_opens_in_tokens(visit) -> None:
+def test_worst_case_clicked_opens_in_tokens(visit) -> None:
     page = visit("run=photos", "illusion")
     row = page.locator("#illusion-worst tr[data-key]").first
     key = json.loads(row.get_attribute("data-key"))
@@ -190,7 +190,7 @@ def test_a_worst_case_opens_in_tokens(visit) -> None:
     expect(page.locator("#tokens-answer .wb-detail")).to_contain_text(f"token {key['position'] + 1} of")
 
 
-def test_two_runs_are_compared_token_by_token(visit) -> None:
+def test_compare_two_runs_aligns_tokens(visit) -> None:
     page = visit("run=dopd&other=opd", "compare")
     expect(page.locator("#compare-views .wb-tokens")).to_have_count(2)
     expect(page.locator("#compare-aligned .wbu-token").first).to_be_visible()
@@ -201,7 +201,7 @@ def test_two_runs_are_compared_token_by_token(visit) -> None:
     expect(page).to_have_url(re.compile("layout=beside"))
 
 
-def test_an_own_image_is_scored_with_a_box_drawn_by_mouse(visit, tmp_path: Path) -> None:
+def test_own_image_box_drawn_by_mouse_is_scored(visit, tmp_path: Path) -> None:
     Image.new("RGB", (300, 200), (40, 90, 200)).save(tmp_path / "own.png")
     page = visit("run=dopd", "data")
     page.locator("#data-own").get_by_text("Your own image").click()
@@ -224,7 +224,7 @@ def test_an_own_image_is_scored_with_a_box_drawn_by_mouse(visit, tmp_path: Path)
     assert page.locator("#data-scored .wb-t").count() >= 3
 
 
-def test_the_report_is_written_and_opens_alone(visit, runs: Path, tmp_path: Path, browser) -> None:
+def test_report_written_opens_without_requests(visit, runs: Path, tmp_path: Path, browser) -> None:
     page = visit("run=dopd", "report")
     page.locator("#report-write").click()
     link = page.locator("#report-link")
@@ -253,7 +253,7 @@ def test_the_report_is_written_and_opens_alone(visit, runs: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_no_tab_is_wider_than_its_window_in_light_and_dark(visit, theme: str) -> None:
+def test_tabs_any_theme_and_width_fit_window(visit, theme: str) -> None:
     screenshots = os.environ.get("WORKBENCH_SCREENSHOTS")
     page = visit(f"run=dopd&other=opd&__theme={theme}", "tokens")
     assert nameless(page, "#app-header") == []
@@ -270,7 +270,7 @@ def test_no_tab_is_wider_than_its_window_in_light_and_dark(visit, theme: str) ->
                 page.screenshot(path=file, full_page=True, animations="disabled")
 
 
-def test_the_theme_is_chosen_and_kept(visit) -> None:
+def test_theme_toggled_survives_reload(visit) -> None:
     page = visit("run=dopd", "monitor")
     assert not page.evaluate("document.body.classList.contains('dark')")
     page.locator("#app-theme").click()

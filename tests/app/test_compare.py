@@ -16,13 +16,13 @@ def draw(context: AppContext, run: str = "dopd", **address: str) -> tuple:
     return compare.draw(context, run, "light", address)
 
 
-def test_other_runs_are_offered_with_their_methods_and_not_the_own(context: AppContext) -> None:
+def test_compare_runs_offered_with_methods_except_own(context: AppContext) -> None:
     drawn = draw(context)
     assert {value for _, value in drawn[OTHER].choices} == {"opd", "begun", "photos"} and "second run" in drawn[LISTED]
     assert any(label == "opd  ·  opd, finished" for label, _ in drawn[OTHER].choices)
 
 
-def test_probes_of_both_runs_are_aligned_token_by_token(context: AppContext) -> None:
+def test_compare_probes_of_two_runs_are_aligned(context: AppContext) -> None:
     drawn = draw(context, other="opd")
     assert len(keys(drawn[LISTED])) >= 3
     assert drawn[ALIGNED].count('class="wbu-token') % 2 == 0 and "Matched by same tokens" in drawn[ALIGNED]
@@ -32,21 +32,21 @@ def test_probes_of_both_runs_are_aligned_token_by_token(context: AppContext) -> 
     assert draw(context, other="opd", layout="sideways")[LAYOUT] == "under"
 
 
-def test_methods_without_a_common_regime_are_not_marked_as_different_everywhere(context: AppContext) -> None:
+def test_compare_no_common_regime_marks_no_difference(context: AppContext) -> None:
     drawn = draw(context, other="opd")[ALIGNED]
     assert "no regime in common" in drawn and "≠" not in drawn
 
 
-def test_the_metric_is_asked_for_only_beside_a_second_run(context: AppContext) -> None:
+def test_compare_metric_visible_only_with_second_run(context: AppContext) -> None:
     assert draw(context)[METRIC].visible is False and draw(context, other="opd")[METRIC].visible is True
 
 
-def test_the_address_chooses_the_example(context: AppContext) -> None:
+def test_compare_address_chooses_example(context: AppContext) -> None:
     last = keys(draw(context, other="opd")[LISTED])[-1]["example"]
     assert last in draw(context, other="opd", example=last)[VIEWS]
 
 
-def test_configurations_and_accuracies_stand_side_by_side(context: AppContext) -> None:
+def test_compare_configs_and_accuracies_side_by_side(context: AppContext) -> None:
     drawn = draw(context, other="opd", metric="entropy")
     assert "method.name" in drawn[DIFFERENCE] and drawn[METRIC].value == "entropy"
     heads = re.findall(r"<th[^>]*>(.*?)</th>", drawn[ACCURACY])
@@ -54,7 +54,7 @@ def test_configurations_and_accuracies_stand_side_by_side(context: AppContext) -
     assert "not evaluated on the same questions" not in drawn[ACCURACY]
 
 
-def test_runs_of_two_studies_with_the_same_name_stay_apart(context: AppContext) -> None:
+def test_compare_same_name_in_two_studies_stay_apart(context: AppContext) -> None:
     for study, run in (("one", "dopd"), ("two", "opd")):
         shutil.copytree(context.runs_dir / run, context.runs_dir / study / "x-s0")
     drawn = draw(context, run="one/x-s0", other="two/x-s0", metric="entropy")
@@ -66,11 +66,11 @@ def test_runs_of_two_studies_with_the_same_name_stay_apart(context: AppContext) 
         shutil.rmtree(context.runs_dir / study)
 
 
-def test_a_run_that_is_gone_or_has_no_traces_is_a_sentence(context: AppContext) -> None:
+def test_compare_run_missing_or_untraced_shows_message(context: AppContext) -> None:
     assert "does not exist" in draw(context, other="gone")[LISTED]
     drawn = draw(context, other="begun")
     assert "no recorded example in common" in drawn[LISTED] and drawn[VIEWS] == ""
 
 
-def test_choosing_an_example_keeps_the_second_run() -> None:
+def test_compare_example_chosen_keeps_second_run() -> None:
     assert compare.chosen_example({"other": "opd", "step": "3"}, {"example": "e"}) == {"other": "opd", "example": "e"}

@@ -26,23 +26,21 @@ def picture(tmp_path: Path) -> str:
     return str(tmp_path / "own.png")
 
 
-def test_examples_of_the_run_are_listed_and_the_first_is_drawn_with_its_evidence(context: AppContext) -> None:
+def test_data_run_examples_listed_first_drawn_with_evidence(context: AppContext) -> None:
     drawn = data.draw(context, "dopd", {}, None)
     assert drawn[CHOOSER].value == "scenes:eval?count=6" and len(keys(drawn[LISTED])) == 6
     assert drawn[SHOWN].count("<figure") == 2 and 'class="wb-box"' in drawn[SHOWN] and ">crop<" in drawn[SHOWN]
     assert "<mark>" in drawn[SHOWN], "what a context adds to the question is marked"
 
 
-def test_the_address_chooses_the_example(context: AppContext) -> None:
+def test_data_address_chooses_example(context: AppContext) -> None:
     last = keys(data.draw(context, "dopd", {}, None)[LISTED])[-1]["id"]
     drawn = data.draw(context, "dopd", {"example": last}, None)
     chosen = keys(drawn[LISTED].split('aria-selected="true"')[0])[-1]
     assert chosen == {"id": last}
 
 
-def test_another_source_is_read_again_when_it_changes_and_its_text_stays_text(
-    context: AppContext, picture: str
-) -> None:
+def test_data_source_changed_is_reloaded_and_escaped(context: AppContext, picture: str) -> None:
     file = context.runs_dir / "own.jsonl"
     row = {
         "question": NASTY,
@@ -61,7 +59,7 @@ def test_another_source_is_read_again_when_it_changes_and_its_text_stays_text(
     file.unlink()
 
 
-def test_nothing_outside_the_runs_folder_is_read(context: AppContext, tmp_path: Path) -> None:
+def test_data_source_outside_runs_folder_is_refused(context: AppContext, tmp_path: Path) -> None:
     file = tmp_path / "secret.jsonl"
     file.write_text(json.dumps({"question": "a secret"}) + "\n")
     (link := context.runs_dir / "link.jsonl").symlink_to(file)
@@ -75,11 +73,11 @@ def test_nothing_outside_the_runs_folder_is_read(context: AppContext, tmp_path: 
 
 
 @pytest.mark.parametrize("source", ["no/such.jsonl", "scenes:nowhere", "hf:"])
-def test_a_source_that_cannot_be_read_is_a_sentence(context: AppContext, source: str) -> None:
+def test_data_source_unreadable_shows_message(context: AppContext, source: str) -> None:
     assert "wbu-empty" in data.draw(context, "dopd", {}, source, is_typed=True)[LISTED]
 
 
-def test_read_only_reads_the_run_s_own_data_and_scores_nothing(runs: Path, tmp_path: Path, picture: str) -> None:
+def test_data_read_only_lists_examples_and_scores_nothing(runs: Path, tmp_path: Path, picture: str) -> None:
     locked = AppContext(runs, runs, read_only=True)
     assert data.draw(locked, "dopd", {}, str(tmp_path / "other.jsonl"))[CHOOSER].value == "scenes:eval?count=6"
     with raises(RunError, "read-only"):
@@ -88,7 +86,7 @@ def test_read_only_reads_the_run_s_own_data_and_scores_nothing(runs: Path, tmp_p
         data.score_listed(locked, "dopd", {}, None, "")
 
 
-def test_boxes_are_lines_and_a_wrong_one_is_named() -> None:
+def test_parse_boxes_invalid_line_names_line() -> None:
     boxes = data.parse_boxes("1 2 30 20 red door\n\n 0, 0, 60, 40", (60, 40))
     assert [(box.x0, box.y1, box.label) for box in boxes] == [(1, 20, "red door"), (0, 40, "")]
     for text, output in (
@@ -102,14 +100,12 @@ def test_boxes_are_lines_and_a_wrong_one_is_named() -> None:
             data.parse_boxes(text, (60, 40))
 
 
-def test_a_box_drawn_on_the_picture_becomes_a_line_in_pixels(picture: str) -> None:
+def test_with_box_drawn_fraction_appends_pixel_line(picture: str) -> None:
     lines = data.with_box(picture, "1 2 3 4 door", {"x0": 0.5, "y0": -0.2, "x1": 1.3, "y1": 0.5})
     assert lines == "1 2 3 4 door\n30 0 60 20 region" and "wb-box" in data.preview(picture, lines)
 
 
-def test_uploads_that_are_no_image_or_too_large_are_refused_with_a_sentence(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, picture: str
-) -> None:
+def test_upload_invalid_or_too_large_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, picture: str) -> None:
     torn = tmp_path / "torn.png"
     torn.write_bytes(Path(picture).read_bytes()[:60])
     text = tmp_path / "text.png"
@@ -128,12 +124,12 @@ def test_uploads_that_are_no_image_or_too_large_are_refused_with_a_sentence(
         data.open_upload(None)
 
 
-def test_an_own_image_needs_a_question(picture: str) -> None:
+def test_own_image_empty_question_raises(picture: str) -> None:
     with raises(DataError, "question is empty"):
         data.own_example(picture, "  ", "", "", "", "")
 
 
-def test_an_own_image_is_scored_under_every_view_with_one_scorer_in_memory(context: AppContext, picture: str) -> None:
+def test_own_image_scored_twice_reuses_scorer(context: AppContext, picture: str) -> None:
     displayed = data.score_own(context, "dopd", picture, "what is it?", "", "", "", "5 5 30 30 thing", "at top left")
     assert "wb-tokens" in displayed and "your image" in displayed and "checkpoint of step 4" in displayed
     first = data.SCORER._scorer
@@ -155,20 +151,18 @@ def test_an_own_image_is_scored_under_every_view_with_one_scorer_in_memory(conte
         ("sdft", "cannot have reference"),
     ],
 )
-def test_what_an_own_image_lacks_is_said_field_by_field(models: dict, picture: str, method: str, output: str) -> None:
+def test_own_image_missing_evidence_names_field(models: dict, picture: str, method: str, output: str) -> None:
     config = run_config(models, "runs", method={"name": method})
     with pytest.raises(DataError, match=output):
         data.check_evidence(config, data.own_example(picture, "what?", "", "", "", ""))
 
 
-def test_a_run_without_a_checkpoint_or_with_foreign_code_is_not_opened(
-    context: AppContext, runs: Path, tmp_path: Path, picture: str
-) -> None:
+def test_score_own_run_without_checkpoint_raises(context: AppContext, runs: Path, tmp_path: Path, picture: str) -> None:
     with raises(RunError, "checkpoint"):
         data.score_own(context, "begun", picture, "what?", "", "", "", "", "")
 
 
-def test_a_run_whose_model_brings_code_is_not_opened(
+def test_score_own_run_with_remote_code_raises(
     context: AppContext, tmp_path: Path, picture: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(context.runs_dir / "opd", tmp_path / "opd")

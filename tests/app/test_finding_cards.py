@@ -50,7 +50,7 @@ def cards(tmp_path: Path, answered: list[EvalRecord], config: str = CONFIG) -> l
     return [" ".join(unescape(re.sub(r"<[^>]+>", " ", section)).split()) for section in sections]
 
 
-def test_the_cards_give_the_numbers_worked_out_by_hand(tmp_path: Path) -> None:
+def test_cards_known_records_give_numbers_by_hand(tmp_path: Path) -> None:
     """The numbers are derived in tests/evals/test_findings.py."""
     pay, gained, claimed = cards(tmp_path, STUDENT + TEACHER + WRONG)
     assert pay.startswith(
@@ -66,7 +66,7 @@ def test_the_cards_give_the_numbers_worked_out_by_hand(tmp_path: Path) -> None:
     assert "confidence, step 0 30.0% accuracy, step 0 25.0% confidence, step 9 90.0% accuracy, step 9 25.0%" in claimed
 
 
-def test_the_cards_and_the_summary_say_the_same(tmp_path: Path) -> None:
+def test_cards_and_summary_agree(tmp_path: Path) -> None:
     _, gained, claimed = cards(tmp_path, STUDENT + TEACHER)
     findings = find(STUDENT + TEACHER, "crop")
     first, second, _ = sentences(findings, run="a", config="b", privilege="crop")
@@ -93,23 +93,23 @@ def test_the_cards_and_the_summary_say_the_same(tmp_path: Path) -> None:
         (rows(0, "student", "plain", "10", None) + rows(9, "student", "plain", "11", None), CONFIG, 2, "no marks"),
     ],
 )
-def test_what_was_not_recorded_names_the_key_that_records_it(
+def test_cards_missing_record_names_config_key(
     tmp_path: Path, answered: list[EvalRecord], config: str, card: int, sentence: str
 ) -> None:
     assert sentence in cards(tmp_path, answered, config)[card]
 
 
-def test_evidence_that_does_not_help_cannot_pay(tmp_path: Path) -> None:
+def test_cards_useless_evidence_answers_no(tmp_path: Path) -> None:
     useless = rows(0, "teacher", "crop", "11100000", "visible")
     assert cards(tmp_path, STUDENT + TEACHER[:8] + useless)[0].startswith("Does the evidence help? No 0.0 points")
 
 
-def test_a_run_without_evaluations_says_which_key_asks(context: AppContext) -> None:
+def test_headline_run_without_evaluations_names_config_key(context: AppContext) -> None:
     head = illusion.draw(context, "photos", "light", "")[0]
     assert "data.eval=SOURCE" in head and "wbu-findings" not in head
 
 
-def test_the_page_shows_the_cards_whole(visit) -> None:
+def test_cards_on_desk_and_phone_fit_page(visit) -> None:
     """Three cards side by side on a desk, one below the other on a phone, none wider than the page."""
     page = visit("run=dopd", "illusion")
     sections = page.locator("#illusion-headline .wbu-findings section")

@@ -8,7 +8,7 @@ from workbench.app.gradio_private import NO_SELF_REQUEST, QUEUE_PAUSE_S, find_ev
 VERSION = "6.31.0"  # in which the internals were checked
 
 
-def test_queue_and_events_have_the_attributes_that_the_page_uses() -> None:
+def test_gradio_queue_and_events_have_used_attributes() -> None:
     with gr.Blocks() as app:
         button = gr.Button()
         button.click(str.upper, gr.Textbox(), gr.Textbox(), api_name="shout")
@@ -22,7 +22,7 @@ def test_queue_and_events_have_the_attributes_that_the_page_uses() -> None:
     assert find_event(app, "/gradio_api/run/shout", True) is None
 
 
-def test_launch_without_answer_from_its_own_address_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gradio_launch_own_url_unreachable_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gradio.networking.url_ok", lambda url: False)
     with gr.Blocks() as app:
         gr.Textbox()

@@ -12,13 +12,13 @@ from workbench.render.text import signed
 HEAD, ACCURACY, WHO, RELIABILITY, OVER, SHARE, ENTROPY, SEPARATION, WORST, SURE, TABLE = range(11)
 
 
-def test_every_number_of_the_headline_says_what_it_is_of(context: AppContext) -> None:
+def test_illusion_headline_numbers_have_captions(context: AppContext) -> None:
     head = illusion.draw(context, "dopd", "light", "")[HEAD]
     tiles = head.partition('class="wbu-tiles"')[2]
     assert tiles.count("<b>") == 1 == tiles.count("<small>"), "no token is privileged: no AUROC"
 
 
-def test_reliability_can_be_asked_of_each_policy_and_context(context: AppContext) -> None:
+def test_illusion_reliability_follows_policy_and_context(context: AppContext) -> None:
     drawn = illusion.draw(context, "dopd", "dark", "student, crop")
     assert drawn[WHO].value == "student, crop" and "student, crop" in drawn[RELIABILITY].layout.title.text
     assert illusion.draw(context, "dopd", "dark", "nobody, plain")[WHO].value in {
@@ -26,7 +26,7 @@ def test_reliability_can_be_asked_of_each_policy_and_context(context: AppContext
     }
 
 
-def test_overconfidence_is_of_the_first_and_the_newest_evaluation_of_each_policy(context: AppContext) -> None:
+def test_overconfidence_uses_first_and_newest_evaluation(context: AppContext) -> None:
     accuracy = measured.accuracy(context.run_dir("dopd"))
     result, group = illusion.overconfidence(accuracy)
     rows = result.rows
@@ -38,17 +38,17 @@ def test_overconfidence_is_of_the_first_and_the_newest_evaluation_of_each_policy
 
 
 @pytest.mark.parametrize("run", ["opd", "begun"])
-def test_what_is_not_known_says_what_to_do(context: AppContext, run: str) -> None:
+def test_illusion_unknown_visibility_shows_remedy(context: AppContext, run: str) -> None:
     drawn = illusion.draw(context, run, "light", "")
     assert "wbu-empty" in drawn[WORST] and drawn[SHARE].layout.annotations[0].text
 
 
-def test_a_run_that_evaluates_nothing_says_which_key_to_set(context: AppContext) -> None:
+def test_illusion_run_without_evaluation_names_config_key(context: AppContext) -> None:
     output = illusion.draw(context, "photos", "light", "")[ACCURACY].layout.annotations[0].text.replace("<br>", " ")
     assert "its data.eval is null" in output and "data.eval=SOURCE" in output
 
 
-def test_confidence_is_explained_and_over_confidence_is_in_points(context: AppContext) -> None:
+def test_illusion_confidence_explained_and_gap_in_points(context: AppContext) -> None:
     drawn = illusion.draw(context, "dopd", "light", "")
     assert measured.CONFIDENCE_NOTE in unescape(drawn[HEAD]) and "a lower bound" in measured.CONFIDENCE_NOTE
     row = next(row for row in measured.accuracy(context.run_dir("dopd")).rows if row["step"] == 4)
@@ -56,7 +56,7 @@ def test_confidence_is_explained_and_over_confidence_is_in_points(context: AppCo
     assert drawn[OVER].layout.xaxis.title.text.startswith("points: confidence minus accuracy")
 
 
-def test_a_worst_case_opens_with_its_token(context: AppContext) -> None:
+def test_worst_address_row_clicked_has_token(context: AppContext) -> None:
     assert illusion.worst_address({"regime": "HT"}, {"step": 3, "process": 0, "rollout": 4, "position": 7}) == {
         "step": "3",
         "rollout": "4",

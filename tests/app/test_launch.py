@@ -66,7 +66,7 @@ def displayed(context: AppContext, more: str = "", **changes: object) -> str:
     return preview(context, FORM, RECIPE, more, *entered(context, **changes))[0]
 
 
-def test_nothing_that_the_command_line_has_is_missing() -> None:
+def test_form_fields_cover_config_and_method_options() -> None:
     common = {field.key for field in fields() if field.method is None}
     assert common == set(describe_config())
     for name in list_methods():
@@ -74,7 +74,7 @@ def test_nothing_that_the_command_line_has_is_missing() -> None:
         assert values == {f"method.{key}" for key in describe_options(name)}
 
 
-def test_an_option_has_a_component_in_every_method_and_shows_that_methods_words_and_default(
+def test_show_method_each_method_shows_its_hints_and_defaults(
     context: AppContext,
 ) -> None:
     for name in list_methods():
@@ -93,7 +93,7 @@ def test_an_option_has_a_component_in_every_method_and_shows_that_methods_words_
     assert "GKD" in about[0] and about[1] == '<p class="app-about"></p>'
 
 
-def test_a_method_that_is_chosen_again_has_the_recipes_values_again(context: AppContext) -> None:
+def test_show_method_chosen_again_restores_recipe_values(context: AppContext) -> None:
     file = context.configs_dir / "tiny.yaml"
     file.write_text(file.read_text().replace("privilege: crop", "privilege: boxes+caption"))
     places_of_options = [index for index in FORM if None not in index]
@@ -104,7 +104,7 @@ def test_a_method_that_is_chosen_again_has_the_recipes_values_again(context: App
     assert held == ["plain", "boxes+caption"]
 
 
-def test_every_field_says_its_meaning_unit_and_range() -> None:
+def test_form_fields_hints_have_meaning_unit_and_range() -> None:
     by_key = {field.key: field for field in fields() if field.method is None}
     assert by_key["sampling.max_completion_length"].hint.endswith("[tokens] · at least 1")
     assert by_key["models.lora.dropout"].hint.endswith("0 to 0.9")
@@ -113,7 +113,7 @@ def test_every_field_says_its_meaning_unit_and_range() -> None:
     assert by_key["seed"].kind != NUMBER, "a browser would round large seeds"
 
 
-def test_every_choice_that_may_be_empty_is_shown_as_none_and_not_left_blank() -> None:
+def test_form_nullable_choice_empty_maps_to_none() -> None:
     empty = [field for field in fields() if field.kind == CHOICE and field.is_nullable]
     assert "models.teacher_dtype" in {field.key for field in empty}
     assert all(field.to_widget(None) == "" and field.from_widget("") is None for field in empty), (
@@ -121,13 +121,13 @@ def test_every_choice_that_may_be_empty_is_shown_as_none_and_not_left_blank() ->
     )
 
 
-def test_a_recipe_comes_through_the_form_unchanged(context: AppContext) -> None:
+def test_form_recipe_round_trip_is_unchanged(context: AppContext) -> None:
     config = entered_config(context, FORM, entered(context))
     before = load_config(context.configs_dir / "tiny.yaml").to_dict()
     assert {**config.to_dict(), "output_dir": "runs"} == before
 
 
-def test_the_shipped_recipes_come_through_the_form_unchanged(tmp_path: Path) -> None:
+def test_form_shipped_recipes_round_trip_unchanged(tmp_path: Path) -> None:
     shipped = Path(__file__).parents[2] / "configs"
     context = AppContext(tmp_path, shipped)
     for _, choice in recipes(context):
@@ -135,7 +135,7 @@ def test_the_shipped_recipes_come_through_the_form_unchanged(tmp_path: Path) -> 
         assert overrides_between(recipe_file(context, choice), config) == [f"output_dir={tmp_path}"]
 
 
-def test_the_command_does_what_the_form_says(context: AppContext) -> None:
+def test_preview_edited_form_command_loads_same_config(context: AppContext) -> None:
     command = displayed(context, training__steps=7, name="x", evaluation__contexts=["plain"], more="trace.every=2\n\n")
     program, verb, recipe, *overrides = shlex.split(command)
     assert (program, verb) == ("workbench", "train")
@@ -146,7 +146,7 @@ def test_the_command_does_what_the_form_says(context: AppContext) -> None:
     assert command == copyable(["workbench", "train", recipe, *overrides])
 
 
-def test_another_method_brings_its_own_options(context: AppContext) -> None:
+def test_preview_other_method_drops_old_options(context: AppContext) -> None:
     values = iter(update.get("value") for update in show_method(context, FORM, RECIPE, "opd")[1:])
     held = entered(context, method__name="opd")
     after = [value if None in position else next(values) for position, value in zip(FORM, held, strict=True)]
@@ -170,7 +170,9 @@ def test_another_method_brings_its_own_options(context: AppContext) -> None:
         ({"models__teacher": " "}, "", "needs a teacher"),
     ],
 )
-def test_a_mistake_is_a_sentence_beside_the_form(context: AppContext, changes: dict, more: str, output: str) -> None:
+def test_preview_invalid_value_shows_error_and_keeps_command(
+    context: AppContext, changes: dict, more: str, output: str
+) -> None:
     call = with_message(partial(preview, context, FORM), 1)
     ((message, command),) = call(RECIPE, more, *entered(context, **changes))
     assert 'role="alert"' in message
@@ -178,7 +180,7 @@ def test_a_mistake_is_a_sentence_beside_the_form(context: AppContext, changes: d
     assert command == {"__type__": "update"}, "the command stays as it was"
 
 
-def test_markup_in_what_was_entered_is_shown_as_text(context: AppContext) -> None:
+def test_preview_markup_entered_is_escaped(context: AppContext) -> None:
     ((message, _),) = with_message(partial(preview, context, FORM), 1)(RECIPE, "<script>=1", *entered(context))
     assert "<script>" not in message and "&lt;script&gt;" in message
 
@@ -186,19 +188,19 @@ def test_markup_in_what_was_entered_is_shown_as_text(context: AppContext) -> Non
 @pytest.mark.parametrize(
     "choice", ["recipe:../secret.yaml", "recipe:/etc/passwd", "recipe:", "run:../x", "run:", "", None]
 )
-def test_only_recipes_and_runs_can_be_opened(context: AppContext, choice: str | None) -> None:
+def test_form_values_invalid_choice_raises(context: AppContext, choice: str | None) -> None:
     with pytest.raises((ConfigError, RunError)):
         form_values(context, choice)
 
 
-def test_recipes_that_make_models_are_not_offered_and_broken_ones_say_so(context: AppContext) -> None:
+def test_recipes_model_recipe_hidden_and_broken_one_raises(context: AppContext) -> None:
     (context.configs_dir / "broken.yaml").write_text("a: [")
     assert [choice for _, choice in recipes(context)] == ["recipe:broken.yaml", RECIPE]
     with raises(ConfigError, "broken.yaml", "YAML"):
         load_recipe(context, FORM, "recipe:broken.yaml")
 
 
-def test_code_of_a_model_is_run_neither_by_check_nor_by_start(context: AppContext) -> None:
+def test_check_and_start_remote_code_raise(context: AppContext) -> None:
     values = entered(context, models__trust_remote_code=True)
     with raises(ConfigError, "trust_remote_code"):
         list(run_check(context, FORM, RECIPE, "", *values))
@@ -207,22 +209,20 @@ def test_code_of_a_model_is_run_neither_by_check_nor_by_start(context: AppContex
     assert not (context.runs_dir / "tiny").exists()
 
 
-def test_a_run_cannot_be_made_outside_the_runs_folder(context: AppContext, tmp_path: Path) -> None:
+def test_entered_config_other_output_dir_stays_in_runs_folder(context: AppContext, tmp_path: Path) -> None:
     values = entered(context, output_dir=str(tmp_path / "elsewhere"))
     config = entered_config(context, FORM, values, f"output_dir={tmp_path / 'elsewhere'}")
     assert config.output_dir == str(context.runs_dir)
 
 
-def test_read_only_neither_checks_nor_starts(context: AppContext) -> None:
+def test_check_and_start_read_only_raise(context: AppContext) -> None:
     locked = AppContext(context.runs_dir, context.configs_dir, read_only=True)
     for act in (lambda *values: list(run_check(*values)), start_from):
         with raises(RunError, "read-only"):
             act(locked, FORM, RECIPE, "", *entered(context))
 
 
-def test_a_started_run_goes_on_and_its_name_is_not_offered_again(
-    context: AppContext, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_start_valid_form_finishes_and_name_is_taken(context: AppContext, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     values = entered(context, training__steps=1, data__eval="", trace__probes=0)
     picker, address, tabs, name = start_from(context, FORM, RECIPE, "", *values)
@@ -238,19 +238,19 @@ def test_a_started_run_goes_on_and_its_name_is_not_offered_again(
     assert refresh_recipes(context, RECIPE, "other")[1] == {"__type__": "update"}, "somebody may be typing"
 
 
-def test_the_check_shows_its_table(context: AppContext, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check_valid_form_shows_table(context: AppContext, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     first, last = run_check(context, FORM, RECIPE, "", *entered(context))
     assert "Checking" in first[0]
     assert "checks passed" in last[0] and "<td>ok</td>" in last[0] and "regimes of this batch" in last[0]
 
 
-def test_a_check_that_cannot_begin_says_why(context: AppContext) -> None:
+def test_check_missing_student_raises(context: AppContext) -> None:
     with raises(ConfigError, "nowhere"):
         list(run_check(context, FORM, RECIPE, "", *entered(context, models__student="nowhere/at/all")))
 
 
-def test_a_wrong_check_is_named_first() -> None:
+def test_check_html_failed_row_is_counted_and_escaped() -> None:
     printed = "  check   status  found\n  ──────  ──────  ─────────\n  one     ok      a  b\n  two <b  WRONG   c d\n"
     rows = check_table(printed)
     assert rows == [("one", "ok", "a  b"), ("two <b", "WRONG", "c d")]
@@ -259,14 +259,14 @@ def test_a_wrong_check_is_named_first() -> None:
     assert check_table("nothing") == []
 
 
-def test_messages_begin_with_a_capital_and_are_escaped(tmp_path: Path) -> None:
+def test_messages_start_with_capital_and_are_escaped(tmp_path: Path) -> None:
     assert sentence(RunError("run x exists.")) == "Run x exists."
     assert "cannot be read" in sentence(FileNotFoundError(2, "No such file", "x"))
     assert note("<b>", "error") == '<p class="app-note app-error" role="alert">&lt;b&gt;</p>'
     assert note("") == ""
 
 
-def test_only_mistakes_become_messages() -> None:
+def test_show_errors_user_error_warns_and_bug_raises() -> None:
     def fails(error: Exception) -> None:
         raise error
 
@@ -276,7 +276,7 @@ def test_only_mistakes_become_messages() -> None:
         show_errors(fails)(ZeroDivisionError())
 
 
-def test_yaml_values_are_read_as_on_the_command_line() -> None:
+def test_form_field_yaml_value_parses_as_override() -> None:
     field = next(item for item in fields() if item.key == "models.teachers")
     assert field.from_widget("{math: a/b}") == yaml.safe_load("{math: a/b}")
     assert isinstance(field, Field) and field.to_widget({}) == "{}"

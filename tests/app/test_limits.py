@@ -82,9 +82,7 @@ def outcome(visitor: httpx.Client, event: object, body: dict) -> str | None:
     return "500"
 
 
-def test_every_event_of_the_page_takes_any_value_or_says_what_is_wrong_with_it(
-    app: object, visitor: httpx.Client
-) -> None:
+def test_events_odd_values_answer_or_name_error(app: object, visitor: httpx.Client) -> None:
     """The press of a button with everything odd, for every event that the page has."""
     wrong, refused = [], 0
     for event in app.fns.values():
@@ -100,7 +98,7 @@ def test_every_event_of_the_page_takes_any_value_or_says_what_is_wrong_with_it(
 @pytest.mark.parametrize(
     "click", [None, 5, "x", [], {}, {"key": 5}, {"key": {"step": [1]}}, {"direction": "up"}, {"corners": []}]
 )
-def test_a_click_on_nothing_is_a_sentence(app: object, visitor: httpx.Client, click: object) -> None:
+def test_click_events_invalid_click_name_error(app: object, visitor: httpx.Client, click: object) -> None:
     result = 0
     for event in app.fns.values():
         if event.fn is not None and takes_click(event.fn):
@@ -131,7 +129,7 @@ def test_a_click_on_nothing_is_a_sentence(app: object, visitor: httpx.Client, cl
         "\udcff",
     ],
 )
-def test_a_body_of_another_form_is_a_sentence(visitor: httpx.Client, body: str) -> None:
+def test_request_malformed_body_gets_422(visitor: httpx.Client, body: str) -> None:
     for path in ("run/first_paint", "api/first_paint", "call/first_paint", "queue/join"):
         answer = visitor.post(
             f"/gradio_api/{path}",
@@ -141,7 +139,7 @@ def test_a_body_of_another_form_is_a_sentence(visitor: httpx.Client, body: str) 
         assert answer.status_code == 422 and is_sentence(answer.json()["detail"]), (path, answer.text[:200])
 
 
-def test_a_body_is_bounded_whether_it_says_its_length_or_not(visitor: httpx.Client) -> None:
+def test_request_large_body_gets_413(visitor: httpx.Client) -> None:
     large = b'{"data": ["' + b"x" * MAX_BODY + b'"]}'
 
     def pieces() -> Iterator[bytes]:
@@ -154,7 +152,7 @@ def test_a_body_is_bounded_whether_it_says_its_length_or_not(visitor: httpx.Clie
             assert answer.status_code == 413 and "1,048,576 bytes" in answer.json()["detail"], path
 
 
-def test_an_upload_is_bounded_in_sum(folder: Path, visitor: httpx.Client) -> None:
+def test_upload_large_sum_gets_413(folder: Path, visitor: httpx.Client) -> None:
     part = b"x" * (MAX_UPLOAD // 3)
 
     def pieces() -> Iterator[bytes]:
@@ -176,7 +174,7 @@ def test_an_upload_is_bounded_in_sum(folder: Path, visitor: httpx.Client) -> Non
     assert small.status_code == 200
 
 
-def test_a_read_only_page_takes_no_file_by_any_door(folder: Path) -> None:
+def test_upload_read_only_page_gets_403(folder: Path) -> None:
     app = serve(folder / "runs", configs=folder, port=free_port(), read_only=True)
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{app.server_port}", timeout=60) as client:
@@ -217,22 +215,20 @@ def tries(count: int, *, together: bool, address: str = "10.0.0.1") -> tuple[flo
 
 
 @pytest.mark.parametrize("together", [True, False])
-def test_wrong_passwords_wait_longer_each_time_also_if_they_come_at_once(
-    monkeypatch: pytest.MonkeyPatch, together: bool
-) -> None:
+def test_login_wrong_passwords_double_delay(monkeypatch: pytest.MonkeyPatch, together: bool) -> None:
     monkeypatch.setattr(limits, "FIRST_DELAY_S", 0.02)
     seconds, answers = tries(5, together=together)
     assert answers == [400] * 5 and seconds >= 0.02 * (1 + 2 + 4 + 8 + 16)
 
 
-def test_more_passwords_than_may_wait_are_turned_away(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_login_too_many_waiting_get_429(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "FIRST_DELAY_S", 0.001)
     _, answers = tries(40, together=True)
     assert answers.count(429) == 40 - limits.MAX_TRIES
     assert limits.FIRST_DELAY_S and limits.LONGEST_DELAY_S == 30.0
 
 
-def test_the_addresses_that_are_remembered_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_login_delay_many_addresses_keeps_newest(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "MAX_PEERS", 10)
     delay = LoginDelay(lambda *_: None)
     for idx in range(50):

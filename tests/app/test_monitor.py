@@ -81,7 +81,7 @@ def figures(result: list) -> list:
     return result[11:-1]
 
 
-def test_a_run_is_drawn_with_its_curves_and_its_log(context: AppContext) -> None:
+def test_update_finished_run_draws_curves_and_log(context: AppContext) -> None:
     a_run(context)
     result = look(context)
     assert "3 of 9" in result[STATUS] and "finished" in result[STATUS] and result[LOG].strip() == "hello"
@@ -94,7 +94,7 @@ def test_a_run_is_drawn_with_its_curves_and_its_log(context: AppContext) -> None
     assert result[QUESTION].value == "scene-1" and "later" in result[ANSWERS]
 
 
-def test_a_peer_that_learns_in_the_same_run_has_its_own_curve(context: AppContext) -> None:
+def test_update_run_with_peer_draws_own_curve(context: AppContext) -> None:
     folder = a_run(context)
     with (folder / "metrics.jsonl").open("a") as file:
         file.write('{"kind": "train", "step": 4, "loss": 0.25, "ann/loss": 0.75, "ann/entropy": 0.5}\n')
@@ -103,7 +103,7 @@ def test_a_peer_that_learns_in_the_same_run_has_its_own_curve(context: AppContex
     assert "ann: entropy" in [item.name for item in entropy.data]
 
 
-def test_traces_that_cannot_be_read_do_not_hide_the_curves(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_update_unreadable_traces_still_draw_curves(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     TRACES.close()
     monkeypatch.setattr("workbench.traces.schema.READABLE", (98, 99))
     result = look(AppContext(runs, runs), run="dopd", redraw_all=True)
@@ -113,7 +113,7 @@ def test_traces_that_cannot_be_read_do_not_hide_the_curves(runs: Path, monkeypat
         assert "has trace version" in created.layout.annotations[0].text.replace("<br>", " ")
 
 
-def test_nothing_is_drawn_again_before_something_has_changed(context: AppContext) -> None:
+def test_update_nothing_changed_skips_figures(context: AppContext) -> None:
     folder = a_run(context)
     seen = look(context)[SEEN]
     again = look(context, seen)
@@ -122,9 +122,7 @@ def test_nothing_is_drawn_again_before_something_has_changed(context: AppContext
     assert len(figures(look(context, again[SEEN]))[0].data[0].y) == 4
 
 
-def test_a_living_run_is_drawn_no_more_often_than_drawing_costs(
-    context: AppContext, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_update_running_run_waits_between_redraws(context: AppContext, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = a_run(context, status="running", pid=os.getpid())
     result = look(context)
     assert result[TIMER].active and result[STOP].interactive and not result[RESUME].interactive
@@ -137,9 +135,7 @@ def test_a_living_run_is_drawn_no_more_often_than_drawing_costs(
     assert figures(look(context, soon[SEEN]))[0].data
 
 
-def test_between_two_drawings_only_the_state_and_what_was_printed_are_told(
-    context: AppContext, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_poll_between_redraws_returns_status_and_log(context: AppContext, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = a_run(context, status="running", pid=os.getpid())
     seen = look(context)[SEEN]
     status, log, heard, more = poll(context, "one", "light", seen, "")
@@ -158,7 +154,7 @@ def test_between_two_drawings_only_the_state_and_what_was_printed_are_told(
     assert poll(context, "gone", "light", seen, heard)[3] != SKIP, "it was deleted"
 
 
-def test_another_run_another_theme_and_a_shown_tab_are_drawn_at_once(context: AppContext) -> None:
+def test_update_other_run_theme_or_tab_redraws_at_once(context: AppContext) -> None:
     a_run(context)
     a_run(context, "two")
     seen = look(context)[SEEN]
@@ -168,7 +164,7 @@ def test_another_run_another_theme_and_a_shown_tab_are_drawn_at_once(context: Ap
         assert figures(look(context, foreign))[0].data
 
 
-def test_the_run_picker_learns_that_a_run_has_ended(context: AppContext) -> None:
+def test_update_run_ended_refreshes_run_picker(context: AppContext) -> None:
     folder = a_run(context, status="running", pid=os.getpid())
     seen = look(context)[SEEN]
     facts = json.loads((folder / "run.json").read_text())
@@ -178,14 +174,14 @@ def test_the_run_picker_learns_that_a_run_has_ended(context: AppContext) -> None
     assert not result[TIMER].active
 
 
-def test_no_run_and_a_deleted_run_say_what_to_do(context: AppContext) -> None:
+def test_update_no_run_or_deleted_run_shows_remedy(context: AppContext) -> None:
     assert "Start one in Launch" in look(context, run="")[STATUS]
     gone = look(context, run="gone")
     assert "may have been deleted" in gone[STATUS] and not gone[TIMER].active and figures(gone)[0] is None
     assert "plain folder name" in look(context, run="../x")[STATUS]
 
 
-def test_a_torn_line_of_metrics_is_named_in_the_figures(context: AppContext) -> None:
+def test_update_torn_metrics_line_is_named_in_figures(context: AppContext) -> None:
     folder = a_run(context)
     with (folder / "metrics.jsonl").open("a") as file:
         file.write("{torn\n")
@@ -194,13 +190,13 @@ def test_a_torn_line_of_metrics_is_named_in_the_figures(context: AppContext) -> 
     )
 
 
-def test_a_half_written_run_is_named(context: AppContext) -> None:
+def test_update_truncated_run_json_is_named(context: AppContext) -> None:
     folder = a_run(context)
     (folder / "run.json").write_text("{")
     assert "run.json cannot be read: truncated or damaged" in look(context)[STATUS]
 
 
-def test_the_state_says_what_went_wrong_and_escapes_it() -> None:
+def test_status_html_failed_run_escapes_error() -> None:
     state = JobState(
         "x<y",
         Path("runs/x"),
@@ -219,7 +215,7 @@ def test_the_state_says_what_went_wrong_and_escapes_it() -> None:
     assert 'aria-valuenow="30"' in html
 
 
-def test_the_command_of_a_run_that_the_page_started_can_be_typed(tmp_path: Path) -> None:
+def test_status_html_run_from_page_shows_typable_command(tmp_path: Path) -> None:
     started = ("python", "-m", "workbench", "train", str(tmp_path / "runs" / ".jobs" / "one" / "config.yaml"))
     state = JobState("study/one", tmp_path / "runs" / "one", "running", command=started)
     output = status_html(state)
@@ -230,11 +226,11 @@ def test_the_command_of_a_run_that_the_page_started_can_be_typed(tmp_path: Path)
     ("seconds", "output"),
     [(None, "–"), (0, "0 s"), (89, "89 s"), (600, "10 min"), (7200, "2.0 h"), (10**6, "12 days")],
 )
-def test_times_are_said_as_people_say_them(seconds: float | None, output: str) -> None:
+def test_span_seconds_formats_for_people(seconds: float | None, output: str) -> None:
     assert span(seconds) == output
 
 
-def test_buttons_offer_what_can_be_done(context: AppContext) -> None:
+def test_update_stopped_run_enables_only_resume(context: AppContext) -> None:
     a_run(context, status="stopped")
     result = look(context)
     assert not result[STOP].interactive and result[RESUME].interactive and not result[KILL].visible
@@ -243,7 +239,7 @@ def test_buttons_offer_what_can_be_done(context: AppContext) -> None:
     assert not look(locked)[RESUME].interactive
 
 
-def test_stop_and_resume_say_why_they_cannot(context: AppContext) -> None:
+def test_stop_and_resume_impossible_raise(context: AppContext) -> None:
     a_run(context)
     with raises(RunError, "stopped"):
         stop_selected(context, "one")
@@ -255,7 +251,7 @@ def test_stop_and_resume_say_why_they_cannot(context: AppContext) -> None:
             act()
 
 
-def test_answers_to_one_question_stand_in_the_order_of_steps(context: AppContext) -> None:
+def test_question_picker_answers_are_in_step_order(context: AppContext) -> None:
     a_run(context)
     picker, html = question_picker(context.run_dir("one"), None, None)
     assert isinstance(picker, gr.Dropdown) and picker.value == "scene-1"
@@ -264,7 +260,7 @@ def test_answers_to_one_question_stand_in_the_order_of_steps(context: AppContext
     assert question_picker(context.run_dir("one"), None, "scene-1")[0].value == "scene-1"
 
 
-def test_a_run_without_answers_says_so(context: AppContext) -> None:
+def test_question_picker_no_answers_shows_message(context: AppContext) -> None:
     folder = a_run(context)
     for file in (folder / "evals").iterdir():
         file.unlink()

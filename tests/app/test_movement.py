@@ -15,7 +15,7 @@ def draw(context: AppContext, run: str = "dopd", **values: str) -> tuple:
     return movement.draw(context, run, "light", values)
 
 
-def test_the_probe_that_moved_most_is_drawn_first(context: AppContext) -> None:
+def test_movement_no_address_draws_most_moved_probe(context: AppContext) -> None:
     drawn = draw(context)
     rows = keys(drawn[LISTED])
     assert len(rows) == 3 and "wb-movement" in drawn[MAP].value and drawn[MAP].visible
@@ -27,11 +27,11 @@ def test_the_probe_that_moved_most_is_drawn_first(context: AppContext) -> None:
     )
 
 
-def test_the_address_chooses_the_probe(context: AppContext) -> None:
+def test_movement_address_chooses_probe(context: AppContext) -> None:
     assert "probe 2" in draw(context, probe="1", rollout="2")[MAP].value
 
 
-def test_a_gap_is_drawn_as_a_figure(context: AppContext) -> None:
+def test_draw_probe_gap_returns_heatmap_or_reason(context: AppContext) -> None:
     traces = TRACES.of(context.run_dir("dopd"))
     html, figure = movement.draw_probe(traces, {"process": 0, "rollout": 0}, "information_gap", "dark")
     assert html == "" and figure.data[0].type == "heatmap"
@@ -40,7 +40,7 @@ def test_a_gap_is_drawn_as_a_figure(context: AppContext) -> None:
     assert figure is None and "information gap" in html
 
 
-def test_flows_between_steps_that_were_not_probed_are_refused(context: AppContext) -> None:
+def test_draw_flow_unprobed_step_raises(context: AppContext) -> None:
     traces = TRACES.of(context.run_dir("dopd"))
     assert movement.draw_flow(traces, "0", "4", "", "light").data[0].type == "sankey"
     with raises(TraceError, "probed"):
@@ -50,13 +50,13 @@ def test_flows_between_steps_that_were_not_probed_are_refused(context: AppContex
     assert drawn[LAST].value == "2" and drawn[VISIBILITY] == "visible" and drawn[SPLIT] == ""
 
 
-def test_shares_split_by_domain_have_a_panel_each(context: AppContext) -> None:
+def test_draw_shares_by_domain_has_panel_each(context: AppContext) -> None:
     traces = TRACES.of(context.run_dir("dopd"))
     item, many = (movement.draw_shares(traces, split, "loss_share", "light") for split in ("", "domain"))
     assert len(many.data) == 3 * len(item.data), "three probes, each of a domain of its own"
 
 
-def test_choosing_a_token_that_moved_opens_it_at_the_last_probed_step(context: AppContext) -> None:
+def test_moved_address_token_chosen_has_last_probed_step(context: AppContext) -> None:
     address = movement.moved_address(
         context, "dopd", {"panels": "token_type", "regime": "HT"}, {"process": 0, "rollout": 2, "position": 5}
     )
@@ -68,5 +68,5 @@ def test_choosing_a_token_that_moved_opens_it_at_the_last_probed_step(context: A
     }
 
 
-def test_without_probes_it_says_how_to_get_them(context: AppContext) -> None:
+def test_movement_no_probes_names_config_key(context: AppContext) -> None:
     assert "trace.probes" in draw(context, "begun")[MAP]

@@ -40,7 +40,7 @@ def requested(
         ("[fd00::7]:7860", "fd00::7%eth0"),
     ],
 )
-def test_the_page_answers_under_the_addresses_it_serves_and_the_allowed_names(host: str, at: str) -> None:
+def test_refusal_served_or_allowed_host_answers(host: str, at: str) -> None:
     assert requested(host, at=at) is None
 
 
@@ -61,12 +61,12 @@ def test_the_page_answers_under_the_addresses_it_serves_and_the_allowed_names(ho
     ],
 )
 @pytest.mark.parametrize("method", ["GET", "POST", "OPTIONS"])
-def test_another_name_is_refused_whatever_is_asked(host: str | None, at: str, method: str) -> None:
+def test_refusal_other_host_any_method_names_option(host: str | None, at: str, method: str) -> None:
     for path in ("/", "/config", "/gradio_api/upload"):
         assert "--allow-host NAME" in requested(host, at=at, method=method, path=path)
 
 
-def test_two_hosts_are_refused() -> None:
+def test_refusal_two_host_headers_refuses() -> None:
     scope = {
         "type": "http",
         "method": "GET",
@@ -77,7 +77,7 @@ def test_two_hosts_are_refused() -> None:
     assert refusal(PROXIED, scope) is not None
 
 
-def test_a_wildcard_address_answers_under_the_address_of_the_connection_and_the_machine_name(
+def test_refusal_wildcard_answers_connection_and_machine_name(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("socket.gethostname", lambda: "Box.lan")
@@ -108,7 +108,7 @@ def test_a_wildcard_address_answers_under_the_address_of_the_connection_and_the_
         {"referer": "http://evil.example/"},
     ],
 )
-def test_what_another_page_asks_is_refused(method: str, headers: dict[str, str]) -> None:
+def test_refusal_other_page_headers_refuses(method: str, headers: dict[str, str]) -> None:
     assert "Expected the page itself" in requested("127.0.0.1:7860", method=method, **headers)
     assert requested("127.0.0.1:7860", kind="websocket", **headers) is not None
 
@@ -128,11 +128,11 @@ def test_what_another_page_asks_is_refused(method: str, headers: dict[str, str])
         ("127.0.0.1:7860", {"origin": "https://other.example.org:8443"}),
     ],
 )
-def test_what_the_page_itself_or_a_program_asks_is_answered(host: str, headers: dict[str, str]) -> None:
+def test_refusal_own_page_or_program_answers(host: str, headers: dict[str, str]) -> None:
     assert requested(host, at="::1" if "::" in host else "127.0.0.1", **headers) is None
 
 
-def test_a_link_elsewhere_opens_the_page_and_a_frame_does_not_unless_it_is_allowed() -> None:
+def test_refusal_foreign_link_opens_and_frame_needs_permission() -> None:
     link = {"sec_fetch_site": "cross-site", "sec_fetch_mode": "navigate", "sec_fetch_dest": "document"}
     frame = {**link, "sec_fetch_dest": "iframe"}
     framed = Origins(frames=read_frames(["https://huggingface.co"]))
@@ -145,7 +145,7 @@ def test_a_link_elsewhere_opens_the_page_and_a_frame_does_not_unless_it_is_allow
     assert requested("localhost:7860", method="GET", path="/", **picture) is not None
 
 
-def test_names_and_frames_that_are_none_are_a_sentence() -> None:
+def test_read_allowed_invalid_names_and_frames_raise() -> None:
     for name in ("http://a", "a/b", "*", "*.a", "", "a:b", "u@a"):
         with raises(ConfigError, "--allow-host"):
             read_allowed([name])

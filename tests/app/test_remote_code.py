@@ -69,7 +69,7 @@ def call(app: gr.Blocks, event: object, values: dict[str, object]) -> str | None
     return f"{answered} {' '.join(str(item.message) for item in output)}"
 
 
-def test_every_door_of_the_page_refuses_code_of_models(
+def test_page_events_remote_code_refused_by_all(
     received: AppContext, picture: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every event of the page is called, so a door that is added later is found, too."""
@@ -104,9 +104,7 @@ def test_every_door_of_the_page_refuses_code_of_models(
     assert refused == DOORS
 
 
-def test_resuming_a_run_that_brings_code_starts_nothing_and_a_program_may_allow_it(
-    received: AppContext, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_resume_run_remote_code_raises_unless_allowed(received: AppContext, monkeypatch: pytest.MonkeyPatch) -> None:
     run, started = received.runs_dir / "opd", []
     monkeypatch.setattr(jobs, "_spawn", lambda *given: started.append(given))
     before = (run / "run.json").read_bytes()
@@ -119,7 +117,7 @@ def test_resuming_a_run_that_brings_code_starts_nothing_and_a_program_may_allow_
 
 
 @pytest.mark.parametrize("form", ["true", "True", "yes", "on", '"true"', "&x true"])
-def test_however_it_is_written_it_is_refused(received: AppContext, form: str) -> None:
+def test_resume_run_any_spelling_of_true_raises(received: AppContext, form: str) -> None:
     config = received.runs_dir / "opd" / "config.yaml"
     config.write_text(config.read_text().replace("trust_remote_code: true", f"trust_remote_code: {form}"))
     with raises(ConfigError, "trust_remote_code"):
@@ -127,7 +125,7 @@ def test_however_it_is_written_it_is_refused(received: AppContext, form: str) ->
     assert yaml.safe_load(config.read_text())["models"]["trust_remote_code"] in (True, "true")
 
 
-def test_no_module_is_taken_from_the_folder_that_a_received_run_names(tmp_path: Path) -> None:
+def test_spawn_received_folder_modules_are_not_imported(tmp_path: Path) -> None:
     """A run's job.json says where its process is started, and `python -m` takes modules from there."""
     theirs, mark = tmp_path / "theirs", tmp_path / "executed"
     theirs.mkdir()

@@ -41,51 +41,49 @@ def opened(context: AppContext, search: str) -> tuple[str | None, str, dict]:
     return run.value, tab, address
 
 
-def test_an_address_opens_its_run_tab_and_the_rest(context: AppContext) -> None:
+def test_open_address_full_opens_run_tab_and_parameters(context: AppContext) -> None:
     rest = "&".join(f"{key}={idx}" for idx, key in enumerate(ADDRESS_KEYS))
     run, tab, address = opened(context, f"?run=old&tab=monitor&{rest}&__theme=dark&foreign=1")
     assert (run, tab) == ("old", "monitor")
     assert address == {key: str(idx) for idx, key in enumerate(ADDRESS_KEYS)}
 
 
-def test_without_an_address_the_newest_run_is_watched_and_without_runs_one_is_launched(
-    context: AppContext, tmp_path: Path
-) -> None:
+def test_open_address_empty_opens_newest_run_or_launch(context: AppContext, tmp_path: Path) -> None:
     assert opened(context, "") == ("new", "monitor", {})
     assert opened(AppContext(tmp_path / "none", tmp_path), "?tab=nonsense") == (None, "launch", {})
 
 
-def test_an_address_of_a_run_that_is_gone_says_so_and_opens_what_there_is(context: AppContext) -> None:
+def test_open_address_missing_run_warns_and_opens_newest(context: AppContext) -> None:
     with pytest.warns(UserWarning, match="Run &quot;&lt;b&gt;&quot; does not exist"):
         assert opened(context, "?run=%3Cb%3E&tab=monitor")[0] == "new"
     with pytest.warns(UserWarning, match="does not exist"):
         assert opened(context, "?run=../../etc")[0] == "new"
 
 
-def test_while_the_page_is_loading_the_run_it_opens_on_says_how_it_is(context: AppContext, tmp_path: Path) -> None:
+def test_first_paint_loading_page_shows_run_state(context: AppContext, tmp_path: Path) -> None:
     assert "<h2>new</h2>" in first_paint(context, "") and "<h2>old</h2>" in first_paint(context, "?run=old&tab=monitor")
     assert "<h2>new</h2>" in first_paint(context, "?run=%3Cb%3E"), "as the page, when the address names no run"
     assert first_paint(context, "?run=old&tab=tokens") == "" == first_paint(AppContext(tmp_path / "none", tmp_path), "")
 
 
-def test_a_long_address_is_cut(context: AppContext) -> None:
+def test_open_address_long_value_is_cut(context: AppContext) -> None:
     assert len(opened(context, "?example=" + "x" * 10_000)[2]["example"]) == 200
 
 
 @pytest.mark.parametrize("name", ["../runs", "/etc", "..", ".jobs", "a/b", "", "missing"])
-def test_only_runs_inside_the_folder_can_be_named(context: AppContext, name: str) -> None:
+def test_run_dir_outside_folder_raises(context: AppContext, name: str) -> None:
     with pytest.raises(RunError):
         context.run_dir(name)
 
 
-def test_a_run_of_a_study_is_opened_by_its_address(context: AppContext) -> None:
+def test_open_address_run_of_study_opens(context: AppContext) -> None:
     (context.runs_dir / "study").mkdir()
     (context.runs_dir / "old").rename(context.runs_dir / "study" / "dopd-s0")
     assert opened(context, "?run=study%2Fdopd-s0&tab=monitor")[0] == "study/dopd-s0"
     assert context.run_dir("study/dopd-s0") == context.runs_dir / "study" / "dopd-s0"
 
 
-def test_a_link_out_of_the_runs_folder_is_refused(context: AppContext, tmp_path: Path) -> None:
+def test_run_dir_symlink_out_of_folder_raises(context: AppContext, tmp_path: Path) -> None:
     (tmp_path / "secret").mkdir()
     (context.runs_dir / "link").symlink_to(tmp_path / "secret")
     with raises(RunError, "leads out"):
@@ -93,25 +91,25 @@ def test_a_link_out_of_the_runs_folder_is_refused(context: AppContext, tmp_path:
     assert [name for _, name in run_choices(context)] == ["new", "old"]
 
 
-def test_looking_again_keeps_the_chosen_run_while_it_is_there(context: AppContext) -> None:
+def test_refresh_runs_existing_choice_is_kept(context: AppContext) -> None:
     assert refresh_runs(context, "old").value == "old"
     assert refresh_runs(context, "gone").value == "new"
     assert refresh_runs(context, None).choices == [("new  ·  finished", "new"), ("old  ·  finished", "old")]
 
 
-def test_a_run_that_failed_says_why_over_every_tab_that_would_draw_it(context: AppContext) -> None:
+def test_alert_html_failed_run_names_error_on_drawing_tabs(context: AppContext) -> None:
     (context.runs_dir / "old" / "run.json").write_text('{"status": "failed", "steps": 9, "error": "no <model> there"}')
     assert "old failed before its first step: no &lt;model&gt; there" in alert_html(context, "old", "tokens")
     assert not alert_html(context, "old", "monitor") and not alert_html(context, "new", "tokens")
 
 
-def test_the_page_is_built_with_its_tabs_in_order(context: AppContext) -> None:
+def test_build_app_tabs_are_in_order(context: AppContext) -> None:
     app = build_app(context)
     labels = [block.label for block in app.blocks.values() if isinstance(block, gr.Tab) and block.id in TABS]
     assert labels[:2] == ["Launch", "Monitor"] and labels == [label for label, _ in TABS.values()]
 
 
-def test_a_mistake_leaves_every_output_as_it_is(context: AppContext) -> None:
+def test_callbacks_on_error_answer_for_every_output(context: AppContext) -> None:
     """A callback that fails must answer for as many components as its event changes."""
     wrong, result = [], 0
     for event in build_app(context).fns.values():
@@ -137,9 +135,7 @@ def shown_instead(context: AppContext, run: str) -> dict[str, str]:
     return result
 
 
-def test_a_run_that_was_deleted_or_is_of_an_older_schema_is_said_where_another_was_drawn(
-    runs: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_tabs_deleted_or_old_schema_run_show_error(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     context = AppContext(runs, runs)
     gone = shown_instead(context, "gone")
     for tab in ("monitor", "tokens", "movement", "compare", "illusion", "data", "report"):
@@ -151,7 +147,7 @@ def test_a_run_that_was_deleted_or_is_of_an_older_schema_is_said_where_another_w
         assert "has trace version" in older[tab] and "wb-t " not in older[tab], tab
 
 
-def test_a_read_only_page_takes_no_upload(runs: Path) -> None:
+def test_upload_read_only_page_is_refused(runs: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -165,7 +161,7 @@ def test_a_read_only_page_takes_no_upload(runs: Path) -> None:
         app.close()
 
 
-def test_a_password_is_asked_for_and_no_file_is_handed_out(runs: Path, tmp_path: Path) -> None:
+def test_password_page_requires_login_and_serves_no_file(runs: Path, tmp_path: Path) -> None:
     (tmp_path / "users").write_text("ann:right\n")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -193,14 +189,14 @@ def test_a_password_is_asked_for_and_no_file_is_handed_out(runs: Path, tmp_path:
         app.close()
 
 
-def test_the_page_asks_no_other_machine_for_its_look() -> None:
+def test_page_style_has_no_remote_address() -> None:
     dressed = page_style()
     theme = dressed["theme"]
     assert "http" not in dressed["css"] and "https:" not in dressed["head"] and "http" not in early_head()
     assert not theme._stylesheets and "googleapis" not in theme._get_theme_css()
 
 
-def test_another_machine_may_not_start_runs_without_a_password() -> None:
+def test_check_host_remote_without_password_raises() -> None:
     for host in ("0.0.0.0", "::", "192.168.1.7", "example.org"):
         with raises(ConfigError, "--auth", "FILE", "--read-only"):
             check_host(host, has_password=False, read_only=False)
@@ -209,7 +205,7 @@ def test_another_machine_may_not_start_runs_without_a_password() -> None:
     assert is_local("127.0.0.1") and is_local("::1") and is_local("localhost") and not is_local("0.0.0.0")
 
 
-def test_users_come_from_a_file(tmp_path: Path) -> None:
+def test_read_users_invalid_file_raises_without_secret(tmp_path: Path) -> None:
     file = tmp_path / "users"
     file.write_text("# who\nann:one:two\n\nbob:x\n")
     assert read_users(file) == [("ann", "one:two"), ("bob", "x")]
@@ -224,7 +220,7 @@ def test_users_come_from_a_file(tmp_path: Path) -> None:
         read_users(tmp_path / "missing")
 
 
-def test_a_port_in_use_is_a_sentence(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
+def test_app_command_port_in_use_names_port(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -234,7 +230,7 @@ def test_a_port_in_use_is_a_sentence(capsys: pytest.CaptureFixture, tmp_path: Pa
     assert f"port {port} on 127.0.0.1 cannot be used" in output and "--port" in output and "Traceback" not in output
 
 
-def test_a_host_or_port_that_does_not_exist_is_a_sentence() -> None:
+def test_check_port_invalid_host_or_port_raises() -> None:
     with raises(ConfigError, "from 1", "65535"):
         check_port("127.0.0.1", 0)
     with raises(ConfigError, "--host"):

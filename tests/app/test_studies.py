@@ -50,12 +50,12 @@ def write(
     return folder
 
 
-def test_a_folder_without_studies_says_what_to_type(context: AppContext) -> None:
+def test_studies_empty_folder_shows_command(context: AppContext) -> None:
     drawn = studies.draw(context, "light", {})
     assert "workbench study configs/studies/main.yaml" in drawn[1] and find_studies(context.runs_dir) == []
 
 
-def test_what_a_study_found_is_shown_as_its_report_has_it(context: AppContext) -> None:
+def test_studies_compared_study_shows_report_numbers(context: AppContext) -> None:
     write(context, compared=True)
     chooser, _, group, measure, plot, table, _, notes = studies.draw(context, "dark", {"study": "small"})
     assert chooser.value == "small" and group.choices == [("eval, context plain", "0")]
@@ -75,7 +75,7 @@ def test_what_a_study_found_is_shown_as_its_report_has_it(context: AppContext) -
     assert (row["variant"], row["difference"]) == ("opd", None), "the baseline is not compared with itself"
 
 
-def test_a_study_that_was_killed_says_how_it_goes_on(context: AppContext) -> None:
+def test_studies_killed_study_shows_how_to_continue(context: AppContext) -> None:
     write(
         context,
         session={"pid": os.getpid(), "identity": "another process"},
@@ -90,17 +90,17 @@ def test_a_study_that_was_killed_says_how_it_goes_on(context: AppContext) -> Non
     assert runs.index("the loss is &lt;nan&gt;") < runs.index(">opd-s0<"), "what needs a look comes first"
 
 
-def test_a_study_at_work_is_running(context: AppContext) -> None:
+def test_read_study_living_process_is_running(context: AppContext) -> None:
     write(context, session={"pid": os.getpid(), "identity": identify(os.getpid())})
     assert read_study(context.runs_dir, "small").state == "running"
 
 
-def test_a_row_opens_its_run_in_monitor(context: AppContext) -> None:
+def test_run_address_row_clicked_opens_monitor(context: AppContext) -> None:
     run, address, tabs = studies.run_address({"study": "small", "list_page": "2"}, "small", {"run": "dopd-s1"})
     assert (run, address, tabs.selected) == ("small/dopd-s1", {"list_page": "2"}, "monitor")
 
 
-def test_what_is_no_study_is_a_sentence(context: AppContext) -> None:
+def test_read_study_invalid_folder_raises(context: AppContext) -> None:
     folder = write(context)
     assert "does not exist" in studies.draw(context, "light", {"study": "../small"})[1]
     with raises(RunError, "folder name"):

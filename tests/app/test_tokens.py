@@ -27,7 +27,7 @@ def title(displayed: str) -> dict:
     return dict(re.findall(r"<span class='wb-key'>(\w+)</span> ([^<]*)</span>", displayed))
 
 
-def test_without_an_address_the_newest_answers_and_the_first_of_them(context: AppContext) -> None:
+def test_tokens_no_address_lists_newest_and_opens_first(context: AppContext) -> None:
     drawn = tokens.draw(context, "dopd", {})
     result = keys(drawn[LISTED])
     assert len(result) == tokens.PAGE_SIZE and result[0] == {"step": 4, "process": 0, "rollout": 0}
@@ -36,7 +36,7 @@ def test_without_an_address_the_newest_answers_and_the_first_of_them(context: Ap
     assert drawn[LISTED].count('aria-selected="true"') == 1
 
 
-def test_the_address_opens_an_answer_and_pins_a_token(context: AppContext) -> None:
+def test_tokens_address_opens_answer_and_pins_token(context: AppContext) -> None:
     displayed = tokens.draw(context, "dopd", {"step": "2", "rollout": "3", "token": "1"})[SHOWN]
     assert title(displayed)["step"] == "2" and title(displayed)["rollout"] == "3" and 'data-pin="1"' in displayed
 
@@ -44,19 +44,19 @@ def test_the_address_opens_an_answer_and_pins_a_token(context: AppContext) -> No
 @pytest.mark.parametrize(
     "address", [{"step": "two", "rollout": "1"}, {"step": "1", "rollout": "-1"}, {"step": "99", "rollout": "0"}]
 )
-def test_an_address_that_leads_nowhere_is_a_sentence_and_the_list_stays(context: AppContext, address: dict) -> None:
+def test_tokens_invalid_address_shows_message_and_keeps_list(context: AppContext, address: dict) -> None:
     drawn = tokens.draw(context, "dopd", address)
     assert "wbu-empty" in drawn[SHOWN] and keys(drawn[LISTED])
 
 
-def test_probes_are_listed_when_the_address_says_so(context: AppContext) -> None:
+def test_tokens_probe_address_lists_probes(context: AppContext) -> None:
     drawn = tokens.draw(context, "dopd", {"probe": "1"})
     assert (
         drawn[PROBE] is True and "probes" in drawn[WHERE] and {key["step"] for key in keys(drawn[LISTED])} == {0, 2, 4}
     )
 
 
-def test_filters_keep_what_they_name_and_forget_what_the_run_does_not_have(context: AppContext) -> None:
+def test_tokens_filters_unknown_to_run_are_dropped(context: AppContext) -> None:
     drawn = tokens.draw(context, "dopd", {"at_step": "2", "right": "wrong", "order": "loss"})
     assert {key["step"] for key in keys(drawn[LISTED])} == {2}
     assert (drawn[0].value, drawn[5], drawn[6]) == ("2", "wrong", "loss"), "a link shows what it chose"
@@ -67,7 +67,7 @@ def test_filters_keep_what_they_name_and_forget_what_the_run_does_not_have(conte
     assert "Remove a filter" in example[LISTED] and example[SHOWN] == ""
 
 
-def test_up_and_down_walk_through_the_list_and_over_its_pages(context: AppContext) -> None:
+def test_step_selection_up_and_down_crosses_pages(context: AppContext) -> None:
     address, seen = {}, []
     for _ in range(30):
         address = tokens.step_selection(context, "dopd", address, 1)
@@ -79,7 +79,7 @@ def test_up_and_down_walk_through_the_list_and_over_its_pages(context: AppContex
     assert tokens.key_of(address) == {"step": 4, "process": 0, "rollout": 0} and not address.get("list_page")
 
 
-def test_down_goes_on_from_the_open_answer_although_newer_ones_came_before_it(context: AppContext) -> None:
+def test_step_selection_newer_answers_continues_from_open_one(context: AppContext) -> None:
     keys, _, _ = tokens._keys(TRACES.of(context.runs_dir / "dopd"), Selection(), 1)
     opened = {name: str(value) for name, value in keys[1].items()}  # the list's page in the address is still the first
     address = tokens.step_selection(context, "dopd", opened, 1)
@@ -87,25 +87,25 @@ def test_down_goes_on_from_the_open_answer_although_newer_ones_came_before_it(co
     assert tokens.key_of(tokens.step_selection(context, "dopd", address, -1)) == keys[1]
 
 
-def test_pages_stop_at_both_ends(context: AppContext) -> None:
+def test_change_page_at_ends_stays(context: AppContext) -> None:
     assert tokens.change_page(context, "dopd", {}, -1) == {}
     second = tokens.change_page(context, "dopd", {"step": "1", "rollout": "1"}, 1)
     assert second == {"list_page": "1"} == tokens.change_page(context, "dopd", second, 1)
     assert "21–24 of 24" in tokens.draw(context, "dopd", second)[WHERE]
 
 
-def test_a_run_without_traces_says_what_to_do(context: AppContext) -> None:
+def test_tokens_run_without_traces_names_config_key(context: AppContext) -> None:
     drawn = tokens.draw(context, "begun", {})
     assert "trace.every" in drawn[LISTED] and drawn[SHOWN] == ""
 
 
 @pytest.mark.parametrize("name", [None, "", "..", "../dopd", "no-such", "/etc"])
-def test_only_runs_of_the_folder_are_opened(context: AppContext, name: str | None) -> None:
+def test_tokens_run_outside_folder_raises(context: AppContext, name: str | None) -> None:
     with pytest.raises(RunError):
         tokens.draw(context, name, {})
 
 
-def test_regimes_of_an_answer_stand_in_the_methods_order(context: AppContext) -> None:
+def test_answers_page_regimes_in_method_order(context: AppContext) -> None:
     traces = TRACES.of(context.runs_dir / "dopd")
     order = list(traces.regimes)
     for row in answers_page(traces).rows:
@@ -113,7 +113,7 @@ def test_regimes_of_an_answer_stand_in_the_methods_order(context: AppContext) ->
         assert names == sorted(names, key=order.index)
 
 
-def test_rows_show_hostile_text_as_text() -> None:
+def test_rows_html_hostile_text_is_escaped() -> None:
     nasty = '<script>alert(1)</script> & "עברית" 🙂'
     frame = pd.DataFrame([{"question": nasty, "token": nasty, "n": float("nan")}])
     created = rows_html(
@@ -127,12 +127,12 @@ def test_rows_show_hostile_text_as_text() -> None:
     assert keys(created) == [{"question": nasty}] and ">–</td>" in created
 
 
-def test_another_fragment_has_another_element() -> None:
+def test_remount_other_fragment_changes_element() -> None:
     first, second = remount("<p>a</p>"), remount("<p>b</p>")
     assert first.split()[0] != second.split()[0] and remount("<p>a</p>") == first
 
 
-def test_numbers_of_an_address_are_whole() -> None:
+def test_int_param_not_whole_raises() -> None:
     assert int_param({"step": "12"}, "step") == 12 and int_param({}, "step") is None and int_param(None, "step") is None
     for text in ("1.5", "-1", "٣x", "9" * 12):
         with raises(TraceError, "whole number"):

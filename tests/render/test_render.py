@@ -72,14 +72,14 @@ def data_of(html):
     return json.loads(text)
 
 
-def test_gaps_are_signed_differences_and_add_up():
+def test_cell_gaps_are_signed_differences_and_sum():
     token = cell(student=-1.83, self_=-8.97, teacher=-11.82)
     assert token.information_gap == pytest.approx(-7.14)
     assert token.capability_gap == pytest.approx(-2.85)
     assert token.total_gap == pytest.approx(token.information_gap + token.capability_gap)
 
 
-def test_a_gap_without_its_view_is_none_and_drawn_as_a_dash():
+def test_cell_gap_missing_view_is_none():
     token = cell(self_=None)
     assert (token.capability_gap, token.information_gap) == (None, None)
     assert token.total_gap == pytest.approx(0.4)
@@ -90,7 +90,7 @@ def test_a_gap_without_its_view_is_none_and_drawn_as_a_dash():
 @pytest.mark.parametrize(
     "hostile", ["</script><script>alert(1)</script>", "<img src=x onerror=alert(1)>", "<!--", "\"'>&"]
 )
-def test_no_text_can_become_markup(hostile):
+def test_render_hostile_text_is_escaped(hostile):
     token = cell(hostile, "LH", token_type=hostile, top_k={"student": [(hostile, -0.5)]})
     drawn = view(
         token,
@@ -114,26 +114,26 @@ def test_no_text_can_become_markup(hostile):
     assert Elements(movement).names <= OWN_ELEMENTS - {"script", "img"}
 
 
-def test_a_fragment_brings_its_style_and_script_only_if_it_stands_alone():
+def test_fragment_standalone_includes_style_and_script():
     alone, hosted = render_tokens(view(cell())), render_tokens(view(cell()), standalone=False)
     assert alone.count("<style>") == 1 and alone.count("<script>") == 1
     assert "<style>" not in hosted and "<script>" not in hosted
     assert "<style>" in page_head() and "<script>" in page_head()
 
 
-def test_nothing_is_loaded_from_anywhere():
+def test_page_has_no_remote_address():
     html = render_page([render_tokens(view(cell(), pictures=(ViewImage("student", Image.new("RGB", (9, 9))),)))], "t")
     addresses = set(re.findall(r"https?://[^\s\"')]+", html))
     assert addresses <= {"http://www.w3.org/2000/svg"}, "the name of the SVG vocabulary is no request"
     assert "default-src 'none'" in html and "@import" not in html
 
 
-def test_an_empty_answer_says_so():
+def test_render_empty_answer_shows_message():
     for text in (render_tokens(view(answer="")), render_terminal(view(answer=""))):
         assert "no token was sampled" in text
 
 
-def test_json_holds_every_number_and_no_nan():
+def test_fragment_json_nan_becomes_null():
     token = cell(
         loss=float("nan"), weight=float("inf"), entropies={"student": 0.25}, ranks={"self": 3}, sampled_logprob=-0.5
     )
@@ -143,7 +143,7 @@ def test_json_holds_every_number_and_no_nan():
     assert data["entropy"] == [[0.25, None], [None, None], [None, None]] and data["rank"][1] == [3, None]
 
 
-def test_a_token_carries_a_class_for_every_quantity_that_it_has():
+def test_token_recorded_quantities_have_classes():
     token = cell(loss=1.0, weight=1.0, effective=1.0, entropies={"student": 1.0}, visibility="privileged")
     html = render_tokens(view(token), color_by="loss")
     classes = re.search(r'class="(wb-t [^"]*)"', html)[1].split()
@@ -160,7 +160,7 @@ def test_a_token_carries_a_class_for_every_quantity_that_it_has():
     assert 'data-by="loss"' in html
 
 
-def test_quantities_that_were_not_recorded_cannot_be_chosen():
+def test_chips_unrecorded_quantities_are_disabled():
     html = render_tokens(view(cell(self_=None)))
     disabled = re.findall(r'data-by="(\w+)" aria-pressed="false" disabled', html)
     assert disabled == ["capability", "information", "weight", "loss", "entropy", "visibility"]
@@ -169,45 +169,45 @@ def test_quantities_that_were_not_recorded_cannot_be_chosen():
 @pytest.mark.parametrize(
     "call", [lambda v: render_tokens(v, color_by="color"), lambda v: render_terminal(v, color_by="x")]
 )
-def test_an_unknown_quantity_is_refused_with_the_allowed_ones(call):
+def test_color_by_unknown_quantity_lists_allowed(call):
     with raises(ConfigError, "capability, denoising, entropy, information, loss, regime, visibility, weight"):
         call(view(cell()))
 
 
-def test_an_unknown_theme_is_refused():
+def test_render_tokens_unknown_theme_raises():
     with raises(ConfigError, "blue"):
         render_tokens(view(cell()), theme="blue")
 
 
-def test_every_text_has_a_contrast_of_at_least_four_and_a_half():
+def test_ink_every_background_has_contrast_4_5():
     fills = [*colors.SLOTS.values(), *colors.VISIBILITY.values(), *colors.DIVERGING, *colors.GROWING]
     for background in (color for fill in fills for color in (fill.light, fill.dark)):
         assert colors.contrast(colors.ink(background), background) >= 4.5, background
 
 
-def test_contrast_of_black_on_white_is_21():
+def test_contrast_black_on_white_is_21():
     assert colors.contrast("#000000", "#ffffff") == pytest.approx(21.0)
 
 
 @pytest.mark.parametrize(
     "method", [{"ALL": "teacher"}, {"KEPT": "teacher", "REST": None}, {"LOW": "reward", "REST": None}]
 )
-def test_regimes_of_other_methods_get_colors_by_their_source(method):
+def test_regime_slots_other_methods_follow_target(method):
     slots = colors.regime_slots({name: RegimeNote("", target) for name, target in method.items()})
     expected = {"teacher": "teacher-light", "reward": "reward", None: "none"}
     assert slots == {name: expected[target] for name, target in method.items()}
 
 
-def test_four_teachers_get_four_colors():
+def test_regime_slots_four_teachers_differ():
     slots = colors.regime_slots({name: RegimeNote("", f"teacher:{name}") for name in "abcd"})
     assert len(set(slots.values())) == 4 and "none" not in slots.values()
 
 
-def test_a_line_break_in_the_answer_breaks_the_line():
+def test_token_with_line_break_breaks_line():
     assert render_tokens(view(cell("a\n"), cell("b")), standalone=False).count("</button><br>") == 1
 
 
-def test_pictures_are_small_data_uris_with_boxes_in_their_own_pixels():
+def test_picture_large_image_is_small_data_uri_with_boxes():
     picture = ViewImage(
         "student", Image.effect_noise((3000, 1500), 40), (Box(300, 600, 900, 900, "ring"),), Box(0, 0, 30, 30)
     )
@@ -218,12 +218,12 @@ def test_pictures_are_small_data_uris_with_boxes_in_their_own_pixels():
     assert "3000 × 1500" in html and 'class="wb-crop"' in html
 
 
-def test_a_missing_picture_is_said_and_the_tokens_stay(tmp_path):
+def test_picture_missing_file_is_named_and_tokens_stay(tmp_path):
     html = render_tokens(view(cell(), pictures=(ViewImage("student", tmp_path / "gone.png"),)))
     assert "gone.png does not exist" in html and 'data-i="0"' in html
 
 
-def test_lines_that_only_privileged_views_were_given_are_marked():
+def test_prompts_privileged_lines_are_marked():
     html = render_tokens(
         view(cell(), prompts={"student": "which?", "teacher": "which?\nboxes: ring", "self": "which?\nboxes: ring"})
     )
@@ -231,14 +231,14 @@ def test_lines_that_only_privileged_views_were_given_are_marked():
     assert "self · teacher" in html
 
 
-def test_the_legend_counts_tokens_and_loss():
+def test_legend_counts_tokens_and_loss_shares():
     tokens = [cell(loss=1.0), cell(loss=1.0), cell(regime="HT", loss=6.0)]
     html = render_tokens(view(*tokens), standalone=False)
     row = re.search(r"HT</th>(.*?)</tr>", html)[1]
     assert ">1 <" in row and "33%" in row and "75%" in row
 
 
-def test_two_thousand_tokens_make_about_a_megabyte():
+def test_fragment_2000_tokens_is_below_2_mb():
     best = {name: [(f"w{k}", -0.1 - k) for k in range(5)] for name in ("student", "self", "teacher")}
     tokens = [
         cell(f" w{k}", list(REGIMES)[k % 4], loss=k / 100, weight=1.0, effective=0.6, top_k=best) for k in range(2000)
@@ -247,25 +247,25 @@ def test_two_thousand_tokens_make_about_a_megabyte():
     assert html.count('class="wb-t ') == 2000 and len(html.encode()) < 2_000_000
 
 
-def test_movement_draws_a_cell_per_step_and_token():
+def test_movement_draws_cell_per_step_and_token():
     html = render_movement([0, 20], ["the", " 2"], [["LH", "HS"], ["LH", None]], REGIMES)
     assert html.count('class="wb-cell"') == 3 and "step 0 · token 2 “·2” · HS" in html
     assert "50 → 0%" in html
 
 
-def test_movement_of_a_long_answer_joins_neighbours():
+def test_movement_long_answer_joins_neighbors():
     html = render_movement(range(20), ["a"] * 2000, [["LH"] * 1999 + ["HS"]] * 20, REGIMES)
     assert html.count('class="wb-cell"') == 40 and "tokens 1 to 1999" in html
 
 
-def test_movement_of_an_answer_of_hundreds_of_tokens_is_seen_at_one_look():
+def test_movement_838_tokens_fits_fixed_width():
     html = render_movement([0, 20], ["word"] * 838, [["LH", "HS"] * 419] * 2, REGIMES)
     assert (
         'svg width="1740"' in html and "word</text>" not in html and ">50</text>" in html and ">LH</text>" not in html
     )
 
 
-def test_tokens_that_are_looked_for_are_marked_and_a_long_answer_keeps_its_legend_in_sight():
+def test_fragment_marked_tokens_and_long_answer_are_flagged():
     cells = tuple(TokenCell(f"w{index}", index, "LH") for index in range(130))
     html = render_tokens(TokenView("t", "q", "a", cells), standalone=False, pinned=3, marked={3, 7})
     assert html.count("wb-match") == 2 and "data-long" in html
@@ -273,13 +273,13 @@ def test_tokens_that_are_looked_for_are_marked_and_a_long_answer_keeps_its_legen
     assert "wb-match" not in short and "data-long" not in short
 
 
-def test_movement_refuses_rows_of_another_length():
+def test_movement_wrong_row_length_raises():
     with raises(ConfigError, "1 steps", "2 tokens", "1 rows", "[1]"):
         render_movement([0], ["a", "b"], [["LH"]], REGIMES)
     assert "No probes have been scored yet" in render_movement([], [], [], REGIMES)
 
 
-def test_a_recorded_answer_becomes_a_view(tmp_path):
+def test_token_view_recorded_answer_has_all_fields(tmp_path):
     for name in ("scene.png", "crop.png"):
         Image.new("RGB", (8, 8)).save(tmp_path / name)
     row = {

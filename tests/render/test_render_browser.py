@@ -84,7 +84,7 @@ def numbers(texts):
 
 
 @pytest.mark.parametrize("index", [0, 1, 2])
-def test_hover_shows_the_log_probs_of_every_view_and_the_reason(open_page, index):
+def test_hover_token_shows_logprobs_and_reason(open_page, index):
     opened = open_page()
     opened.token(index).hover()
     card = opened.page.locator(".wb-card:popover-open")
@@ -99,7 +99,7 @@ def test_hover_shows_the_log_probs_of_every_view_and_the_reason(open_page, index
     card.wait_for(state="hidden")
 
 
-def test_the_weight_that_counts_is_shown_with_its_factors(open_page):
+def test_detail_effective_weight_shows_factors(open_page):
     opened = open_page()
     opened.token(0).click()
     facts = opened.page.locator(".wb-detail .wb-facts")
@@ -109,7 +109,7 @@ def test_the_weight_that_counts_is_shown_with_its_factors(open_page):
     assert "×0.6" in opened.page.locator(".wb-legend[data-for='regime']").inner_text()
 
 
-def test_alternatives_that_were_not_recorded_are_said_to_be_missing_with_their_keys(open_page):
+def test_detail_missing_alternatives_names_config_key(open_page):
     bare = replace(VIEW, tokens=tuple(replace(token, top_k={}) for token in TOKENS))
     sections = [render_tokens(item, standalone=False) for item in (VIEW, bare)]
     details = open_page(render_page(sections, "t")).page.locator(".wb-detail")
@@ -117,7 +117,7 @@ def test_alternatives_that_were_not_recorded_are_said_to_be_missing_with_their_k
     assert "the first trace.top_k_rollouts answers of a step" in details.nth(1).inner_text()
 
 
-def test_the_most_telling_token_is_pinned_at_first_and_a_click_pins_another(open_page):
+def test_pin_first_is_largest_loss_and_click_moves_it(open_page):
     opened = open_page()
     assert opened.token(2).get_attribute("aria-pressed") == "true"
     opened.page.evaluate("document.addEventListener('workbench:pin', e => window.pinned = e.detail.index)")
@@ -132,13 +132,13 @@ def test_the_most_telling_token_is_pinned_at_first_and_a_click_pins_another(open
     assert widths["wb-bar-information"] + widths["wb-bar-capability"] == pytest.approx(widths["wb-bar-total"])
 
 
-def test_markup_in_a_token_stays_text(open_page):
+def test_token_with_markup_stays_text(open_page):
     opened = open_page()
     assert opened.page.locator(".wb-detail code").inner_text() == "·<b>&2"
     assert opened.token(2).inner_text().endswith("<b>&2")
 
 
-def test_arrow_keys_move_the_pin_and_home_and_end_jump(open_page):
+def test_pin_arrow_home_and_end_keys_move_it(open_page):
     opened = open_page()
     opened.token(0).click()
     where = "document.activeElement.dataset.i"
@@ -157,7 +157,7 @@ def test_arrow_keys_move_the_pin_and_home_and_end_jump(open_page):
     assert opened.page.locator(".wb-t[tabindex='0']").count() == 1, "Tab enters and leaves the answer in one step"
 
 
-def test_the_legend_never_lies_over_the_token_that_is_moved_to(open_page):
+def test_legend_long_answer_never_covers_pinned_token(open_page):
     long = replace(VIEW, tokens=TOKENS * 60)
     opened = open_page(render_page([render_tokens(long, standalone=False)], "t"))
     opened.page.set_viewport_size({"width": 1280, "height": 620})
@@ -171,14 +171,14 @@ def test_the_legend_never_lies_over_the_token_that_is_moved_to(open_page):
     assert covered == 0
 
 
-def test_focus_by_keyboard_is_visible(open_page):
+def test_focus_by_keyboard_has_outline(open_page):
     opened = open_page()
     opened.token(0).click()
     opened.page.keyboard.press("ArrowRight")
     assert opened.token(1).evaluate("node => getComputedStyle(node).outlineStyle") == "solid"
 
 
-def test_up_and_down_are_offered_to_the_host_page(open_page):
+def test_up_and_down_keys_emit_host_events(open_page):
     opened = open_page()
     opened.page.evaluate(
         "window.moves = []; document.addEventListener('workbench:rollout', e => moves.push(e.detail.direction))"
@@ -189,7 +189,7 @@ def test_up_and_down_are_offered_to_the_host_page(open_page):
     assert opened.page.evaluate("moves") == [1, -1]
 
 
-def test_another_quantity_changes_the_colors_and_the_legend(open_page):
+def test_quantity_chosen_changes_colors_and_legend(open_page):
     opened = open_page()
     seen = {}
     for quantity in ("regime", "capability", "information", "loss", "entropy", "visibility"):
@@ -207,7 +207,7 @@ def test_another_quantity_changes_the_colors_and_the_legend(open_page):
     assert seen["regime"][2] == "rgb(230, 159, 0)", "self leads: orange"
 
 
-def test_tokens_that_were_not_written_from_left_to_right_show_their_denoising_step(open_page):
+def test_diffusion_tokens_show_denoising_step(open_page):
     assert open_page().page.locator(".wb-chip[data-by='denoising']").count() == 0, "these were"
     steps = [replace(item, denoising_step=step) for item, step in zip(TOKENS, (4, 0, 2), strict=True)]
     opened = open_page(render_page([render_tokens(replace(VIEW, tokens=tuple(steps)), standalone=False)], "t"))
@@ -219,7 +219,7 @@ def test_tokens_that_were_not_written_from_left_to_right_show_their_denoising_st
     assert re.search(r"denoising step\s*0", opened.page.locator(".wb-detail").inner_text())
 
 
-def test_the_bars_can_be_hidden(open_page):
+def test_bars_chip_clicked_hides_bars(open_page):
     opened = open_page()
     height = "node => getComputedStyle(node, '::after').height"
     assert opened.token(2).evaluate(height) != opened.token(0).evaluate(height)
@@ -249,13 +249,13 @@ def text_of_page(opened):
         ("auto", "light", "dark gradio-container", True),
     ],
 )
-def test_the_theme_follows_the_caller_then_the_host_then_the_system(open_page, theme, system, body, is_dark):
+def test_theme_follows_caller_then_host_then_system(open_page, theme, system, body, is_dark):
     html = f"<!DOCTYPE html><body class='{body}'>{render_tokens(VIEW, theme=theme)}</body>"
     opened = open_page(html, color_scheme=system)
     assert (text_of_page(opened) > 128) is is_dark
 
 
-def test_style_rules_of_a_host_page_for_all_its_elements_lose(open_page):
+def test_style_host_rules_do_not_apply(open_page):
     host = """<style>.host .prose * { color: rgb(255, 0, 0) } .host .page table, .host .page p { margin: 99px; font-size: 40px }
         .host .prose.page button { background: red; padding: 50px; transition: all 9s } .host .prose td { border: 9px solid }</style>"""
     opened = open_page(
@@ -269,7 +269,7 @@ def test_style_rules_of_a_host_page_for_all_its_elements_lose(open_page):
     assert opened.fill(2) == "rgb(230, 159, 0)"
 
 
-def test_fragments_that_come_later_work_without_running_a_script(open_page):
+def test_fragment_inserted_later_works_without_script(open_page):
     """As in Gradio, whose HTML component sets innerHTML on every update."""
     opened = open_page(f"<!DOCTYPE html><head>{page_head()}</head><body><div id='host'></div></body>")
     for pinned in (0, 1):
@@ -281,7 +281,7 @@ def test_fragments_that_come_later_work_without_running_a_script(open_page):
     assert "token 3 of 3" in opened.page.locator(".wb-detail").inner_text()
 
 
-def test_several_fragments_on_one_page_do_not_disturb_each_other(open_page):
+def test_several_fragments_on_page_stay_independent(open_page):
     movement = render_movement([0, 20], ["the", "2"], [["LH", "HS"], ["LH", "LH"]], REGIMES)
     opened = open_page(render_page([render_tokens(VIEW), ("again", render_tokens(VIEW)), movement], "t"))
     opened.page.locator(".wb-tokens").nth(1).locator(".wb-t").first.click()
@@ -295,7 +295,7 @@ def test_several_fragments_on_one_page_do_not_disturb_each_other(open_page):
     assert opened.page.locator(".wb-cell").nth(1).evaluate("node => getComputedStyle(node).fill") == "rgb(230, 159, 0)"
 
 
-def test_an_empty_answer_and_missing_views_raise_nothing(open_page):
+def test_empty_answer_and_missing_views_log_no_error(open_page):
     alone = TokenView(
         "t", "q", "a", (TokenCell("a", 1, "ALL", "teacher", logprobs={"student": -1.0}), TokenCell("b", 2, "ALL"))
     )
@@ -305,7 +305,7 @@ def test_an_empty_answer_and_missing_views_raise_nothing(open_page):
     assert "–" in opened.page.locator(".wb-detail").nth(1).inner_text()
 
 
-def test_two_thousand_tokens_stay_quick(open_page):
+def test_recolor_and_pin_2000_tokens_are_quick(open_page):
     tokens = tuple(
         cell(f" w{k}", ("LH", "HT", "HS")[k % 3], -0.1 * (k % 7), -0.2 * (k % 5), -0.1, loss=k / 900)
         for k in range(2000)

@@ -48,11 +48,11 @@ def view(*tokens, **fields):
         ),
     ],
 )
-def test_the_reason_states_the_comparison_with_its_numbers(regime, self_, teacher, sentence):
+def test_explain_dopd_regime_states_comparison(regime, self_, teacher, sentence):
     assert explain(cell(regime=regime, self_=self_, teacher=teacher), THRESHOLDS, REGIMES).startswith(sentence)
 
 
-def test_thresholds_of_micro_batches_are_found_by_their_suffix():
+def test_explain_micro_batch_uses_its_thresholds():
     token = cell(regime="HT", self_=-3.0, teacher=-1.0)
     alone = explain(token, {"gap_0": 0.55, "probability_sum_0": 1.2}, REGIMES)
     assert alone.startswith("gap 2.00 ≥ mean 0.55")
@@ -62,13 +62,13 @@ def test_thresholds_of_micro_batches_are_found_by_their_suffix():
     assert explain(plain, several, REGIMES).startswith("gap 2.00 ≥ mean 0.55")
 
 
-def test_a_comparison_that_the_numbers_contradict_is_not_claimed():
+def test_explain_contradicting_numbers_claims_no_comparison():
     """With normalize=zscore the rule compares other numbers than the recorded log-probs."""
     reason = explain(cell(regime="HT", self_=-1.3, teacher=-1.0), {"gap": 0.55, "probability_sum": 0.0}, REGIMES)
     assert reason.startswith("gap 0.30 nats is high after normalization")
 
 
-def test_other_methods_get_their_meaning_and_thresholds():
+def test_explain_other_methods_state_meaning_and_thresholds():
     everywhere = {"ALL": RegimeNote("every token: teacher", "teacher")}
     assert explain(cell(regime="ALL"), {}, everywhere).startswith(
         "ALL (every token: teacher); no threshold was recorded"
@@ -84,7 +84,7 @@ def test_other_methods_get_their_meaning_and_thresholds():
     assert explain(cell(regime="new"), {}, {}).startswith("new;")
 
 
-def test_the_consequence_names_the_target_and_that_only_the_evidence_shows_it():
+def test_consequence_privileged_token_names_target():
     best = {"self": [("4", math.log(0.97))]}
     token = cell("2", "HS", -1.83, -8.97, -11.82, visibility="privileged", top_k=best)
     assert consequence(token) == (
@@ -109,11 +109,11 @@ def test_the_consequence_names_the_target_and_that_only_the_evidence_shows_it():
         ("答", "答"),
     ],
 )
-def test_token_text_is_made_visible(text, displayed):
+def test_visible_text_special_characters_are_shown(text, displayed):
     assert visible_text(text) == displayed
 
 
-def test_numbers_carry_their_sign_but_zero_has_none():
+def test_signed_numbers_have_sign_except_zero():
     assert [signed(value) for value in (1.234, -1.234, 0.0, -0.001, None, math.nan)] == [
         "+1.23",
         "−1.23",
@@ -125,7 +125,7 @@ def test_numbers_carry_their_sign_but_zero_has_none():
     assert [plain(value) for value in (1.0, -0.001, -2.0, None)] == ["1.00", "0.00", "−2.00", "–"]
 
 
-def test_terminal_text_without_color_has_no_escapes_and_marks_the_regimes():
+def test_terminal_without_color_marks_regimes_without_escapes():
     text = render_terminal(
         view(cell("the"), cell(" digit"), cell(" 2", "HS"), cell("\x1b]0;x\x07"), title="a\x1b[2J"), color=False
     )
@@ -135,7 +135,7 @@ def test_terminal_text_without_color_has_no_escapes_and_marks_the_regimes():
 
 @pytest.mark.parametrize("color", [False, True])
 @pytest.mark.parametrize("width", [40, 80, 132])
-def test_terminal_lines_of_tokens_and_table_fit_the_width(width, color):
+def test_terminal_lines_fit_width(width, color):
     tokens = [cell(f" 数字{k}", loss=0.5, weight=1.0, visibility="visible") for k in range(30)]
     text = re.sub(r"\x1b\[[\d;]*m", "", render_terminal(view(*tokens), width=width, color=color))
     table = text[text.index("#") :].splitlines()[:-2]
@@ -145,6 +145,6 @@ def test_terminal_lines_of_tokens_and_table_fit_the_width(width, color):
 
 
 @pytest.mark.parametrize("quantity", QUANTITIES)
-def test_every_quantity_has_colors_in_the_terminal(quantity):
+def test_terminal_every_quantity_has_colors(quantity):
     token = cell(loss=1.0, weight=1.0, effective=1.0, entropies={"student": 1.0}, visibility="privileged")
     assert "\x1b[48;2;" in render_terminal(view(token), color_by=quantity)
