@@ -17,7 +17,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from small import run_config
 
-from workbench.cli import main
+from workbench.app.arguments import build_parser
+from workbench.cli import COMMANDS, main
 from workbench.methods import list_methods
 from workbench.runs.checkpoints import list_checkpoints
 from workbench.runs.jobs import read_job
@@ -54,6 +55,14 @@ def printed(capsys: pytest.CaptureFixture, *arguments: object, status: int = 0) 
     assert result == status, err
     assert "Traceback" not in out + err
     return err if status == 2 else out
+
+
+def test_every_option_has_help_text() -> None:
+    (subparsers,) = (action for action in build_parser(COMMANDS)._actions if isinstance(action.choices, dict))
+    assert set(subparsers.choices) == set(COMMANDS)
+    options = [(name, action) for name, parser in subparsers.choices.items() for action in parser._actions]
+    assert len(options) > 60
+    assert [(name, action.dest) for name, action in options if not action.help] == []
 
 
 def test_train_prints_a_summary_and_what_to_do_next(config_file: Path, capsys: pytest.CaptureFixture) -> None:

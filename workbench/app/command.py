@@ -18,7 +18,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--host", default="127.0.0.1", help="address to listen on; other machines need --auth or --read-only"
     )
-    parser.add_argument("--port", type=int, default=7860)
+    parser.add_argument("--port", type=int, default=7860, help="port to listen on; default: 7860")
     parser.add_argument("--read-only", action="store_true", help="show runs, but neither start nor stop them")
     parser.add_argument("--auth", metavar="FILE", help="file with accounts, one user:password per line")
     parser.add_argument(
