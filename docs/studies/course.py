@@ -39,7 +39,7 @@ def main() -> None:
         )
     print(f"{came_from(runs[args.against])}; runs of {', '.join(runs)}\n")
     for name, (title, factor, digits) in WHAT.items():
-        print(f"### {title}; against {args.against} [95 %]\n")
+        print(f"### {title}; against {args.against} [95 % interval]\n")
         print(f"| | {' | '.join(steps_of(runs[args.against][0], args.parts))} |\n|---|{'---|' * args.parts}")
         base = course(runs[args.against], name, args.parts)
         for variant, folders in runs.items():

@@ -173,7 +173,7 @@ def test_the_tables_numbers_are_those_of_its_questions(finished: Study) -> None:
     # measures, runs and models, visibilities, sets of questions; and accuracy by domain
     assert checked == 6 * 6 * 3 * 3 + 6 * (2 * domains[0] + domains[1])
     table = (finished.folder / "table.md").read_text()
-    by_domain = table.split("### accuracy by domain (questions); against opd [95 %]")[1].split("###")[0]
+    by_domain = table.split("### accuracy by domain (questions); against opd [95 % interval]")[1].split("###")[0]
     for name in VARIANTS:
         tags = [
             row["accuracy"]

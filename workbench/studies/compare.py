@@ -64,7 +64,7 @@ def compare_with_baseline(folder: str | Path, name: str) -> str:
                 count = next(iter(alone.values())).count
                 parts += [
                     f"### {title_of(measure, visibility)} ({count} questions)",
-                    markdown_table(["", "mean", "difference [95 %]", ""], lines),
+                    markdown_table(["", "mean", "difference [95 % interval]", ""], lines),
                 ]
     return "\n\n".join(parts) + "\n"
 

@@ -238,7 +238,7 @@ def _by_domain(results: Results, data: str, context: str) -> str:
         if any(cell != "-" for cell in cells):
             lines.append([row.name, _seeds_text(row), *cells])
     against = (
-        f"; against {results.study.baseline} [95 %]"
+        f"; against {results.study.baseline} [95 % interval]"
         if any(comparison.against for comparison in by_row.values())
         else ""
     )
@@ -265,7 +265,7 @@ def _trace_table(results: Results) -> str:
         for name in names
         if (row.name, name) in by_row
     ]
-    return markdown_table(["", "seeds", "share", "mean", "95 % over seeds"], lines) if lines else ""
+    return markdown_table(["", "seeds", "share", "mean", "95 % interval over seeds"], lines) if lines else ""
 
 
 def _compared_table(results: Results, data: str, context: str, measure: str, visibility: str) -> str:
@@ -289,7 +289,7 @@ def _compared_table(results: Results, data: str, context: str, measure: str, vis
         lines.append(cells)
     if len(lines) < 2:
         return ""
-    header = ["", "seeds", "mean", f"against {baseline} [95 %]", "", "against untrained [95 %]", ""]
+    header = ["", "seeds", "mean", f"against {baseline} [95 % interval]", "", "against untrained [95 % interval]", ""]
     used = [idx for idx in range(len(header)) if idx < 3 or any(line[idx] for line in lines)]
     return markdown_table([header[idx] for idx in used], [[line[idx] for idx in used] for line in lines])
 
