@@ -96,7 +96,7 @@ def test_every_reading_command_works_on_a_run(run: Path, capsys: pytest.CaptureF
         "HT",
         "of loss",
         "truncated @0 +@2",
-        r"from student: [\d,]+ sequences.* tokens each, [\d.]+% cut",
+        r"from student: [\d,]+ sequences.* tokens each, [\d.]+% truncated",
     ):
         assert re.search(part, summary), part
     assert "regime" in printed(capsys, "show", run, "--step", 2, "--rollout", 3)

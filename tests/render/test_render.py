@@ -330,10 +330,10 @@ def test_token_view_recorded_answer_has_all_fields(tmp_path):
         "rollout": 3,
         "example": "e7",
         "length": "truncated at the maximum",
-        "decided": "gate open 1.00, lines<b> 0.25, unknown –",
+        "annotations": "gate open 1.00, lines<b> 0.25, unknown –",
     }
     assert "gate open 1.00, lines&lt;b&gt; 0.25" in render_tokens(result)
-    assert "decided gate open 1.00, lines<b> 0.25" in render_terminal(result, color=False)
+    assert "annotations gate open 1.00, lines<b> 0.25" in render_terminal(result, color=False)
     assert result.right is False and result.thresholds == {"gap": 0.5} and result.views == ("student", "teacher")
     assert result.tokens[0].total_gap == pytest.approx(0.2) and result.tokens[0].top_k == {"student": [("4", -0.3)]}
     assert [(picture.title, len(picture.boxes)) for picture in result.pictures] == [

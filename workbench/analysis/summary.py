@@ -68,7 +68,7 @@ def sampled_by(run_dir: str | Path) -> dict[str, str]:
         rows = open_traces(run_dir).sql(
             """SELECT sampled_by AS name, count(*) AS n,
                       count(DISTINCT (example_id, sample_idx, completion)) AS num_different,
-                      avg(num_positions) AS length, avg(CAST(NOT finished AS INT)) AS cut, avg(reward) AS accuracy
+                      avg(num_positions) AS length, avg(CAST(NOT finished AS INT)) AS truncated, avg(reward) AS accuracy
                FROM rollouts GROUP BY ALL ORDER BY n DESC, name"""
         )
     except NoTraces:
@@ -78,7 +78,7 @@ def sampled_by(run_dir: str | Path) -> dict[str, str]:
         again = f" ({row['num_different']:,} different)" if row["num_different"] < row["n"] else ""
         right = "" if row["accuracy"] is None else f", {row['accuracy']:.1%} right"
         descriptions[row["name"]] = (
-            f"{row['n']:,} sequences{again}, {row['length']:.1f} tokens each, {row['cut']:.1%} cut{right}"
+            f"{row['n']:,} sequences{again}, {row['length']:.1f} tokens each, {row['truncated']:.1%} truncated{right}"
         )
     return descriptions
 

@@ -21,7 +21,9 @@ def token_view(traced: TracedRollout, *, run: str = "") -> TokenView:
         meta["length"] = "truncated at the maximum"
     annotations = dict(row.get("annotations") or ())
     if annotations:
-        meta["decided"] = ", ".join(f"{name.replace('_', ' ')} {plain(value)}" for name, value in annotations.items())
+        meta["annotations"] = ", ".join(
+            f"{name.replace('_', ' ')} {plain(value)}" for name, value in annotations.items()
+        )
     reward = row.get("reward")
     return TokenView(
         title=row.get("domain") or row["example_id"],
