@@ -10,7 +10,7 @@ from small import example, rollouts, table_policies, table_policy
 from table_policy import LogitTablePolicy
 
 from workbench.distill.divergences import Divergence
-from workbench.distill.routing import group_advantage
+from workbench.distill.routing import group_relative_advantage
 from workbench.distill.scoring import Batch
 from workbench.distill.step import compute_step, score_batch
 from workbench.errors import ConfigError, DataError
@@ -81,7 +81,7 @@ def test_the_gradient_is_that_of_the_formula_and_nothing_else_is_differentiated(
         places, ids = torch.arange(len(item.ids)), torch.tensor(item.ids)
         logprob = table.log_softmax(-1)[places, ids]
         taught = policies["teacher"].tables["plain"].log_softmax(-1)[places, ids].detach()
-        advantage = (taught - logprob.detach()) + 0.5 * group_advantage(created)[row]
+        advantage = (taught - logprob.detach()) + 0.5 * group_relative_advantage(created)[row]
         total = total - ((logprob.detach() + 2.0).exp() * advantage * logprob).mean() / len(created)
     total.backward()
     assert torch.allclose(grad(policies), table.grad, atol=1e-6)
@@ -128,7 +128,9 @@ def test_outcomes_are_compared_inside_a_group() -> None:
         (1.0, 0.0, 0.0, 0.0, 1.0, 1.0),
         strict=True,
     )
-    advantage = group_advantage(tuple(replace(wrote, example=who, reward=reward) for wrote, who, reward in created))
+    advantage = group_relative_advantage(
+        tuple(replace(wrote, example=who, reward=reward) for wrote, who, reward in created)
+    )
     deviation = math.sqrt(0.25 * 0.75)
     assert advantage.tolist() == pytest.approx([0.75 / deviation, *[-0.25 / deviation] * 3, 0.0, 0.0], rel=1e-3)
 

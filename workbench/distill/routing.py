@@ -59,21 +59,21 @@ def sampler_ratio(batch: RouteBatch) -> Float[Tensor, " N"]:
     return (student - torch.tensor(sampled, device=student.device)).exp().nan_to_num(1.0)
 
 
-def group_advantage(rollouts: tuple[Rollout, ...], eps: float = 1e-4) -> Float[Tensor, " R"]:
-    """Outcome advantage of every rollout: (reward - mean) / (standard deviation + eps) over the rollouts of its
-    example.
+def group_relative_advantage(rollouts: tuple[Rollout, ...], eps: float = 1e-4) -> Float[Tensor, " R"]:
+    """Outcome advantage of every rollout: (reward - mean) / (standard deviation + eps) over its group, the answers to
+    one prompt.
 
     0 without a reward, and in a group that is all right or all wrong.
     Source: GRPO, arXiv 2402.03300, section 4.1.2.
     """
-    groups: dict[int, list[int]] = {}
+    groups: dict[int, list[int]] = {}  # rollout indices by prompt
     for idx, rollout in enumerate(rollouts):
         if rollout.reward is not None:
             groups.setdefault(id(rollout.example), []).append(idx)
     advantage = torch.zeros(len(rollouts))
-    for group in groups.values():
-        rewards = torch.tensor([rollouts[idx].reward for idx in group])
-        advantage[group] = (rewards - rewards.mean()) / (rewards.std(correction=0) + eps)
+    for rollout_indices in groups.values():
+        rewards = torch.tensor([rollouts[idx].reward for idx in rollout_indices])
+        advantage[rollout_indices] = (rewards - rewards.mean()) / (rewards.std(correction=0) + eps)
     return advantage
 
 

@@ -83,12 +83,12 @@ def build(options: Options) -> Method:
 def route(batch: RouteBatch, options: Options) -> Routing:
     """Assign the four regimes by the batch means (section 3.2.3)."""
     log_t, log_s = batch.scores["teacher"].logprob, batch.scores["self"].logprob
-    group = batch.micro_batch if options.stat_scope == "micro_batch" else torch.zeros_like(batch.micro_batch)
+    scope = batch.micro_batch if options.stat_scope == "micro_batch" else torch.zeros_like(batch.micro_batch)
     regime = torch.empty_like(batch.sequence)
     weight = torch.ones_like(log_t)
     thresholds = {}
-    for group_idx in group.unique().tolist():
-        inside = group == group_idx
+    for scope_idx in scope.unique().tolist():
+        inside = scope == scope_idx
         gap, prob_t, prob_s = (log_t - log_s)[inside].abs(), log_t[inside].exp(), log_s[inside].exp()
         leads = prob_t >= prob_s  # compares raw probabilities, before any normalization
         kept = below_quantile(gap, options.trim)
@@ -100,7 +100,7 @@ def route(batch: RouteBatch, options: Options) -> Routing:
         regime[inside] = torch.where(low, torch.where(sure, LH, LL), torch.where(leads, HT, HS))
         if options.trim_drops_loss:
             weight[inside] = kept.to(weight.dtype)
-        suffix = "" if options.stat_scope == "batch" else f"_{group_idx}"
+        suffix = "" if options.stat_scope == "batch" else f"_{scope_idx}"
         thresholds |= {f"gap{suffix}": float(mean_gap), f"probability_sum{suffix}": float(mean_s + mean_t)}
     return Routing(regime, weight, thresholds=thresholds)
 

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from workbench.distill.divergences import Divergence
 from workbench.distill.method import AGGREGATIONS, REWARD, Loss, Method, Option, Regime, View
-from workbench.distill.routing import group_advantage, sampler_ratio
+from workbench.distill.routing import group_relative_advantage, sampler_ratio
 from workbench.errors import ConfigError
 from workbench.types import RouteBatch, Routing
 
@@ -114,5 +114,7 @@ def advantages(batch: RouteBatch, options: Options) -> Float[Tensor, " N"] | Non
         if options.advantage_clip:
             advantage = advantage.clamp(-options.advantage_clip, options.advantage_clip)
     if options.outcome:
-        advantage = advantage + options.outcome * group_advantage(batch.rollouts).to(advantage.device)[batch.sequence]
+        advantage = (
+            advantage + options.outcome * group_relative_advantage(batch.rollouts).to(advantage.device)[batch.sequence]
+        )
     return advantage

@@ -99,14 +99,14 @@ def rollout_metrics(rollouts: tuple[Rollout, ...]) -> dict[str, float]:
 
 def _duplicate_rate(rollouts: tuple[Rollout, ...]) -> float:
     """Share of pairs of answers to one example with equal tokens."""
-    groups: dict[int, list[tuple[int, ...]]] = {}
+    by_prompt: dict[int, list[tuple[int, ...]]] = {}
     for rollout in rollouts:
         if rollout.sampled_by != "dataset":
-            groups.setdefault(id(rollout.example), []).append(rollout.ids)
+            by_prompt.setdefault(id(rollout.example), []).append(rollout.ids)
     same = pairs = 0
-    for group in groups.values():
-        pairs += len(group) * (len(group) - 1) // 2
-        counts = {ids: group.count(ids) for ids in group}
+    for answers in by_prompt.values():
+        pairs += len(answers) * (len(answers) - 1) // 2
+        counts = {ids: answers.count(ids) for ids in answers}
         same += sum(count * (count - 1) // 2 for count in counts.values())
     return same / pairs if pairs else 0.0
 
