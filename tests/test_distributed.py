@@ -19,7 +19,7 @@ from PIL import Image
 from small import run_config
 
 from workbench.config.schema import RunConfig
-from workbench.distributed import Group, LostProcess, Sharding, choose_device, requested_sharding
+from workbench.distributed import LostProcess, ProcessGroup, Sharding, choose_device, requested_sharding
 from workbench.errors import ConfigError
 from workbench.evals.records import load_records
 from workbench.runs.checkpoints import list_checkpoints
@@ -279,9 +279,9 @@ def test_what_accelerate_is_told_of_sharding_is_done_or_refused(monkeypatch: pyt
 
 
 def test_blocks_are_even_and_every_process_needs_a_prompt() -> None:
-    assert [list(Group(rank, 3).local_range(8)) for rank in range(3)] == [[0, 1], [2, 3, 4], [5, 6, 7]]
+    assert [list(ProcessGroup(rank, 3).local_range(8)) for rank in range(3)] == [[0, 1], [2, 3, 4], [5, 6, 7]]
     with raises(ConfigError, "training.batch_size=2"):
-        Group(0, 3).require_prompts(2)
+        ProcessGroup(0, 3).require_prompts(2)
 
 
 def test_a_device_that_is_not_there_is_refused_with_those_that_are(
@@ -300,7 +300,7 @@ def test_a_device_that_is_not_there_is_refused_with_those_that_are(
             )
     assert not list(tmp_path.iterdir()) and choose_device("cpu") == torch.device("cpu")
     with raises(ConfigError, "models.device=cpu:0"):
-        choose_device("cpu:0", Group(0, 2))
+        choose_device("cpu:0", ProcessGroup(0, 2))
 
 
 def test_what_does_not_go_with_shards_is_refused(models: dict, tmp_path: Path) -> None:
@@ -312,11 +312,11 @@ def test_what_does_not_go_with_shards_is_refused(models: dict, tmp_path: Path) -
 
 
 def test_who_fails_in_a_pass_of_all_leaves_and_who_is_left_says_so() -> None:
-    group = Group(0, 2)  # without connections: a message would fail
-    group.in_lockstep, group.remedy = True, "start again"
-    with pytest.raises(MemoryError) as values, group.propagate_errors():
+    process_group = ProcessGroup(0, 2)  # without connections: a message would fail
+    process_group.in_lockstep, process_group.remedy = True, "start again"
+    with pytest.raises(MemoryError) as values, process_group.propagate_errors():
         raise MemoryError("no memory")
     assert values.value.print_anyway and values.value.reported
     for kind in (RuntimeError, torch.distributed.DistBackendError):
-        with raises(LostProcess, "1 of 2 ranks", "rank 0 with: no peer. start again"), group.propagate_errors():
+        with raises(LostProcess, "1 of 2 ranks", "rank 0 with: no peer. start again"), process_group.propagate_errors():
             raise kind("no peer\nin a file")

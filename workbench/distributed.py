@@ -60,7 +60,7 @@ class Sharding:
     reshard: bool = True
 
 
-class Group:
+class ProcessGroup:
     """The ranks of a run; this process is rank `rank` of `size`."""
 
     def __init__(
@@ -114,9 +114,11 @@ class Group:
         """Map over slices: every rank calls `work(its items, index of the first)`; all ranks get all results in
         order.
         """
-        rows = self.local_range(len(items))
+        local = self.local_range(len(items))
         return [
-            result for part in self.all_gather_object(work([items[idx] for idx in rows], rows.start)) for result in part
+            result
+            for part in self.all_gather_object(work([items[idx] for idx in local], local.start))
+            for result in part
         ]
 
     def main_first(self, work: Callable[[], T]) -> T:
@@ -198,10 +200,10 @@ class Group:
         )
 
 
-ALONE = Group()
+ALONE = ProcessGroup()
 
 
-def join() -> Group:
+def join() -> ProcessGroup:
     """Join the process group of the launcher (accelerate launch, torchrun); a group of size 1 without a launcher.
 
     Raises: ConfigError for an unsupported strategy or FSDP setting.
@@ -215,10 +217,10 @@ def join() -> Group:
     if state.num_processes == 1:
         return ALONE
     messages = dist.new_group(backend="gloo", timeout=PATIENCE)
-    group = Group(state.process_index, state.num_processes, messages, sharding)
-    if not group.is_main:
+    process_group = ProcessGroup(state.process_index, state.num_processes, messages, sharding)
+    if not process_group.is_main:
         logging.getLogger("workbench").disabled = True  # rank 0 logs
-    return group
+    return process_group
 
 
 def requested_sharding() -> Sharding | None:
@@ -253,7 +255,7 @@ def _is_set(name: str) -> bool:
     return os.environ.get(name, "").lower() in ("1", "true")
 
 
-def choose_device(name: str | None, group: Group = ALONE) -> torch.device:
+def choose_device(name: str | None, process_group: ProcessGroup = ALONE) -> torch.device:
     """Device of this rank's models: `name` (models.device), or for None the first accelerator, otherwise the CPU.
 
     Raises: ConfigError listing the available devices.
@@ -278,12 +280,13 @@ def choose_device(name: str | None, group: Group = ALONE) -> torch.device:
             f"{setting} is not available to torch on this machine{built}. Expected one of {', '.join(available)}. Set "
             "models.device to one of them, or leave it out to use the first accelerator."
         )
-    if group.size > 1 and (device.type != assigned.type or device.index is not None):
+    if process_group.size > 1 and (device.type != assigned.type or device.index is not None):
         raise ConfigError(
-            f"{setting} conflicts with the launcher, which assigned {assigned} to rank {group.rank} of {group.size}. "
+            f"{setting} conflicts with the launcher, which assigned {assigned} to rank {process_group.rank} of "
+            f"{process_group.size}. "
             "Leave models.device out; to train on the CPU, set use_cpu: true in accelerate's configuration."
         )
-    return assigned if group.size > 1 else device
+    return assigned if process_group.size > 1 else device
 
 
 def is_main() -> bool:

@@ -296,8 +296,8 @@ class _LogProbs(torch.autograd.Function):
     @staticmethod
     def forward(ctx, logits: Tensor, ids: Tensor) -> Tensor:
         total = logits.new_empty(logits.shape[0], 1)
-        for rows in row_slices(logits):
-            total[rows] = logits[rows].logsumexp(-1, keepdim=True)  # logsumexp copies its input
+        for chunk in row_slices(logits):
+            total[chunk] = logits[chunk].logsumexp(-1, keepdim=True)  # logsumexp copies its input
         ctx.save_for_backward(logits, total, ids)
         return logits.gather(-1, ids) - total
 
@@ -327,11 +327,11 @@ class _LogProbsAndRest(torch.autograd.Function):
         chosen = logits.gather(-1, ids)
         rest = logits.new_empty(logits.shape[0], 1)
         lowest = torch.finfo(rest.dtype).min  # instead of minus infinity, which would cause NaN in sums and gradients
-        for rows in row_slices(logits):
-            without = -torch.inf if inside is None else chosen[rows].masked_fill(inside[rows], -torch.inf)
-            others = logits[rows].scatter(-1, ids[rows], without)
+        for chunk in row_slices(logits):
+            without = -torch.inf if inside is None else chosen[chunk].masked_fill(inside[chunk], -torch.inf)
+            others = logits[chunk].scatter(-1, ids[chunk], without)
             peak = others.amax(-1, keepdim=True).clamp_(min=lowest)
-            rest[rows] = others.sub_(peak).exp_().sum(-1, keepdim=True).log_().add_(peak)
+            rest[chunk] = others.sub_(peak).exp_().sum(-1, keepdim=True).log_().add_(peak)
         rest.clamp_(min=lowest)
         kept = chosen if keep is None else chosen.masked_fill(~keep, -torch.inf)
         total = torch.logaddexp(rest, kept.logsumexp(-1, keepdim=True))

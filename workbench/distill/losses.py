@@ -59,9 +59,9 @@ def top_k_tokens(
     count = min(count, output.vocabulary)
     ids = index.new_full((len(index), count), -1)
     logprobs = torch.full(ids.shape, torch.nan, device=index.device)
-    for rows in output.is_scored[index].nonzero().squeeze(-1).split(chunk_size(output.vocabulary)):
-        best = output.logits(index[rows]).log_softmax(-1).topk(count, -1)
-        ids[rows], logprobs[rows] = best.indices, best.values
+    for chunk in output.is_scored[index].nonzero().squeeze(-1).split(chunk_size(output.vocabulary)):
+        best = output.logits(index[chunk]).log_softmax(-1).topk(count, -1)
+        ids[chunk], logprobs[chunk] = best.indices, best.values
     return ids, logprobs
 
 
@@ -200,8 +200,8 @@ def _write_scores(
     scores: TokenScores, index: Int[Tensor, " M"], logits: Float[Tensor, "M V"], token_ids: Int[Tensor, " N"]
 ) -> None:
     """Write log-prob, entropy, highest log-prob and rank at the positions `index`, from the logits there."""
-    for rows in row_slices(logits):
-        positions, logprobs = index[rows], logits[rows].log_softmax(-1)
+    for chunk in row_slices(logits):
+        positions, logprobs = index[chunk], logits[chunk].log_softmax(-1)
         sampled = logprobs.gather(-1, token_ids[positions].unsqueeze(-1))
         scores.logprob[positions] = sampled.squeeze(-1)
         scores.rank[positions] = (logprobs > sampled).sum(-1)

@@ -77,11 +77,11 @@ class Batch:
         order = self.rollout_order or range(len(self.rollouts))
         ends = list(itertools.accumulate(self.lengths))
         for first in range(0, len(self.rollouts), size):
-            rows = list(order[first : first + size])
+            indices = list(order[first : first + size])
             if self.rollout_order is None:
-                yield rows, slice(ends[rows[0]] - self.lengths[rows[0]], ends[rows[-1]])
+                yield indices, slice(ends[indices[0]] - self.lengths[indices[0]], ends[indices[-1]])
             else:
-                yield rows, torch.cat([torch.arange(ends[row] - self.lengths[row], ends[row]) for row in rows])
+                yield indices, torch.cat([torch.arange(ends[idx] - self.lengths[idx], ends[idx]) for idx in indices])
 
     @cached_property
     def inverse_order(self) -> Positions:
@@ -95,8 +95,8 @@ class Batch:
     @cached_property
     def micro_batch(self) -> Int[Tensor, " N"]:
         micro_batch_idx = torch.zeros(len(self.rollouts), dtype=torch.long)
-        for idx, (rows, _) in enumerate(self.micro_batches()):
-            micro_batch_idx[rows] = idx
+        for idx, (rollout_indices, _) in enumerate(self.micro_batches()):
+            micro_batch_idx[rollout_indices] = idx
         return micro_batch_idx[self.sequence]
 
 
@@ -127,11 +127,11 @@ def view_prompts(method: Method, rollouts: tuple[Rollout, ...]) -> dict[str, Pro
     return prompts
 
 
-def forward_micro_batch(policy: Policy, prompts: Prompts, batch: Batch, rows: list[int]) -> ViewOutput:
-    """Forward pass of the rollouts `rows` under one view, all of which have a prompt."""
-    rollouts = [batch.rollouts[row] for row in rows]
+def forward_micro_batch(policy: Policy, prompts: Prompts, batch: Batch, rollout_indices: list[int]) -> ViewOutput:
+    """Forward pass of some rollouts of the batch under one view, all of which have a prompt."""
+    rollouts = [batch.rollouts[idx] for idx in rollout_indices]
     return policy.forward(
-        [prompts[row] for row in rows],
+        [prompts[idx] for idx in rollout_indices],
         [rollout.ids for rollout in rollouts],
         [rollout.denoising for rollout in rollouts],
     )
@@ -148,7 +148,7 @@ def forward_view(policy: Policy, prompts: Prompts, batch: Batch) -> ViewOutput |
     if not scored.rollouts and batch.rollouts:
         return None
     scored_prompts = tuple(prompt for prompt in prompts if prompt is not None)
-    outputs = [forward_micro_batch(policy, scored_prompts, scored, rows) for rows, _ in scored.micro_batches()]
+    outputs = [forward_micro_batch(policy, scored_prompts, scored, indices) for indices, _ in scored.micro_batches()]
     output = join_outputs(outputs)
     output = output if scored.rollout_order is None else output.select(scored.inverse_order)
     return output if all(has_prompt) else output.spread(torch.tensor(has_prompt)[batch.sequence].to(output.device))

@@ -31,7 +31,7 @@ from workbench.distill.scoring import (
     slice_routing,
     view_prompts,
 )
-from workbench.distributed import ALONE, Group
+from workbench.distributed import ALONE, ProcessGroup
 from workbench.errors import RunError
 from workbench.policies import Policy
 from workbench.policies.by_domain import member
@@ -77,12 +77,12 @@ class StepResult:
     loss_normalizer: Float[Tensor, " N"]
     top_k_tokens: TopKTokens | None
     scored_by: dict[str, tuple[str, ...]]  # by view, the name of the policy that scored each rollout
-    across_ranks: "StepResult | None" = None  # the batch of all ranks, without prompts; None: this result has all
+    gathered_result: "StepResult | None" = None  # of the global batch, without prompts; None: there is one rank
 
     @property
-    def global_result(self) -> "StepResult":
-        """The result for the batch of all ranks."""
-        return self.across_ranks or self
+    def global_batch_result(self) -> "StepResult":
+        """The result for the global batch, which is the batches of all ranks."""
+        return self.gathered_result or self
 
 
 def score_batch(
@@ -128,15 +128,15 @@ def compute_step(
     top_k: int = 0,
     top_k_rollouts: int = 0,
     backward: Callable[[Tensor], None] | None = None,
-    group: Group = ALONE,
+    process_group: ProcessGroup = ALONE,
 ) -> StepResult:
     """Route the whole batch, then compute the learner's losses micro-batch by micro-batch.
 
-    seed       of routing rules that draw at random
-    top_k      most likely tokens to record per view, at positions of the first `top_k_rollouts` rollouts
-    backward   called with each micro-batch's share of the total loss; None = no gradient
-    group      ranks that each hold a slice of the batch; routing and loss_normalizers cover the whole batch
-    Raises     NonFiniteError naming the first position
+    seed            of routing rules that draw at random
+    top_k           most likely tokens to record per view, at positions of the first `top_k_rollouts` rollouts
+    backward        called with each micro-batch's share of the total loss; None = no gradient
+    process_group   ranks that each hold a slice of the batch; routing and loss_normalizers cover the whole batch
+    Raises          NonFiniteError naming the first position
     """
     student, learner, batch = policies["student"], method.learner, scored_batch.batch
     scores, learner_output = dict(scored_batch.scores), None
@@ -145,7 +145,7 @@ def compute_step(
         if learner in method.router_views:
             scores[learner], learner_output = _score_learner(method, student, scored_batch, num_passes, backward)
         _require_numbers(method, scored_batch, scores)
-        global_batch = _all_gather_scores(group, batch, scores)
+        global_batch = _all_gather_scores(process_group, batch, scores)
         global_routing = route(method, global_batch.scores, global_batch.batch, seed, student.token_texts)
         normalizers = loss_normalizers(method, global_batch.batch, global_routing)
         global_loss_normalizer = normalizers.to(global_routing.regime.device)
@@ -178,7 +178,7 @@ def compute_step(
         _collect_top_k(method, scored_batch, top_tokens, num_recorded, top_k),
         _scored_by(method, policies, batch),
     )
-    return _with_global_result(result, global_batch, global_routing, global_loss_normalizer, group)
+    return _with_gathered_result(result, global_batch, global_routing, global_loss_normalizer, process_group)
 
 
 def _score_learner(
@@ -232,8 +232,8 @@ def _forward_backward(
     is_recorded = torch.arange(batch.num_positions, device=loss_normalizer.device) < num_recorded
     losses, top_tokens = [], []
     with _lockstep(student, backward):
-        for rows, positions in micro_batches:
-            output = learner_output or forward_micro_batch(student, prompts, batch, rows)
+        for rollout_indices, positions in micro_batches:
+            output = learner_output or forward_micro_batch(student, prompts, batch, rollout_indices)
             result = _micro_batch_losses(method, scored_batch, output, positions, token_ids, routing, loss_normalizer)
             losses.append(result)
             top_tokens.append(top_k_tokens(output, is_recorded[positions].nonzero().squeeze(-1), top_k))
@@ -301,9 +301,9 @@ class _GlobalBatch:
     first_rollout: int
 
 
-def _all_gather_scores(group: Group, batch: Batch, scores: dict[str, TokenScores]) -> _GlobalBatch:
+def _all_gather_scores(process_group: ProcessGroup, batch: Batch, scores: dict[str, TokenScores]) -> _GlobalBatch:
     """All-gather rollouts (without images and evidence) and scores; with one rank, the batch itself."""
-    if group.size == 1:
+    if process_group.size == 1:
         return _GlobalBatch(batch, scores, slice(0, batch.num_positions), 0)
     device = next(iter(scores.values())).logprob.device if scores else torch.device("cpu")
     light = {
@@ -311,35 +311,35 @@ def _all_gather_scores(group: Group, batch: Batch, scores: dict[str, TokenScores
     }
     rollouts = tuple(replace(rollout, example=light[id(rollout.example)]) for rollout in batch.rollouts)
     numbers = {(name, key): value.cpu() for name, view in scores.items() for key, value in vars(view).items()}
-    rollouts_by_rank, numbers_by_rank = zip(*group.all_gather_object((rollouts, numbers)), strict=True)
+    rollouts_by_rank, numbers_by_rank = zip(*process_group.all_gather_object((rollouts, numbers)), strict=True)
     global_batch = replace(batch, rollouts=tuple(itertools.chain.from_iterable(rollouts_by_rank)))
     joined = {key: value.to(device) for key, value in _concatenate(numbers_by_rank).items()}
     global_scores = {
         name: TokenScores(**{key: joined[name, key] for key in vars(view)}) for name, view in scores.items()
     }
-    earlier = list(itertools.chain.from_iterable(rollouts_by_rank[: group.rank]))  # rollouts of lower ranks
+    earlier = list(itertools.chain.from_iterable(rollouts_by_rank[: process_group.rank]))  # rollouts of lower ranks
     start = sum(len(rollout.ids) for rollout in earlier)
     return _GlobalBatch(global_batch, global_scores, slice(start, start + batch.num_positions), len(earlier))
 
 
-def _with_global_result(
+def _with_gathered_result(
     result: StepResult,
     global_batch: _GlobalBatch,
     routing: Routing,
     loss_normalizer: Float[Tensor, " G"],
-    group: Group,
+    process_group: ProcessGroup,
 ) -> StepResult:
-    """Attach the result for the batch of all ranks; `routing` and `loss_normalizer` cover that batch."""
+    """Attach the result for the global batch; `routing` and `loss_normalizer` cover that batch."""
     if global_batch.batch is result.batch:
         return result
     method = result.method
     learner_scores = {key: value.cpu() for key, value in vars(result.scores[method.learner]).items()}
-    gathered = _concatenate(group.all_gather_object({"loss": result.loss.cpu(), **learner_scores}))
+    gathered = _concatenate(process_group.all_gather_object({"loss": result.loss.cpu(), **learner_scores}))
     loss = gathered.pop("loss")
     scores = global_batch.scores | {method.learner: TokenScores(**gathered)}
     scores = {view: scores[view] for view in method.views}
-    across_ranks = StepResult(method, global_batch.batch, {}, scores, routing, loss, loss_normalizer, None, {})
-    return replace(result, across_ranks=across_ranks)
+    gathered_result = StepResult(method, global_batch.batch, {}, scores, routing, loss, loss_normalizer, None, {})
+    return replace(result, gathered_result=gathered_result)
 
 
 def _concatenate(parts: Sequence[dict]) -> dict:

@@ -23,7 +23,7 @@ from workbench.data.grading import TOLERANCE
 from workbench.distill.losses import score
 from workbench.distill.rollouts import sample_rollouts
 from workbench.distill.usable import not_evaluated
-from workbench.distributed import ALONE, Group
+from workbench.distributed import ALONE, ProcessGroup
 from workbench.evals.records import EvalRecord, save_records, summarize, tabulate
 from workbench.policies import Policy, SamplingOptions
 from workbench.policies.by_domain import covers
@@ -105,9 +105,9 @@ class Evaluation:
         students: list[Policy],
         policies: dict[str, Policy],
         examples: list[Example],
-        group: Group = ALONE,
+        process_group: ProcessGroup = ALONE,
     ) -> None:
-        self.config, self.folder, self.group = config, folder, group
+        self.config, self.folder, self.process_group = config, folder, process_group
         self.students, self.examples = students, examples
         self.teachers = teachers(policies, config)
         if left_out := not_evaluated(examples, config.evaluation.contexts):
@@ -136,7 +136,7 @@ class Evaluation:
         for policy in policies:
             self.folder.update(doing=f"{policy.name} answers {len(self.examples):,} questions")
             with unsharded_root(policy), unsharded(policy):
-                answered += self.group.map_ranks(
+                answered += self.process_group.map_ranks(
                     self.examples,
                     lambda part, _, policy=policy: evaluate_policies(  # type: ignore[misc]
                         [policy], part, settings.contexts, **options
@@ -144,7 +144,7 @@ class Evaluation:
                 )
         order = {key: idx for idx, key in enumerate(dict.fromkeys((row.policy, row.context) for row in answered))}
         answered.sort(key=lambda row: order[row.policy, row.context])  # stable: keeps the order of questions
-        self.group.main_first(lambda: save_records(self.folder.path, step, answered))
+        self.process_group.main_first(lambda: save_records(self.folder.path, step, answered))
         measured = summarize(tabulate(answered))
         self.folder.log_metrics("eval", step, measured)
         self.folder.update(doing=None)

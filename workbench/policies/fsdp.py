@@ -22,7 +22,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from workbench.distributed import Group
+from workbench.distributed import ProcessGroup
 from workbench.errors import ConfigError, PolicyError
 from workbench.policies import Policy
 from workbench.policies.autoregressive import AutoregressivePolicy
@@ -31,13 +31,13 @@ from workbench.policies.diffusion import DiffusionPolicy
 
 
 class FsdpModel:
-    """A model sharded over all ranks of a group; forward passes with gradient call `model.below_head`.
+    """A model sharded over all ranks of a process group; forward passes with gradient call `model.below_head`.
 
     Raises: PolicyError if its decoder has no list of layers, or its weights have several dtypes.
     """
 
-    def __init__(self, model: nn.Module, group: Group, mesh: DeviceMesh) -> None:
-        self.model, self.group, self._depth = model, group, 0
+    def __init__(self, model: nn.Module, process_group: ProcessGroup, mesh: DeviceMesh) -> None:
+        self.model, self.process_group, self._depth = model, process_group, 0
         layers = getattr(model.get_decoder(), "layers", None)
         adapted = any(_is_adapter(name) for name, _ in model.named_parameters())  # then only the adapter is trained
         trained = (parameter for name, parameter in model.named_parameters() if not adapted or _is_adapter(name))
@@ -65,7 +65,7 @@ class FsdpModel:
     def _work_in_layers(self) -> None:
         self.model.set_requires_gradient_sync(True)
         for layer in self.layers:
-            layer.set_reshard_after_forward(self.group.sharding.reshard)
+            layer.set_reshard_after_forward(self.process_group.sharding.reshard)
             layer.set_reshard_after_backward(True)
         self.model.set_reshard_after_forward(False, recurse=False)
         self.model.set_reshard_after_backward(False, recurse=False)
@@ -74,7 +74,9 @@ class FsdpModel:
     def unsharded(self) -> Iterator[None]:
         """All-gather all weights; inside, forward passes need no communication. The root stays unsharded afterwards."""
         if not self._depth:
-            self.group.all_gather_object("unshard")  # raises the error of a rank that failed before its all-gather
+            self.process_group.all_gather_object(
+                "unshard"
+            )  # raises the error of a rank that failed before its all-gather
             for part in (*self.layers, self.model):
                 part.unshard()
             self.model.set_reshard_after_forward(False)
@@ -93,7 +95,7 @@ class FsdpModel:
     @contextlib.contextmanager
     def unsharded_head(self) -> Iterator[None]:
         """All-gather the root unit, which has the head; reshard it afterwards."""
-        self.group.all_gather_object("unshard head")
+        self.process_group.all_gather_object("unshard head")
         self.model.unshard()
         try:
             yield
@@ -108,7 +110,9 @@ class FsdpModel:
         """
         zero = torch.zeros((), dtype=torch.bool, device=parameters[0].device)
         moved = [zero if parameter.grad is None else parameter.grad.to_local().any() for parameter in parameters]
-        for parameter, is_touched in zip(parameters, self.group.any_rank(torch.stack(moved), zero.device), strict=True):
+        for parameter, is_touched in zip(
+            parameters, self.process_group.any_rank(torch.stack(moved), zero.device), strict=True
+        ):
             if not is_touched:
                 parameter.grad = None
 
@@ -125,7 +129,7 @@ def _below_head(model: nn.Module, **inputs: object) -> Tensor:
     return model.base_model(**inputs).last_hidden_state
 
 
-def shard(policies: Iterable[Policy], group: Group, device: str) -> None:
+def shard(policies: Iterable[Policy], process_group: ProcessGroup, device: str) -> None:
     """Shard the models of policies over the ranks, on each rank's `device`.
 
     Raises: ConfigError if torch is too old; PolicyError for a model that cannot be sharded, such as a diffusion model.
@@ -135,7 +139,7 @@ def shard(policies: Iterable[Policy], group: Group, device: str) -> None:
             f"torch is {torch.__version__}. Expected 2.13 or newer for sharded weights. Install it, or start with "
             "distributed_type: MULTI_GPU (configs/accelerate/one-node-8.yaml)."
         )
-    mesh = init_device_mesh(torch.device(device).type, (group.size,))
+    mesh = init_device_mesh(torch.device(device).type, (process_group.size,))
     of_model: dict[int, FsdpModel] = {}  # with LoRA, student@start shares the student's model
     for policy in single_policies(policies):
         if policy.shards is None:
@@ -145,7 +149,7 @@ def shard(policies: Iterable[Policy], group: Group, device: str) -> None:
                     "between ranks. Start with distributed_type: MULTI_GPU (configs/accelerate/one-node-8.yaml)."
                 )
             if id(policy.model) not in of_model:
-                of_model[id(policy.model)] = FsdpModel(policy.model, group, mesh)
+                of_model[id(policy.model)] = FsdpModel(policy.model, process_group, mesh)
             policy.shards = of_model[id(policy.model)]
 
 
@@ -170,17 +174,19 @@ def unsharded_root(*policies: Policy) -> Iterator[None]:
 @contextlib.contextmanager
 def lockstep_forward(policy: Policy) -> Iterator[None]:
     """Context of forward and backward passes of all ranks in lockstep; a failing rank exits without a collective."""
-    groups = [shards.group for shards in _shards([policy])]
-    for group in groups:
-        group.in_lockstep = True
+    process_groups = [shards.process_group for shards in _shards([policy])]
+    for process_group in process_groups:
+        process_group.in_lockstep = True
     yield
-    for group in groups:
-        group.in_lockstep = False
+    for process_group in process_groups:
+        process_group.in_lockstep = False
 
 
 def num_synced_passes(policy: Policy, count: int) -> int:
     """Number of forward passes with gradient: `count`, or with sharded weights the maximum over the ranks."""
-    return max([count, *(most for shards in _shards([policy]) for most in shards.group.all_gather_object(count))])
+    return max(
+        [count, *(most for shards in _shards([policy]) for most in shards.process_group.all_gather_object(count))]
+    )
 
 
 def full_tensor(value: Tensor) -> Tensor:

@@ -44,9 +44,9 @@ _kept: ContextVar[dict[Hashable, tuple[_ImageBatch, Features]] | None] = Context
 
 
 @contextlib.contextmanager
-def cached_image_features(enabled: bool = True) -> Iterator[None]:
+def cached_image_features() -> Iterator[None]:
     """Cache image features without gradient inside this context. No weight may change inside."""
-    token = _kept.set({} if enabled else None)
+    token = _kept.set({})
     try:
         yield
     finally:

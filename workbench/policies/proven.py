@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 import transformers
 
-from workbench.distributed import Group
+from workbench.distributed import ProcessGroup
 from workbench.errors import PolicyError
 from workbench.policies.adapters import base_of
 from workbench.policies.autoregressive import AutoregressivePolicy
@@ -54,12 +54,14 @@ def prove_all(policies: Iterable[AutoregressivePolicy], *, accept_differences: b
         log.log(level, "%s: %s", ", ".join(names), sentence)
 
 
-def agree(policies: Iterable[AutoregressivePolicy], group: Group) -> None:
+def agree(policies: Iterable[AutoregressivePolicy], process_group: ProcessGroup) -> None:
     """Disable each shortcut on all ranks if it is disabled on one."""
-    if group.size == 1:
+    if process_group.size == 1:
         return
     policies = list(policies)
-    for policy, *proofs in zip(policies, *group.all_gather_object([policy.proof for policy in policies]), strict=True):
+    for policy, *proofs in zip(
+        policies, *process_group.all_gather_object([policy.proof for policy in policies]), strict=True
+    ):
         policy.apply(max(proofs, key=lambda proof: (len(proof.off), sorted(proof.off))))
 
 

@@ -58,6 +58,7 @@ METRICS = {
     "sampler_gap": "sampler_logprob_gap",
     "agreement": "duplicate_rate",
     "weights_moved": "updated_weight_fraction",
+    "skipped": "skipped_total",
     "capability_gap_abs": "abs_capability_gap",
     "information_gap_abs": "abs_information_gap",
     "seconds/write": "seconds/sample",

@@ -66,7 +66,7 @@ def check_config(config: RunConfig) -> list[Check]:
         )
     learners = {name: build_learner(config, method, name, device=device) for name in config.models.learners}
     attach_engine(list(learners.values()), config)
-    usable, rows = _rows(config, method, learners, usable)
+    usable, row_checks = _row_checks(config, method, learners, usable)
     drawn = config.sampling
     sampling = SamplingOptions(drawn.max_completion_length, drawn.temperature, drawn.top_p, drawn.top_k)
     with autocast(config, device):
@@ -91,7 +91,7 @@ def check_config(config: RunConfig) -> list[Check]:
                 sampled, students, method.peer_request, sampling=sampling, seed=("check", config.seed)
             )
     checks = [_evidence(len(taught), len(usable), lacking), *_placeholders(examples), *_domains(examples, untaught)]
-    checks += rows
+    checks += row_checks
     checks += _leaks(usable, method.views[method.learner].context)
     checks += _prepared(method, usable, learners[STUDENT])
     for name, learner in learners.items():
@@ -132,10 +132,10 @@ def _evidence(total: int, num_usable: int, lacking: list) -> Check:
     return Check("evidence", NOTE, f"{num_usable} of {total} usable; {example.origin or example.id} has no {column}")
 
 
-def _rows(
+def _row_checks(
     config: RunConfig, method: Method, learners: dict[str, Learner], examples: list[Example]
 ) -> tuple[list[Example], list[Check]]:
-    """Examples that training would use, and the rows about skipped examples and changed images."""
+    """Examples that training would use, and the checks about skipped examples and changed images."""
     views = [
         (learner.policies[view.policy], view.context) for learner in learners.values() for view in method.views.values()
     ]
@@ -195,8 +195,10 @@ def _tokens(scored: StepResult, learner: Learner) -> Iterator[Check]:
         for policy, indices in _by_policy(learner.policies[view.policy], prompts):
             policy_prompts, expected = [prompts[idx] for idx in indices], [completions[idx] for idx in indices]
             inputs, start, lengths = policy.model_inputs(policy_prompts, expected)
-            rows = [row[start : start + int(n)] for row, n in zip(inputs["input_ids"].tolist(), lengths, strict=True)]
-            same = rows == [list(ids) for ids in expected]
+            completions = [
+                row[start : start + int(n)] for row, n in zip(inputs["input_ids"].tolist(), lengths, strict=True)
+            ]
+            same = completions == [list(ids) for ids in expected]
             longest = max(policy.encoder.encode(prompt)["input_ids"].shape[1] for prompt in policy_prompts)
             room = policy.encoder.max_prompt_length
             text = f"prompts up to {longest} tokens" + ("" if room is None else f" of {room} allowed")

@@ -10,7 +10,7 @@ from itertools import islice
 from workbench.data.leaks import find_leaks
 from workbench.distill.method import Method
 from workbench.distill.usable import Problem, Tally, Views, encoding_problem, lacking, text_problem
-from workbench.distributed import ALONE, Group
+from workbench.distributed import ALONE, ProcessGroup
 from workbench.errors import DataError, RunError, show
 from workbench.files.folders import saving
 from workbench.files.parsing import Malformed, parse_json
@@ -146,7 +146,7 @@ def usable_batch(
     views: Views,
     reference_students: Collection[Policy],
     skipped: SkippedExamples,
-    group: Group = ALONE,
+    process_group: ProcessGroup = ALONE,
 ) -> list[Example]:
     """The step's examples that every view can encode; the others are skipped and counted.
 
@@ -156,7 +156,7 @@ def usable_batch(
     reference_students  as in text_problem
     """
     chosen = [examples[idx] for idx in order.batch(step, size)]
-    problems = group.map_ranks(
+    problems = process_group.map_ranks(
         chosen, lambda block, _: [encoding_problem(example, views, reference_students) for example in block]
     )
     usable = [
@@ -168,8 +168,8 @@ def usable_batch(
         for example in later
         if not skipped.add_if(example, encoding_problem(example, views, reference_students))
     )
-    usable += islice(substitutes, max(0, group.size - len(usable)))
-    if len(usable) < group.size:
+    usable += islice(substitutes, max(0, process_group.size - len(usable)))
+    if len(usable) < process_group.size:
         raise DataError(
             f"step {step}: {len(usable) or 'none'} of the {len(examples)} examples can be encoded for every view. "
             f"Skipped so far: {skipped}. Correct the data; `workbench check` lists the problems."

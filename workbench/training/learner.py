@@ -16,7 +16,7 @@ from workbench.config.schema import LoraConfig, RunConfig
 from workbench.data.contexts import parse_context
 from workbench.distill.method import Method
 from workbench.distill.step import NonFiniteError
-from workbench.distributed import ALONE, Group
+from workbench.distributed import ALONE, ProcessGroup
 from workbench.errors import ConfigError
 from workbench.policies import Policy
 from workbench.policies.adapters import adapts_tied_weights, base_of, has_adapter
@@ -78,10 +78,10 @@ class Learner:
         finally:
             model.eval()
 
-    def all_reduce_gradients(self, group: Group) -> None:
+    def all_reduce_gradients(self, process_group: ProcessGroup) -> None:
         """Sum the gradients over all ranks; FSDP has already summed those of sharded weights."""
         if self.student.shards is None:
-            group.all_reduce_gradients(self.parameters)
+            process_group.all_reduce_gradients(self.parameters)
         else:
             self.student.shards.leave_untouched(self.parameters)
 
@@ -141,9 +141,9 @@ def build_learner(
     *,
     device: str = "cpu",
     checkpoint: Checkpoint | None = None,
-    group: Group = ALONE,
+    process_group: ProcessGroup = ALONE,
 ) -> Learner:
-    """Build a learner at the start of a run or at a checkpoint, sharded over the group if it is sharded."""
+    """Build a learner at the start of a run or at a checkpoint, sharded over the process group if it is sharded."""
     models, lora = config.models, config.models.lora
     start = models.learners[name]
     if checkpoint is not None:
@@ -164,7 +164,7 @@ def build_learner(
         offload_teachers=models.offload_teachers,
         attn_implementation=models.attn_implementation,
         compiler=models.compile,
-        device="cpu" if group.sharding else device,
+        device="cpu" if process_group.sharding else device,
         trust_remote_code=models.trust_remote_code,
         max_completion_length=config.sampling.max_completion_length,
         block=config.sampling.diffusion_block_size,
@@ -173,7 +173,7 @@ def build_learner(
         accept_differences=models.accept_differences,
     )
     _check_adapter(policies[STUDENT], lora, start, name)
-    agree(single_policies(policies.values()), group)
+    agree(single_policies(policies.values()), process_group)
     if (
         any("future" in parse_context(context) for context in method.contexts)
         and policies[STUDENT].denoising_schedule(()) is None
@@ -182,9 +182,9 @@ def build_learner(
             f"method {method.name} needs a masked diffusion model, and {start} generates from left to right. Set "
             "models.student to a masked diffusion model, such as data/models/diffusion."
         )
-    if group.sharding is not None:
+    if process_group.sharding is not None:
         _refuse_rows_apart(config, policies)
-        shard(policies.values(), group, device)
+        shard(policies.values(), process_group, device)
     return Learner(policies, config, method.ema_rate, name)
 
 

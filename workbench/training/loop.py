@@ -11,6 +11,7 @@ On the CPU a resumed run equals an uninterrupted one bit for bit: random draws a
 the records of later steps before it repeats them.
 """
 
+import contextlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from workbench.distill.rollouts import request_peer_feedback
 from workbench.distill.scoring import Batch
 from workbench.distill.step import NonFiniteError, StepResult, compute_step, join_collectives, score_batch
 from workbench.distill.usable import encoding_problem, filter_encodable
-from workbench.distributed import ALONE, Group, choose_device
+from workbench.distributed import ALONE, ProcessGroup, choose_device
 from workbench.errors import RunError, TraceError
 from workbench.evals.evaluate import Evaluation, teachers
 from workbench.evals.records import require_answers
@@ -81,35 +82,35 @@ class Trainer:
         folder: RunFolder,
         *,
         resume: bool = False,
-        group: Group = ALONE,
+        process_group: ProcessGroup = ALONE,
     ) -> None:
-        self.config, self.folder, self.group = config, folder, group
-        group.require_prompts(config.training.batch_size)
+        self.config, self.folder, self.process_group = config, folder, process_group
+        process_group.require_prompts(config.training.batch_size)
         self.method = config.load_method()
         check_engine(config, self.method)
         self.accelerator = build_accelerator(config, folder.path)
-        self.skipped = SkippedExamples(folder)
+        self.skipped_examples = SkippedExamples(folder)
         data = self._load_data(resume)
-        examples = filter_by_teacher(data["data.train"], config.teacher_domains, self.skipped)
-        examples = filter_by_evidence(examples, self.method, self.skipped)
+        examples = filter_by_teacher(data["data.train"], config.teacher_domains, self.skipped_examples)
+        examples = filter_by_evidence(examples, self.method, self.skipped_examples)
         report_leaks(examples, self.method, folder)
-        checkpoint = group.main_first(lambda: resume_from_latest(folder, config)) if resume else None
+        checkpoint = process_group.main_first(lambda: resume_from_latest(folder, config)) if resume else None
         self.step_done = checkpoint.step if checkpoint else 0
-        self.device = choose_device(config.models.device, group)
+        self.device = choose_device(config.models.device, process_group)
         self.learners = self._build_learners(checkpoint)
         self.students = {learner.name: learner.student for learner in self.learners}
         self.policies = [policy for learner in self.learners for policy in learner.policies.values()]
         self.sampling_policies = [
             learner.policies[name] for learner in self.learners for name in (STUDENT, self.method.replying_policy)
         ]
-        self.views = [
+        self.all_views = [  # of all learners, as (policy, context)
             (learner.policies[view.policy], view.context)
             for learner in self.learners
             for view in self.method.views.values()
         ]
         # students that also train on the examples' references, which then must be usable too
         self.reference_students = list(self.students.values()) if self.method.dataset_fraction > 0.0 else []
-        self.examples = filter_by_plain_text(examples, self.views, self.reference_students, self.skipped)
+        self.examples = filter_by_plain_text(examples, self.all_views, self.reference_students, self.skipped_examples)
         self.order = EpochOrder(len(self.examples), config.seed)
         options = config.sampling
         self.sampling = SamplingOptions(
@@ -121,7 +122,7 @@ class Trainer:
         self.health_monitors = self._build_health_monitors()
         eval_examples = self._usable_for_evaluation(data["data.eval"])
         self.evaluation = Evaluation(
-            config, folder, list(self.students.values()), self.learners[0].policies, eval_examples, group
+            config, folder, list(self.students.values()), self.learners[0].policies, eval_examples, process_group
         )
         self.probes = self._open_probes(eval_examples if config.data.probes is None else data["data.probes"])
 
@@ -141,15 +142,19 @@ class Trainer:
             require_answers(data["data.eval"])
         if config.data.probes is not None:
             data["data.probes"] = load_examples(config.data.probes)
-        self.group.main_first(lambda: require_same_data(self.folder, data, resume=resume))
-        self.group.main_first(
+        self.process_group.main_first(lambda: require_same_data(self.folder, data, resume=resume))
+        self.process_group.main_first(
             lambda: require_same_models(self.folder, models_read_again(config, self.method), resume=resume)
         )
         return data
 
     def _build_learners(self, checkpoint: Checkpoint | None) -> list[Learner]:
         """Every student with its policies and optimizer, at the start or at a checkpoint."""
-        options: dict[str, Any] = {"device": str(self.device), "checkpoint": checkpoint, "group": self.group}
+        options: dict[str, Any] = {
+            "device": str(self.device),
+            "checkpoint": checkpoint,
+            "process_group": self.process_group,
+        }
         learners = [build_learner(self.config, self.method, name, **options) for name in self.config.models.learners]
         attach_engine(learners, self.config)
         for learner in learners if checkpoint else ():
@@ -169,15 +174,15 @@ class Trainer:
         if bare:
             log.warning("%s: no chat template, so prompts are images and plain text", ", ".join(bare))
         proofs = {policy.name: policy.proof for policy in single_policies(self.policies) if policy.proof is not None}
-        rows = {name: {"off": proof.off, "differs": list(proof.differs)} for name, proof in proofs.items()}
-        self.folder.update(proofs=rows)
+        recorded = {name: {"off": proof.off, "differs": list(proof.differs)} for name, proof in proofs.items()}
+        self.folder.update(proofs=recorded)
 
     def _build_rollout_sources(self) -> list[RolloutSource]:
         """The source of each learner's rollouts; some sample all sequences here, before the first step."""
         in_order = [self.examples[self.order.index(idx)] for idx in range(len(self.examples))]
         begun = self.step_done > 0
         with unsharded_root(*self.sampling_policies), unsharded(*self.sampling_policies):
-            shared = self.method, self.sampling, in_order, self._is_usable, begun, self.group
+            shared = self.method, self.sampling, in_order, self._is_usable, begun, self.process_group
             return [RolloutSource(self.config, self.folder, learner, *shared) for learner in self.learners]
 
     def _build_trace_writer(self) -> TraceWriter:
@@ -185,7 +190,7 @@ class Trainer:
             self.folder.path,
             method=self.method.name,
             policy_text={learner.name: learner.student.token_text for learner in self.learners},
-            rank=self.group.rank,
+            rank=self.process_group.rank,
             compact_every=0,
             background=True,
         )
@@ -204,21 +209,27 @@ class Trainer:
     def _usable_for_evaluation(self, examples: list[Example]) -> list[Example]:
         """Examples that all students and teachers can encode under every context of the evaluation."""
         policies = [*self.students.values(), *teachers(self.learners[0].policies, self.config)]
-        return filter_encodable(examples, policies, self.config.evaluation.contexts, self.skipped)
+        return filter_encodable(examples, policies, self.config.evaluation.contexts, self.skipped_examples)
 
     def _open_probes(self, examples: list[Example]) -> dict[str, tuple[Rollout, ...]]:
         """Probes by learner, of the first examples that every view can encode; on other ranks than 0 empty."""
         pool = split_by_evidence(examples or self.examples, list(self.method.contexts))[0]
-        pool = [example for example in pool if all(covers(policy, example.domain) for policy, _ in self.views)]
+        pool = [example for example in pool if all(covers(policy, example.domain) for policy, _ in self.all_views)]
         pool = pool[: 2 * self.config.trace.probes]
-        pool = [example for example in pool if not self.skipped.add_if(example, encoding_problem(example, self.views))]
+        pool = [
+            example
+            for example in pool
+            if not self.skipped_examples.add_if(example, encoding_problem(example, self.all_views))
+        ]
         with unsharded_root(*self.sampling_policies), unsharded(*self.sampling_policies), self._autocast():
-            return self.group.on_main(
+            return self.process_group.on_main(
                 lambda: open_probes(self.config, self.folder, self.students, self.method, pool, self.sampling), {}
             )
 
     def _is_usable(self, example: Example) -> bool:
-        return not self.skipped.add_if(example, encoding_problem(example, self.views, self.reference_students))
+        return not self.skipped_examples.add_if(
+            example, encoding_problem(example, self.all_views, self.reference_students)
+        )
 
     def run(self, stop: StopSignal, on_step: Callable[[int, dict], None] | None) -> TrainResult:
         """Run all remaining steps, with evaluations, probes and checkpoints when they are due.
@@ -233,13 +244,13 @@ class Trainer:
         if self.step_done == 0:
             self._evaluate(0)
             self._probe(0)
-        elif self.group.main_first(lambda: self.evaluation.is_missing(self.step_done)):
+        elif self.process_group.main_first(lambda: self.evaluation.is_missing(self.step_done)):
             self._evaluate(self.step_done)
         bar = self._progress_bar()
         for step in bar:
             metrics = self.step(step)
             self.step_done = step
-            is_last, stopping = step == training.steps, any(self.group.all_gather_object(stop.asked))
+            is_last, stopping = step == training.steps, any(self.process_group.all_gather_object(stop.asked))
             if is_last or step % trace.probe_every == 0:
                 self._probe(step)
             if is_last or stopping or (training.save_every and step % training.save_every == 0):
@@ -258,7 +269,7 @@ class Trainer:
             tracker.finish()
         stopped = self.step_done < training.steps
         return TrainResult(
-            self.folder.path, self.step_done, stopped, dict(self.skipped.counts), tuple(self._warnings())
+            self.folder.path, self.step_done, stopped, dict(self.skipped_examples.counts), tuple(self._warnings())
         )
 
     def _progress_bar(self) -> tqdm:
@@ -268,7 +279,7 @@ class Trainer:
             total=self.config.training.steps,
             unit="step",
             dynamic_ncols=True,
-            disable=not self.group.is_main,
+            disable=not self.process_group.is_main,
         )
 
     def step(self, step: int) -> dict[str, float]:
@@ -277,15 +288,15 @@ class Trainer:
         examples = self._next_examples(step)
         try:
             with (
-                self.group.propagate_errors(),
+                self.process_group.propagate_errors(),
                 unsharded_root(*self.policies),
-                cached_image_features(self.config.models.cache_image_features),
+                cached_image_features() if self.config.models.cache_image_features else contextlib.nullcontext(),
             ):
                 rollouts = self._sample(step, examples)  # all learners sample before any is trained
                 timer.mark("sample")
                 results = [self._score_and_backward(learner, rollouts, step, timer) for learner in self.learners]
             for learner in self.learners:
-                learner.all_reduce_gradients(self.group)
+                learner.all_reduce_gradients(self.process_group)
             grad_norms = [learner.clip_gradients() for learner in self.learners]
         except NonFiniteError as error:
             raise self._nonfinite_error(step, error) from None
@@ -297,8 +308,8 @@ class Trainer:
             pairs = zip(self.learners, results, strict=True)
             self.trace_writer.write(*(to_traced_batch(result, step, learner.student) for learner, result in pairs))
         timer.mark("trace")
-        num_positions = sum(result.global_result.batch.num_positions for result in results)
-        metrics |= timer.seconds() | {"tokens": num_positions, "skipped": self.skipped.counts.total()}
+        num_positions = sum(result.global_batch_result.batch.num_positions for result in results)
+        metrics |= timer.seconds() | {"tokens": num_positions, "skipped_total": self.skipped_examples.counts.total()}
         self.folder.log_metrics("train", step, metrics)
         return metrics
 
@@ -306,14 +317,21 @@ class Trainer:
         """The step's examples for all ranks, without unusable ones."""
         size = self.config.training.batch_size
         return usable_batch(
-            self.examples, self.order, step, size, self.views, self.reference_students, self.skipped, self.group
+            self.examples,
+            self.order,
+            step,
+            size,
+            self.all_views,
+            self.reference_students,
+            self.skipped_examples,
+            self.process_group,
         )
 
     def _sample(self, step: int, examples: list[Example]) -> dict[str, tuple[Rollout, ...]]:
         """Rollouts of every learner for this rank's slice of the examples, with remarks of peers if the method has
         any.
         """
-        local = self.group.local_range(len(examples))
+        local = self.process_group.local_range(len(examples))
         local_examples = [examples[idx] for idx in local]
         with unsharded(*self.sampling_policies), self._autocast():
             rollouts = {
@@ -340,7 +358,7 @@ class Trainer:
         with self._autocast():
             scored_batch = score_batch(method, learner.policies, batch, _of_peers(rollouts, learner))
             timer.mark("score")
-            torch.manual_seed(derive_seed("dropout", config.seed, step, *learner.seed, *self.group.seed))
+            torch.manual_seed(derive_seed("dropout", config.seed, step, *learner.seed, *self.process_group.seed))
             with learner.training_mode():
                 result = compute_step(
                     method,
@@ -350,16 +368,16 @@ class Trainer:
                     top_k=config.trace.top_k,
                     top_k_rollouts=config.trace.top_k_rollouts,
                     backward=self.accelerator.backward,
-                    group=self.group,
+                    process_group=self.process_group,
                 )
         timer.mark("learn")
         return result
 
     def _update(self, learner: Learner, result: StepResult, grad_norm: dict[str, float], step: int) -> dict[str, float]:
         """Optimizer step of one learner, skipped if no position had supervision; returns its metrics."""
-        metrics = step_metrics(self.method, result.global_result)
+        metrics = step_metrics(self.method, result.global_batch_result)
         if self.method.resample:  # otherwise the student before training sampled the sequences
-            metrics |= sampler_logprob_gap(self.method, result.global_result)
+            metrics |= sampler_logprob_gap(self.method, result.global_batch_result)
         update = learner.step(step) if metrics["supervised"] else learner.skip_step(step)
         return prefix_by_learner(learner.name, metrics | grad_norm | update)
 
@@ -369,11 +387,11 @@ class Trainer:
     def _probe(self, step: int) -> None:
         """Score and route the probes with all views; rank 0 has the probes and records the results."""
         batches, metrics = [], {}
-        if not self.group.main_first(lambda: all(self.probes.get(learner.name) for learner in self.learners)):
+        if not self.process_group.main_first(lambda: all(self.probes.get(learner.name) for learner in self.learners)):
             return
         for learner in self.learners:
             with unsharded_root(*learner.policies.values()), self._autocast():
-                if not self.group.is_main:
+                if not self.process_group.is_main:
                     join_collectives(self.method, learner.policies)
                     continue
                 probes = self.probes[learner.name]
@@ -390,7 +408,7 @@ class Trainer:
                     )
             batches.append(to_traced_batch(result, step, learner.student))
             metrics |= prefix_by_learner(learner.name, step_metrics(self.method, result))
-        if not self.group.is_main:
+        if not self.process_group.is_main:
             return
         self.trace_writer.write_probe(*batches)
         self.folder.log_metrics("probe", step, metrics)
@@ -403,9 +421,9 @@ class Trainer:
     def _save(self, step: int) -> None:
         """Save a checkpoint after all ranks have flushed their traces up to this step."""
         self.trace_writer.flush()
-        self.group.all_gather_object("flushed")
-        gathered = [gather(learner, self.group.is_main) for learner in self.learners]
-        self.group.main_first(lambda: self._save_on_main(step, gathered))
+        self.process_group.all_gather_object("flushed")
+        gathered = [gather(learner, self.process_group.is_main) for learner in self.learners]
+        self.process_group.main_first(lambda: self._save_on_main(step, gathered))
 
     def _save_on_main(self, step: int, gathered: list[Gathered | None]) -> None:
         limit = self.config.training.save_total_limit

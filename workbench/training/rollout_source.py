@@ -19,7 +19,7 @@ from torch import Tensor
 from workbench.config.schema import RunConfig
 from workbench.distill.method import Method
 from workbench.distill.rollouts import from_row, sample_rollouts, to_row
-from workbench.distributed import ALONE, Group
+from workbench.distributed import ALONE, ProcessGroup
 from workbench.errors import RunError
 from workbench.files.atomic import replacing
 from workbench.files.folders import reason, saving
@@ -54,12 +54,12 @@ class RolloutSource:
         examples: list[Example],
         usable: Callable[[Example], bool],
         begun: bool = False,
-        group: Group = ALONE,
+        process_group: ProcessGroup = ALONE,
     ) -> None:
         self.config, self.folder, self.learner, self.method, self.sampling = config, folder, learner, method, sampling
-        self.student, self.group = learner.student, group
+        self.student, self.process_group = learner.student, process_group
         self._tensors = (
-            group.main_first(lambda: self._patch_tensors(filter(usable, examples), begun))
+            process_group.main_first(lambda: self._patch_tensors(filter(usable, examples), begun))
             if method.sampling_patch
             else {}
         )
@@ -133,19 +133,19 @@ class RolloutSource:
         """Sequences of the student before training, by example id, for the examples of all steps."""
         file = self._file(SEQUENCES)
         examples_by_id = {example.id: example for example in examples}
-        rows = self.group.main_first(lambda: self.folder.sequences(file.name))
-        if rows is not None:
-            return _by_example([from_row(row, examples_by_id, "data.train") for row in rows])
+        sequences = self.process_group.main_first(lambda: self.folder.sequences(file.name))
+        if sequences is not None:
+            return _by_example([from_row(row, examples_by_id, "data.train") for row in sequences])
         self._require_start(begun, file)
         training = self.config.training
         chosen = list(islice(filter(usable, examples), training.steps * training.batch_size))
         log.info("sampling answers to %d examples, once", len(chosen))
         seed, size = (self.config.seed, "once", *self.learner.seed), self.config.evaluation.batch_size
-        rows = self.group.map_ranks(
+        sequences = self.process_group.map_ranks(
             chosen, lambda block, first: [to_row(rollout) for rollout in self._sample(block, seed, size, first)]
         )
-        self.folder.write_sequences(file.name, rows)
-        return _by_example([from_row(row, examples_by_id, "data.train") for row in rows])
+        self.folder.write_sequences(file.name, sequences)
+        return _by_example([from_row(row, examples_by_id, "data.train") for row in sequences])
 
     def _file(self, name: str) -> Path:
         """Path in the run folder; the file of a peer contains its name."""

@@ -20,7 +20,7 @@ import torch
 from workbench.config.models import check_models
 from workbench.config.schema import RunConfig
 from workbench.data.examples import load_examples
-from workbench.distributed import Group, LostProcess, choose_device, join
+from workbench.distributed import LostProcess, ProcessGroup, choose_device, join
 from workbench.errors import RunError, WorkbenchError
 from workbench.files.folders import reason
 from workbench.runs.commands import unedited_config
@@ -55,23 +55,23 @@ def train(
 
     Raises: WorkbenchError with a remedy. If a loss is not finite, the weights before that step are saved first.
     """
-    group = join()
-    group.remedy = (
+    process_group = join()
+    process_group.remedy = (
         "Only the steps since the newest checkpoint are lost. Start again as before, with "
         f"-m workbench.training.run --resume {config.run_dir}"
     )
-    folder = RunFolder(config.run_dir) if group.is_main else ReadOnlyFolder(config.run_dir)
+    folder = RunFolder(config.run_dir) if process_group.is_main else ReadOnlyFolder(config.run_dir)
     try:
-        with group.propagate_errors():
-            choose_device(config.models.device, group)
-            if group.sharding is not None:
+        with process_group.propagate_errors():
+            choose_device(config.models.device, process_group)
+            if process_group.sharding is not None:
                 require_shardable(config)
-            group.main_first(lambda: _prepare(config, resume))
+            process_group.main_first(lambda: _prepare(config, resume))
             with folder.claim():
-                group.all_gather_object("claimed")
+                process_group.all_gather_object("claimed")
                 if resume:
                     folder.write_config(config.to_yaml())  # with the changed keys, for the next resume
-                return _train_in(folder, config, resume, on_step, group)
+                return _train_in(folder, config, resume, on_step, process_group)
     except LostProcess as error:
         folder = RunFolder(config.run_dir)
         with contextlib.suppress(RunError, OSError), folder.claim():  # this rank gets it if rank 0 is the lost one
@@ -114,7 +114,7 @@ def _train_in(
     config: RunConfig,
     resume: bool,
     on_step: Callable[[int, dict], None] | None,
-    group: Group,
+    process_group: ProcessGroup,
 ) -> TrainResult:
     handler, before = folder.log_to_file(), folder.status.get("status")
     # status if the Trainer cannot be built: an earlier result of the run stays valid
@@ -126,11 +126,11 @@ def _train_in(
             doing=None,
             pid=os.getpid(),
             process=identify(os.getpid()),
-            processes=group.size,
+            processes=process_group.size,
             threads=_settle_threads(folder.status.get("threads") if resume else None),
         )
         with StopSignal() as stop:
-            trainer = Trainer(config, folder, resume=resume, group=group)
+            trainer = Trainer(config, folder, resume=resume, process_group=process_group)
             outcome = "failed"
             with trainer.trace_writer:
                 result = trainer.run(stop, on_step)
