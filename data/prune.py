@@ -3,8 +3,9 @@
     python data/prune.py                          # without its second text layer: the student of the studies
     python data/prune.py 2 build/teacher-weak     # without its third: a teacher that is weaker than that student
 
-A student that is smaller than its teacher, of one origin with it, and damaged: what it lacks can be taught in a hundred steps,
-so studies that compare methods have something to measure. Depth pruning before distillation: Minitron, arXiv 2407.14679.
+A student that is smaller than its teacher, of one origin with it, and damaged: what it lacks can be taught in a hundred
+steps, so studies that compare methods have something to measure. Depth pruning before distillation: Minitron, arXiv
+2407.14679.
 """
 
 import sys

@@ -36,8 +36,8 @@ LONGEST = (
     "test_api_pages.py",
 )
 
-# What `make test-fast` leaves out, beside tests with a browser and tests of models on disk: files that start programs, and
-# files that take more than some five seconds of a processor.
+# What `make test-fast` leaves out, beside tests with a browser and tests of models on disk: files that start programs,
+# and files that take more than some five seconds of a processor.
 SUBPROCESS = (
     "test_api_pages.py",
     "test_campaigns.py",
@@ -125,7 +125,7 @@ def pytest_xdist_auto_num_workers() -> int:
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A student and a teacher with random weights: real Idefics3 models, tiny, in folders as save_pretrained leaves them."""
+    """A student and a teacher with random weights: tiny Idefics3 models, in folders as save_pretrained leaves them."""
     from families import save_idefics3  # noqa: PLC0415  (transformers is heavy; most tests do not need it)
 
     folder = tmp_path_factory.mktemp("models")

@@ -108,7 +108,7 @@ def save_gemma3(folder: Path, seed: int = 0) -> Path:
 
 
 def save_llava_next(folder: Path, seed: int = 0) -> Path:
-    """Pictures are cut into as many tiles as their shape asks for: prompts differ in length, pixels in number of tiles."""
+    """Images are cut into as many tiles as their shape needs: prompts differ in length, pixels in number of tiles."""
     tokenizer = small_tokenizer(IMAGE_TOKENS)
     grid = [[28, 56], [56, 28]]
     image_processor = LlavaNextImageProcessorPil(

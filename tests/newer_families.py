@@ -60,7 +60,7 @@ def save_lfm3_vl(folder: Path, seed: int = 0) -> Path:
 
 
 def _packed(official: type, video: str) -> tuple[object, dict, dict]:
-    """A processor whose pictures are packed patch by patch, ids of its tokens, and what a language model needs of them."""
+    """A processor that packs images patch by patch, ids of its tokens, and what a language model needs of them."""
     tokenizer = small_tokenizer(QWEN_TOKENS | {"text_end_token": "<|endoftext|>"})  # which Qwen3.5's tokenizer adds
     sizes = {"size": {"shortest_edge": 32**2, "longest_edge": 6 * 32**2}, "patch_size": 16}
     processor = images_only(official)(
@@ -74,7 +74,7 @@ def _packed(official: type, video: str) -> tuple[object, dict, dict]:
 
 
 def save_cohere2_vision(folder: Path, seed: int = 0) -> Path:
-    """Tiles as GOT-OCR's, of which its own image processor is a copy for torchvision; a scale that its forward pass leaves out."""
+    """Tiles as GOT-OCR's, whose image processor its own copies for torchvision; its forward pass leaves out a scale."""
     tokenizer = small_tokenizer(IMAGE_TOKENS | {"img_line_break_token": "<|IMG_LINE_BREAK|>"})
     size = {"height": 28, "width": 28}
     image_processor = GotOcr2ImageProcessorPil(size=size, max_patches=2, crop_to_patches=True, patch_size=2)
@@ -104,7 +104,7 @@ def save_lfm2_vl(folder: Path, seed: int = 0) -> Path:
 
 
 def save_molmo2(folder: Path, seed: int = 0) -> Path:
-    """Image tokens are pooled of patches that are counted through a prompt's pictures; its image processor needs torchvision."""
+    """Image tokens pool patches that are counted through a prompt's images; its image processor needs torchvision."""
     from transformers import Molmo2ImageProcessor, Molmo2VideoProcessor  # noqa: PLC0415
 
     marks = ("<im_patch>", "<im_col>", "<im_start>", "<low_res_im_start>", "<frame_start>", "<im_end>", "<frame_end>")

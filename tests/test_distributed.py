@@ -1,6 +1,7 @@
-"""Two processes train what one trains, each with all weights or with its part of them: same losses, every token recorded once,
-one evaluation, one checkpoint; and if one of them dies, the other says so once and the run goes on from its checkpoint, in any
-number of processes."""
+"""Two processes train what one trains, each with all weights or with its shard: same losses, every token recorded
+once, one evaluation, one checkpoint; if one dies, the other reports it once, and the run resumes from its
+checkpoint in any number of processes.
+"""
 
 import json
 import os
@@ -155,8 +156,9 @@ def alone(models: dict, tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
 
 @pytest.fixture(scope="module")
 def pair(alone: RunConfig, models: dict, tmp_path_factory: pytest.TempPathFactory) -> tuple:
-    """Two processes do a run, another on text alone, the first with sharded weights, and one with sharded LoRA; then, sharded,
-    they go on with one of a single process after its first step, and in the midst of the third the first of them is killed."""
+    """Two processes do a run, another on text alone, the first with sharded weights, and one with sharded LoRA; then,
+    sharded, they resume one of a single process after its first step, and amid the third rank 0 is killed.
+    """
     folders = [tmp_path_factory.mktemp(name) for name in ("whole", "text", "parts", "lora", "broken")]
     whole, text, parts, lora, broken = folders
     configs = [

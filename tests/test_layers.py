@@ -53,7 +53,7 @@ def module_files() -> dict[str, Path]:
 
 
 def imported_names(tree: ast.Module) -> set[str]:
-    """Dotted names that a file imports, and texts that look like one: arguments of importlib, of `python -m`, of tables."""
+    """Dotted names that a file imports, and texts that look like it: arguments of importlib and `python -m`, tables."""
     names = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom):
@@ -140,7 +140,7 @@ def heads(file: Path) -> set[str]:
 
 
 def test_the_page_opens_without_transformers() -> None:
-    """They take seconds to import, and a page that shows runs has no use for them until it scores or checks something."""
+    """They take seconds to import, and a page that shows runs needs them only to score or check something."""
     files = module_files()
     seen, todo = set(), ["workbench.app.layout", "workbench.studies.compare"]
     while todo:

@@ -243,7 +243,8 @@ SAMPLES = [
         "question": "What did the oat milk cost?",
         "answer": "2.35",
         "boxes": [{"x0": 34, "y0": 108, "x1": 198, "y1": 128, "label": "oat milk"}],
-        "caption": "A receipt of five items: rye bread 3.20, oat milk 2.35, apples 2.88, cheese 5.40, mint tea 1.95; total 15.78.",
+        "caption": "A receipt of five items: rye bread 3.20, oat milk 2.35, apples 2.88, cheese 5.40, "
+        "mint tea 1.95; total 15.78.",
         "hint": "the second line of the list, at its right end",
         "reference": "Oat milk is the second item. Its price, at the right, is 2.35. Answer: 2.35",
         "marks": [ANSWER_MARK],
@@ -291,7 +292,8 @@ SAMPLES = [
         "question": "Until which month is the paprika best? Answer as MM/YY.",
         "answer": "11/26",
         "boxes": [{"x0": 126, "y0": 104, "x1": 178, "y1": 146, "label": "label of the paprika jar"}],
-        "caption": "Four spice jars on a shelf: basil, paprika, turmeric, pepper. The paprika label says best before 11/26.",
+        "caption": "Four spice jars on a shelf: basil, paprika, turmeric, pepper. "
+        "The paprika label says best before 11/26.",
         "hint": "the small print on the label of the second jar",
         "reference": "Paprika is the second jar. The small print says best before 11/26. Answer: 11/26",
         "marks": [ANSWER_MARK],
@@ -303,7 +305,8 @@ SAMPLES = [
         "question": "How long may one park here on a Tuesday morning? A: 30 min, B: 60 min, C: 90 min, D: no limit",
         "answer": "C",
         "boxes": [{"x0": 100, "y0": 106, "x1": 200, "y1": 166, "label": "times and limit"}],
-        "caption": "A parking sign: Monday to Friday 8 to 18 h, at most 90 min with a parking disc; Saturday and Sunday free.",
+        "caption": "A parking sign: Monday to Friday 8 to 18 h, at most 90 min with a parking disc; "
+        "Saturday and Sunday free.",
         "hint": "the lines under the letter P",
         "reference": "On weekdays the sign allows at most 90 minutes. Answer: C",
     },
@@ -314,7 +317,8 @@ SAMPLES = [
         "question": "At which stop do the two lines meet?",
         "answer": "Market",
         "boxes": [{"x0": 176, "y0": 106, "x1": 240, "y1": 142, "label": "crossing of the lines"}],
-        "caption": "A map of two tram lines. Line 1 is red, line 2 blue; both call at Market, between Mill and Library.",
+        "caption": "A map of two tram lines. Line 1 is red, line 2 blue; both call at Market, "
+        "between Mill and Library.",
         "hint": "where red and blue cross, near the middle",
         "history": [
             {"role": "user", "text": "Please answer with the name of the stop."},

@@ -113,7 +113,7 @@ def curve(*values: float) -> go.Figure:
 
 
 def test_an_axis_of_a_constant_begins_at_zero() -> None:
-    """Plotly draws a constant in the middle of an axis from one below it to one above it, unless it is to reach zero."""
+    """Plotly draws a constant in the middle of an axis from one below it to one above it, unless it must reach zero."""
     for values in ((1e-4,) * 3, (-1e-4,) * 3, (0.0,) * 2, (1e-4,), (1e-4, 1e-4 + 1e-13)):
         assert curve(*values).layout.yaxis.rangemode == "tozero", values
     assert curve(1e-4, 2e-4).layout.yaxis.rangemode is None

@@ -229,7 +229,8 @@ def test_a_run_evaluated_once_has_no_newest_accuracy_and_other_questions_are_cou
 def test_shares_bought_by_information_are_those_of_the_positions(dopd: Path) -> None:
     frame = illusion.information_dominated_loss(dopd).frame
     query = """SELECT step, avg(CAST(abs(information_gap) > abs(capability_gap) AS INT)) AS share,
-                      sum(abs(contribution)) FILTER (abs(information_gap) > abs(capability_gap)) / sum(abs(contribution)) AS loss
+                      sum(abs(contribution)) FILTER (abs(information_gap) > abs(capability_gap))
+                       / sum(abs(contribution)) AS loss
                FROM tokens GROUP BY step ORDER BY step"""
     expected = open_traces(dopd).sql(query).to_pandas()
     values = frame[frame["visibility"] == "all"]

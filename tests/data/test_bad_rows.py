@@ -1,4 +1,4 @@
-"""Rows with one odd value end as read, skipped or refused in a sentence; `python -m benchmarks bad_rows` tries thousands."""
+"""Rows with one odd value are read, skipped or refused in a sentence; `python -m benchmarks bad_rows` tries more."""
 
 from benchmarks import bad_rows
 

@@ -1,4 +1,4 @@
-"""Pictures of other colors than sRGB's, converted: right values by the profiles' own matrices, and by Pillow's ImageCms."""
+"""Conversion of images in other colors than sRGB's: values by the profiles' matrices, and by Pillow's ImageCms."""
 
 import io
 import struct
@@ -64,7 +64,7 @@ def rgb_profile(primaries: list[tuple[float, float, float]]) -> bytes:
 
 
 def ink_profile() -> bytes:
-    """Inks to Lab by a table of the 16 full overprints: lightness falls by 20 with each color, 60 with black; cyan is green."""
+    """Inks to Lab by a table of the 16 full overprints: each color takes 20 of lightness, black 60; cyan is green."""
     corners = [
         (255 - 40 * (c + m + y) - 135 * k, 128 - 60 * c, 128 + 40 * y)
         for c in (0, 1)

@@ -235,7 +235,8 @@ def test_a_json_list_is_read(folder, content, questions):
         (
             "rows.csv",
             "question\nQ?\n",
-            "data files are .jsonl or .parquet, or one list in .json. Convert it with every value as text: pandas.read_csv",
+            "data files are .jsonl or .parquet, or one list in .json. Convert it with every value as text: "
+            "pandas.read_csv",
         ),
         ("rows.zip", "", "Unpack it and name the"),
         ("rows.jsonl.gz", "", "Unpack it first"),

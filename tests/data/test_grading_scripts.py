@@ -1,4 +1,4 @@
-"""Answers in other scripts than Latin: hand-written, with what a reader of the language would say. None: cannot be told."""
+"""Answers in other scripts than Latin, with the grade that a reader of the language would give. None: undecided."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Boxes in every form in use: a rectangle 10 <= x < 50, 20 <= y < 60 of a picture of 100 x 80, or counted as not read."""
+"""Boxes in every form in use: a rectangle 10 <= x < 50, 20 <= y < 60 of an image of 100 x 80, or counted as unread."""
 
 import json
 from collections import Counter

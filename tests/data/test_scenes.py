@@ -1,4 +1,4 @@
-"""The built-in world: what is hidden is hidden byte for byte, and every answer token has the visibility it should have."""
+"""The built-in scenes: hidden parts are hidden byte for byte, and every answer token has the right visibility."""
 
 import dataclasses
 import random

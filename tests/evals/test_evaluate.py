@@ -87,7 +87,7 @@ def test_confidence_is_that_of_the_answer_where_the_answer_is_marked() -> None:
 
 
 def test_confidence_is_of_the_tokens_that_only_the_evidence_shows() -> None:
-    """Writes 5 3 END: 5 is read where all can see, 3 is what the evidence shows, and both are the answer's if visible."""
+    """Writes 5 3 END: 5 is read where all can see, 3 is what the evidence shows; if visible, both are the answer's."""
     position = Mark(r"^(\d)", "location", "visible")
     for visibility, expected in (("privileged", 0.6), ("visible", 0.8 * 0.6)):
         marked = example(marks=(position, Mark(r"(\d) $", "answer", visibility)))

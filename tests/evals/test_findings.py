@@ -78,7 +78,7 @@ def test_intervals_of_the_source_are_those_worked_out_by_hand() -> None:
 
 
 def test_the_change_of_over_confidence_is_paired_too() -> None:
-    """Confidence minus reward of the four: -0.7, 0.3, 0.3, 0.3, then 0.9, 0.9, 0.9, -0.1; changes 1.6, 0.6, 0.6, -0.4."""
+    """Confidence minus reward: -0.7, 0.3, 0.3, 0.3, then 0.9, 0.9, 0.9, -0.1; changes 1.6, 0.6, 0.6, -0.4."""
     margin = 1.96 * math.sqrt((1.0 + 0.0 + 0.0 + 1.0) / 3 / 4)
     assert find(run(), "crop").more_claimed == pytest.approx((0.6, 0.6 - margin, 0.6 + margin))
     assert find(run(), "crop").steps == (0, 9)

@@ -71,7 +71,8 @@ def test_plain_scalars_are_those_of_the_core_schema(text: str, value: object) ->
 
 
 NO_NUMBERS = """
-    1_000 1:30 190:20:30 1:30.5 0b11 0o18 0o 0x 0x_ 0b_ -0x1F -0o17 017_7 1_0.5 1_0e3 1e 1e+ . +. -. ++1 1.2.3 tRUE NuLL nan inf
+    1_000 1:30 190:20:30 1:30.5 0b11 0o18 0o 0x 0x_ 0b_ -0x1F -0o17 017_7 1_0.5 1_0e3 1e 1e+ . +. -. ++1 1.2.3 tRUE
+    NuLL nan inf
     .iNF -.nan +.nan yes Yes NO no on ON off Off y n infinity 2024-01-01 ٣ ١.٥ 1e٣
 """
 

@@ -1,4 +1,4 @@
-"""docs/adding-a-method.md works as it stands: its file is dropped in, meets the contract of every method, and trains."""
+"""docs/adding-a-method.md works as it stands: its file is added, meets the contract of every method, and trains."""
 
 import importlib.util
 import re

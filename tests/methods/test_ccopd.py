@@ -71,7 +71,8 @@ def test_a_run_reads_replies_and_learns_from_the_last_alone(models, tmp_path) ->
     assert result.skipped == {"no turns (or a question of several sentences)": 1}
     traces = open_traces(result.run_dir)
     for table in ("", "probe_"):
-        query = f"SELECT history_student AS h, history_canonical AS c, prompt_student AS p, prompt_canonical AS q FROM {table}rollouts"
+        columns = "history_student AS h, history_canonical AS c, prompt_student AS p, prompt_canonical AS q"
+        query = f"SELECT {columns} FROM {table}rollouts"
         (row, *_) = traces.sql(query).to_pylist()
         assert [turn["role"] for turn in row["h"]] == ["user", "assistant", "user", "assistant"]
         assert [turn["text"] for turn in row["h"]][::2] == ["What is the tag?", "A star."]

@@ -132,7 +132,7 @@ def test_nothing_shown_is_exactly_nothing_lost_and_something_shown_is_not(folder
 
 
 def test_the_shipped_model_reads_its_future(monkeypatch: pytest.MonkeyPatch) -> None:
-    """arXiv 2606.18195, section 3: the suffix teacher is surer of the student's tokens, the more of what follows it sees."""
+    """arXiv 2606.18195, section 3: the more of the suffix the teacher sees, the surer it is of the student's tokens."""
     monkeypatch.chdir(Path(__file__).parents[2])
     recipe, nats = load_config("configs/d_opsd.yaml"), []
     for fraction in (0.0, 0.5, 1.0):

@@ -42,7 +42,8 @@ def test_the_four_regimes_by_hand() -> None:
 
 
 def test_sure_is_measured_against_both_means() -> None:
-    # means: teacher 0.56, self 0.22, sum 0.78. First token: 0.90 is above the sum, though 0.45 is below the teacher's mean.
+    # means: teacher 0.56, self 0.22, sum 0.78
+    # first token: 0.90 is above the sum, though 0.45 is below the teacher's mean
     # Second: 0.74 is above twice either mean's lower one (0.44), below the sum. Third and fourth: a gap of 2.2.
     routing = load_method("dopd", {"trim": 0.0}).route(
         batch_of([0.45, 0.39, 0.9, 0.9, 0.16], [0.45, 0.35, 0.1, 0.1, 0.1])

@@ -59,8 +59,8 @@ def test_a_gate_that_never_opens_is_opd() -> None:
 
 
 def test_a_student_that_cannot_follow_keeps_more_of_the_choices_under_eopd() -> None:
-    # one row of logits for two places: the teacher is undecided between 0 and 1, then between 1 and 2. Reverse KL rests at
-    # the normalized product of both, which is token 1 alone; the forward KL that is added pulls to 0 and 2 as well
+    # one row of logits for two places: the teacher is undecided between 0 and 1, then between 1 and 2. Reverse KL rests
+    # at the normalized product of both, which is token 1 alone; the forward KL that is added pulls to 0 and 2 as well
     teacher = LogitTablePolicy("teacher", {"plain": torch.tensor([[4.0, 4, -4, -4], [-4.0, 4, 4, -4]])})
     product = torch.tensor([[0.0, 4, 0, -4]])
     grads = {}

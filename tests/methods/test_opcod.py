@@ -1,4 +1,4 @@
-"""OPCoD: who may speak, what of it is shown, and that nothing shown is nothing learned; on answers written down by hand."""
+"""OPCoD on answers written by hand: which peer gives feedback, which lines are kept; without lines no loss."""
 
 from dataclasses import replace
 
@@ -33,7 +33,7 @@ def answers(star: str, reds: str) -> tuple[Rollout, ...]:
 
 
 def annotated(values: tuple[Rollout, ...], *peers: tuple[Rollout, ...], **options: object) -> list[tuple]:
-    """Feedback and facts of each of `own`. Without the anchor, unless asked for: clauses of `answers` name only places."""
+    """Feedback and annotations of each of `own`. By default without anchor: clauses of `answers` name places only."""
     rollouts = load_method("opcod", {"anchor": False} | options).annotate(values, *peers)
     return [(rollout.feedback, dict(rollout.annotations)) for rollout in rollouts]
 

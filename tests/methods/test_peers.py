@@ -1,4 +1,4 @@
-"""Several learners in one run: each has its weights, optimiser, answers, probes and rows; a kill loses nothing of any."""
+"""Several learners in one run: each has its weights, optimizer, answers, probes and rows; a kill loses none of them."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The masked diffusion policy: what it writes it reads the same, and every position in the canvas before its own step."""
+"""The masked diffusion policy: sampler and learner agree, and every position is scored before its own step."""
 
 from dataclasses import replace
 from pathlib import Path

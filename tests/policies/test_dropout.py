@@ -1,4 +1,4 @@
-"""Sampler and learner read the same log-probs: dropout is off unless a key asks for it, and both compute in one precision."""
+"""Sampler and learner compute the same log-probs: dropout is off by default, and both compute in one precision."""
 
 import json
 from pathlib import Path

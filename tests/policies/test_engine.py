@@ -1,4 +1,4 @@
-"""An engine writes with the student's weights of this moment, to the prompt that the student is shown; what it draws by is recorded."""
+"""A rollout engine samples with the student's current weights and prompt, and records the log-probs of its draws."""
 
 import importlib.util
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ from workbench.types import Prompt
 
 
 class OtherModel:
-    """An engine with a model of its own, whose first weights are another's; given text and images, it encodes them itself.
+    """An engine with a model of its own, whose first weights are another's; it encodes text and images itself.
 
     stale   keeps the weights that it was given first
     shift   reads every prompt with another end

@@ -1,4 +1,4 @@
-"""Every family goes the whole way: it is checked, trained a step, saved, loaded again, and resumed to the same weights."""
+"""Every family is checked, trained a step, saved, loaded again, and resumed to the same weights."""
 
 import json
 import shutil

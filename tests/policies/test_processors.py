@@ -1,4 +1,4 @@
-"""Processors of families with a video part, built without it: the same ids and pixels as the family's own rules make."""
+"""Processors of families with a video part, built without it: the same ids and pixels as by the family's own rules."""
 
 import json
 import shutil

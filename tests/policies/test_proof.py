@@ -1,4 +1,4 @@
-"""What a policy saves gives the numbers of its model's own forward pass, or is switched off, and what still differs is refused."""
+"""A shortcut of a policy gives the numbers of its model's forward pass, or is switched off; other differences raise."""
 
 import logging
 from dataclasses import replace

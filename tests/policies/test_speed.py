@@ -66,7 +66,7 @@ def test_attention_is_passed_on(models: dict, prompts: list) -> None:
 
 
 def test_a_compiled_run_is_the_run_that_is_not(models: dict, tmp_path: Path) -> None:
-    """Teacher, learner and its moving average, a copy of its own weights: three steps that each depend on the one before."""
+    """Teacher, learner and its moving average, a copy of its weights: three steps, each depends on the last."""
     lost = {}
     for compiler in (None, "aot_eager"):
         method = {"name": "dopd", "privilege": "crop", "self_policy": "student@ema"}

@@ -1,4 +1,4 @@
-"""A run with a teacher for each domain: who read what is recorded and shown, and what no teacher reads is skipped and counted."""
+"""A run with a teacher for each domain: the scoring teacher is recorded; rows without a teacher are counted."""
 
 from pathlib import Path
 

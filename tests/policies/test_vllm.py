@@ -1,4 +1,4 @@
-"""vLLM writes with the student's weights of this moment: every token's log-prob is the one that the student reads it with.
+"""vLLM samples with the student's current weights: every token's log-prob equals the student's.
 
 Run where vllm is installed: `pytest tests/policies/test_vllm.py`. On a CPU its own builds do (docs/devices.md).
 """
@@ -28,7 +28,7 @@ if importlib.util.find_spec("vllm") is None:
 
 @pytest.fixture
 def as_vllm_takes_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its attention has no heads as small as the suite's; on a CPU the memory that it takes is counted with the tests' own."""
+    """Its attention lacks heads as small as the suite's; on a CPU its memory is counted with the tests' own."""
     for name, value in {"hidden_size": 128, "head_dim": 32}.items():
         monkeypatch.setitem(families.TEXT, name, value)
     monkeypatch.setitem(families.VISION, "hidden_size", 64)
@@ -37,7 +37,7 @@ def as_vllm_takes_them(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def gap(policy: AutoregressivePolicy, prompts: list[Prompt]) -> float:
-    """Largest distance between a token's log-prob under the engine that drew it, and as its student reads it, in nats."""
+    """Largest distance in nats between a token's log-probs under the engine that drew it and under its student."""
     written = policy.sample(prompts, [[1, 2], [3], [4]], SamplingOptions(8))
     rows = [(prompt, element) for prompt, values in zip(prompts, written, strict=True) for element in values]
     with torch.no_grad():

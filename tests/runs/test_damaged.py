@@ -1,4 +1,4 @@
-"""Files of a run that are damaged, cut or gone: one sentence each, on the command line too, and what resume finds missing."""
+"""Damaged, truncated or missing files of a run: one sentence each, on the command line too, and in resume."""
 
 import html
 import json

@@ -134,7 +134,9 @@ def test_real_runs_train_one_after_the_other_though_the_page_is_killed(
     for name, file in zip(names, files, strict=True):
         file.write_text(run_config(models, runs, name=name, training__steps=2).to_yaml())
     page = (
-        "import os, sys, signal; from pathlib import Path; from workbench.config.schema import load_config; from workbench.runs.jobs import start_run\n"
+        "import os, sys, signal; from pathlib import Path\n"
+        "from workbench.config.schema import load_config\n"
+        "from workbench.runs.jobs import start_run\n"
         "for file in sys.argv[2:]: start_run(load_config(file), queue=Path(sys.argv[1]))\n"
         "os.kill(os.getpid(), signal.SIGKILL)"
     )

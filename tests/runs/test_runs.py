@@ -151,7 +151,10 @@ def test_a_run_that_is_being_trained_is_not_resumed(models: dict, tmp_path: Path
 
 def test_a_claim_ends_with_its_process(tmp_path: Path) -> None:
     folder = create(tmp_path / "run")
-    code = "import sys, time; from workbench.runs.folder import RunFolder\nwith RunFolder(sys.argv[1]).claim(): print('mine', flush=True); time.sleep(60)"
+    code = (
+        "import sys, time; from workbench.runs.folder import RunFolder\n"
+        "with RunFolder(sys.argv[1]).claim(): print('mine', flush=True); time.sleep(60)"
+    )
     process = subprocess.Popen([sys.executable, "-c", code, str(folder.path)], stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "mine\n"
     with raises(RunError, "being trained"), folder.claim():

@@ -1,4 +1,4 @@
-"""Threads: whoever sets OMP_NUM_THREADS keeps it, and none waits by spinning, whichever way the workbench is entered."""
+"""Threads: OMP_NUM_THREADS of the user is kept, and no thread waits by spinning, for every entry of the workbench."""
 
 import os
 import subprocess

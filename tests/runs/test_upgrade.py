@@ -1,4 +1,4 @@
-"""A run of the former version, made by it and kept in tests/former_run, is refused until it is upgraded; values stay."""
+"""A run of the former version, kept in tests/former_run, raises an error until it is upgraded; values stay."""
 
 import json
 import shutil

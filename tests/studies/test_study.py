@@ -149,7 +149,7 @@ def test_every_row_was_asked_the_same_questions(finished: Study) -> None:
 
 
 def test_the_tables_numbers_are_those_of_its_questions(finished: Study) -> None:
-    """Every accuracy, confidence, length and cut of results.parquet, and the table's lines, from the questions alone."""
+    """Every accuracy, confidence, length and truncated share of results.parquet, and the table's lines."""
     rows, result = answers(finished), pq.read_table(finished.folder / "results.parquet").to_pylist()
     checked = 0
     for value in result:
@@ -245,7 +245,7 @@ def test_what_is_done_is_not_done_again(study_copy: Study) -> None:
 
 
 def test_half_a_run_and_a_dead_worker_go_on_and_end_the_same(study_copy: Study, finished: Study) -> None:
-    """One run was stopped, one was never begun, one was not asked; then the process that trains is killed from outside."""
+    """One run was stopped, one was never begun, one was left out; then the training process is killed from outside."""
     stopped, absent = study_copy.config(study_copy.variants[1], 0), study_copy.config(study_copy.variants[0], 1)
     shutil.rmtree(stopped.run_dir)
     shutil.rmtree(absent.run_dir)

@@ -164,7 +164,7 @@ def test_measures_of_a_run_are_those_of_evaluate() -> None:
 
 
 def test_the_gap_recovered_is_between_the_start_and_the_teacher() -> None:
-    """Start 40 % of 200 questions, teacher 90 %, variant 65 %: half of the gap; nothing where the teacher is no better."""
+    """Start 40 % of 200 questions, teacher 90 %, variant 65 %: half of the gap; none if the teacher is not better."""
     questions = np.arange(200) / 200
     base = row("untrained", "student", [(questions < 0.4).astype(float).tolist()], [[0.5] * 200], "v" * 200)
     teacher = row("teacher", "teacher", [(questions < 0.9).astype(float).tolist()], [[0.5] * 200], "v" * 200)

@@ -21,7 +21,7 @@ REGIMES = {
 
 @pytest.fixture(scope="session")
 def make_batch():
-    """make_batch(step, lengths=..., views=..., seed=..., top=...) -> TracedBatch with numbers drawn by step and seed."""
+    """make_batch(step, lengths=..., views=..., seed=..., top=...) -> TracedBatch with numbers by step and seed."""
 
     def make(step=0, *, lengths=(3, 0, 5, 1), views=VIEWS, seed=0, top=0) -> TracedBatch:
         generator = torch.Generator().manual_seed(1000 * seed + step)

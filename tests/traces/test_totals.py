@@ -46,7 +46,8 @@ def test_rollouts_hold_the_means_of_their_positions(traces):
         """SELECT step, process_rank, rollout_idx, avg(capability_gap) AS mean_capability_gap,
                   avg(information_gap) AS mean_information_gap, avg(loss) AS mean_loss,
                   sum(contribution) AS total_contribution, histogram(regime) AS regime_counts,
-                  list_sort(list_distinct(list(token_type))) AS token_types, list_sort(list_distinct(list(visibility))) AS visibilities
+                  list_sort(list_distinct(list(token_type))) AS token_types,
+                   list_sort(list_distinct(list(visibility))) AS visibilities
            FROM tokens GROUP BY ALL ORDER BY ALL"""
     ).to_pylist()
     columns = ", ".join(

@@ -1,4 +1,4 @@
-"""`workbench check` finds what it is there to find: each test plants one silent bug and looks for the line that tells."""
+"""`workbench check` finds silent bugs: each test plants one and asserts the line that reports it."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""Rows that cannot be shown: `check` tables them, `eval` leaves them out, and both count and name them, as training does."""
+"""Unusable rows: `check` lists them, `eval` leaves them out, and both count and name them, as training does."""
 
 import json
 import re

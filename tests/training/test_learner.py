@@ -33,7 +33,7 @@ def test_the_moving_average_follows_by_its_rate(learner: Learner) -> None:
 
 
 def test_a_moving_average_of_half_precision_is_kept_in_float32(models: dict, tmp_path) -> None:
-    """A hundredth of what separates two neighbours of bfloat16 is no step in bfloat16: the average would stay at the start."""
+    """A hundredth of the distance of neighbors in bfloat16 rounds to nothing: the average would stay at the start."""
     config = run_config(
         models,
         tmp_path,

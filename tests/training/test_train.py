@@ -1,4 +1,4 @@
-"""The loop on real, tiny models with random weights: what it records, that a kill loses nothing, that errors are sentences."""
+"""The loop on real, tiny models with random weights: its records, resume after a kill, errors in one sentence."""
 
 import json
 import os
@@ -185,7 +185,7 @@ def test_every_method_trains_and_is_recorded(name: str, models: dict, tmp_path: 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_lora_trains_the_adapter_alone_and_resumes(dtype: str, models: dict, tmp_path: Path) -> None:
-    """With a moving average of it; and in float32 whatever the model is in, since its steps are too small for bfloat16."""
+    """With a moving average of it, in float32 for every model dtype, since its steps are too small for bfloat16."""
     settings = {"student": str(models["student"]), "lora": {"rank": 2}, "dtype": dtype}
     values = {"models": settings, "method": {"name": "opsd", "self_policy": "student@ema"}}
     whole = run_config(models, tmp_path / "whole", **values)
