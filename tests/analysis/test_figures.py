@@ -43,7 +43,7 @@ def drawn(dopd: Path, opd: Path, theme: str) -> dict[str, go.Figure]:
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_every_figure_names_its_run_and_its_units(dopd: Path, opd: Path, theme: str) -> None:
+def test_figures_in_both_themes_name_run_and_units(dopd: Path, opd: Path, theme: str) -> None:
     for kind, created in drawn(dopd, opd, theme).items():
         assert "dopd" in created.layout.title.text, kind
         assert created.layout.template.layout.paper_bgcolor == SURFACE[theme] and len(created.data), kind
@@ -58,14 +58,14 @@ def test_every_figure_names_its_run_and_its_units(dopd: Path, opd: Path, theme: 
         created.to_json()
 
 
-def test_curves_draw_the_numbers_of_the_table(dopd: Path) -> None:
+def test_curves_values_equal_table(dopd: Path) -> None:
     table = run_tables.metrics(dopd, ("loss",))
     (trace,) = figures.curves(table, title="Loss").data
     assert list(trace.y) == table.frame["value"].tolist() and list(trace.x) == [1, 2, 3, 4]
     assert "nats" in trace.hovertemplate and "step %{x}" in trace.hovertemplate
 
 
-def test_a_sankey_has_a_link_per_row_and_says_how_many_moved(dopd: Path) -> None:
+def test_sankey_links_equal_table_rows(dopd: Path) -> None:
     table = movement.transitions(dopd)
     created = figures.sankey(table, movement.regime_notes(dopd))
     link = created.data[0].link
@@ -74,7 +74,7 @@ def test_a_sankey_has_a_link_per_row_and_says_how_many_moved(dopd: Path) -> None
     assert f"{moved:,} of {table.frame['num_positions'].sum():,} probe tokens changed" in created.layout.title.text
 
 
-def test_stacked_shares_reach_one_everywhere(dopd: Path) -> None:
+def test_stacked_shares_sum_to_one(dopd: Path) -> None:
     created = figures.stacked_shares(regimes.shares_over_steps(dopd))
     assert [trace.name for trace in created.data] == ["LH", "LL", "HT", "HS"]
     assert [sum(values) for values in zip(*(trace.y for trace in created.data), strict=True)] == pytest.approx(
@@ -83,7 +83,7 @@ def test_stacked_shares_reach_one_everywhere(dopd: Path) -> None:
     assert len({trace.fillcolor for trace in created.data}) == 4
 
 
-def test_the_shares_of_a_single_step_are_a_stacked_bar(dopd: Path) -> None:
+def test_stacked_shares_single_step_is_stacked_bar(dopd: Path) -> None:
     result = regimes.shares_over_steps(dopd)
     first = replace(result, frame=result.frame[result.frame["step"] == 1])
     created = figures.stacked_shares(first)
@@ -91,7 +91,7 @@ def test_the_shares_of_a_single_step_are_a_stacked_bar(dopd: Path) -> None:
     assert sum(trace.y[0] for trace in created.data) == pytest.approx(1.0)
 
 
-def test_an_empty_table_becomes_a_sentence() -> None:
+def test_figures_empty_table_shows_message() -> None:
     nothing = Table(pd.DataFrame(), empty="Wait for the first step, then <b>look</b> again.")
     for draw in (figures.curves, figures.share_bars, figures.heatmap):
         created = draw(nothing, title="Nothing")
@@ -103,7 +103,7 @@ def test_an_empty_table_becomes_a_sentence() -> None:
     assert figures.sankey(nothing, {}).layout.annotations[0].text
 
 
-def test_gaps_that_are_missing_become_a_sentence(opd: Path) -> None:
+def test_gap_curves_missing_gaps_show_message(opd: Path) -> None:
     assert "no privileged student" in figures.gap_curves(regimes.gaps_over_steps(opd)).layout.annotations[0].text
 
 
@@ -112,7 +112,7 @@ def curve(*values: float) -> go.Figure:
     return figures.curves(Table(pd.DataFrame(rows), run="run"), title="Learning rate")
 
 
-def test_an_axis_of_a_constant_begins_at_zero() -> None:
+def test_curve_constant_values_axis_starts_at_zero() -> None:
     """Plotly draws a constant in the middle of an axis from one below it to one above it, unless it must reach zero."""
     for values in ((1e-4,) * 3, (-1e-4,) * 3, (0.0,) * 2, (1e-4,), (1e-4, 1e-4 + 1e-13)):
         assert curve(*values).layout.yaxis.rangemode == "tozero", values
@@ -132,7 +132,7 @@ def test_an_axis_of_a_constant_begins_at_zero() -> None:
     assert figures.gap_curves(Table(frame, run="run")).layout.yaxis.rangemode == "tozero"
 
 
-def test_a_curve_says_where_it_is_not_a_number() -> None:
+def test_curve_nan_values_are_named_in_title() -> None:
     nan = float("nan")
     for values, output in (
         ((1, nan, nan), "not a number from step 2 on"),
@@ -149,7 +149,7 @@ def test_a_curve_says_where_it_is_not_a_number() -> None:
     assert thinned["step"].iloc[-1] == 4999 and thinned["value"].isna().sum() == 2 and 2000 in set(thinned["step"])
 
 
-def test_words_of_a_long_answer_are_not_printed_over_each_other() -> None:
+def test_heatmap_long_answer_has_no_tick_labels() -> None:
     rows = [
         {"step": step, "position": index, "token": "word", "value": 0.5} for step in (0, 20) for index in range(838)
     ]
@@ -158,16 +158,16 @@ def test_words_of_a_long_answer_are_not_printed_over_each_other() -> None:
     assert created.layout.height >= 260, "room for the numbers of the color bar"
 
 
-def test_text_of_users_is_shown_and_not_read_as_markup() -> None:
+def test_base_figure_user_text_is_escaped() -> None:
     assert "&lt;script&gt;" in base_figure("light", title="<script>", subtitle="a&b").layout.title.text
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_lines_and_text_can_be_told_from_the_page(theme: str) -> None:
+def test_theme_colors_have_enough_contrast(theme: str) -> None:
     assert contrast(INK[theme], SURFACE[theme]) >= 7
     assert all(contrast(color, SURFACE[theme]) >= 3 for color in SERIES[theme])
 
 
-def test_an_unknown_theme_is_refused() -> None:
+def test_base_figure_unknown_theme_raises() -> None:
     with raises(ConfigError, "drak", "dark"):
         base_figure("drak", title="")

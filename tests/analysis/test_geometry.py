@@ -39,7 +39,7 @@ def save(folder: Path, **tensors: torch.Tensor) -> Path:
     return folder
 
 
-def test_an_update_of_rank_one_has_rank_one_and_its_own_norm(weight: torch.Tensor) -> None:
+def test_measure_rank_one_update_has_its_rank_and_norm(weight: torch.Tensor) -> None:
     result = measure(weight, weight + directions(weight, 3, 7))
     assert result["stable_rank"] == pytest.approx(1, abs=1e-4) and result["energy_top_1"] == pytest.approx(1, abs=1e-6)
     assert result["effective_rank"] == pytest.approx(1, abs=1e-3)
@@ -48,7 +48,7 @@ def test_an_update_of_rank_one_has_rank_one_and_its_own_norm(weight: torch.Tenso
     assert result["relative_delta"] == pytest.approx(0.1 / math.sqrt(sum(n * n for n in range(1, SIZE + 1))), rel=1e-4)
 
 
-def test_ranks_of_an_update_with_known_singular_values() -> None:
+def test_measure_known_singular_values_give_known_ranks() -> None:
     zero, values = torch.zeros(SIZE, SIZE), torch.tensor([4.0, 2.0, 2.0] + [0.0] * (SIZE - 3))
     result = measure(zero, torch.diag(values))
     assert result["stable_rank"] == pytest.approx(24 / 16) and result["rank_1e-06"] == 3 / SIZE
@@ -57,7 +57,7 @@ def test_ranks_of_an_update_with_known_singular_values() -> None:
     assert result["relative_delta"] is None, "there is nothing it could be relative to"
 
 
-def test_an_update_inside_the_principal_subspace_overlaps_it_wholly_and_one_outside_not_at_all(
+def test_measure_principal_subspace_projection_is_one_or_zero(
     weight: torch.Tensor,
 ) -> None:
     inside, outside, half = (measure(weight, weight + directions(weight, *at)) for at in ((1, 0), (18, 19), (0, 19)))
@@ -66,7 +66,7 @@ def test_an_update_inside_the_principal_subspace_overlaps_it_wholly_and_one_outs
     assert inside["projection_1pct"] < 1e-5, "the first direction alone does not hold it"
 
 
-def test_a_subspace_that_turns_by_a_known_angle(weight: torch.Tensor) -> None:
+def test_measure_known_rotation_equals_sine(weight: torch.Tensor) -> None:
     vectors = torch.linalg.svd(weight.double())
     angle = 0.3
     turn = torch.eye(SIZE, dtype=torch.float64)
@@ -80,7 +80,7 @@ def test_a_subspace_that_turns_by_a_known_angle(weight: torch.Tensor) -> None:
     assert measure(weight, 1.01 * weight)["spectral_drift"] == pytest.approx(0.01, rel=1e-3)
 
 
-def test_a_sparse_update_is_counted_exactly(weight: torch.Tensor) -> None:
+def test_measure_sparse_update_is_counted_exactly(weight: torch.Tensor) -> None:
     after = weight.clone()
     after[0, :8] = torch.arange(8) + 100.0
     result = measure(weight, after)
@@ -90,7 +90,7 @@ def test_a_sparse_update_is_counted_exactly(weight: torch.Tensor) -> None:
     assert (tiny["unchanged"], tiny["below_1e-05"], tiny["below_1e-06"], tiny["below_rms_1e-04"]) == (0, 1, 0, 1)
 
 
-def test_rounding_to_bfloat16_hides_a_quarter_of_a_step_and_not_a_whole_one() -> None:
+def test_measure_bfloat16_hides_quarter_steps_only() -> None:
     """Between 1 and 2 the steps of bfloat16 are 2**-7."""
     before = torch.ones(4, 4)
     after = before.clone()
@@ -101,7 +101,7 @@ def test_rounding_to_bfloat16_hides_a_quarter_of_a_step_and_not_a_whole_one() ->
     assert rounded["unchanged"] == 0.75 and rounded["largest"] == 2.0**-7
 
 
-def test_updates_on_the_smallest_weights_are_enriched_there_and_a_random_mask_is_not() -> None:
+def test_measure_smallest_weights_are_enriched() -> None:
     before = torch.arange(1.0, 401.0).reshape(20, 20)
     after = before.clone()
     after.view(-1)[:20] += 1  # the smallest 5 %
@@ -119,7 +119,7 @@ def test_updates_on_the_smallest_weights_are_enriched_there_and_a_random_mask_is
             assert value == pytest.approx(1, abs=0.06), name
 
 
-def test_the_random_control_has_the_norm_of_the_update_and_fills_all_directions(weight: torch.Tensor) -> None:
+def test_random_control_has_norm_of_update_and_high_rank(weight: torch.Tensor) -> None:
     after = weight + directions(weight, 0, 0)
     rows = {(row["precision"], row["delta"]): row for row in measure_all(weight, after, seed=3)}
     update, control = rows["float32", "update"], rows["float32", "random"]
@@ -129,7 +129,7 @@ def test_the_random_control_has_the_norm_of_the_update_and_fills_all_directions(
     assert torch.equal(random_like(weight, after, seed=3), random_like(weight, after, seed=3))
 
 
-def test_vectors_have_no_spectrum_and_no_update_has_no_place(weight: torch.Tensor) -> None:
+def test_measure_vector_has_no_spectrum(weight: torch.Tensor) -> None:
     assert "stable_rank" not in measure(torch.ones(5), torch.ones(5) + 1)
     none = measure(weight, weight)
     assert none["unchanged"] == 1 and "projection_10pct" not in none and none["overlap_low_5pct_0e+00"] is None
@@ -137,7 +137,7 @@ def test_vectors_have_no_spectrum_and_no_update_has_no_place(weight: torch.Tenso
     assert patches["stable_rank"] == pytest.approx(1), "a convolution is read as a matrix"
 
 
-def test_two_checkpoints_are_compared_tensor_by_tensor(weight: torch.Tensor, tmp_path: Path) -> None:
+def test_compare_two_checkpoints_by_tensor(weight: torch.Tensor, tmp_path: Path) -> None:
     layer, norm = "model.layers.0.self_attn.q_proj.weight", "model.norm.weight"
     source = {layer: weight, norm: torch.ones(SIZE), "counter": torch.zeros(1, dtype=torch.long)}
     target = {
@@ -157,7 +157,7 @@ def test_two_checkpoints_are_compared_tensor_by_tensor(weight: torch.Tensor, tmp
     assert groups.loc["norm", "float32", "update"]["relative_delta"] == pytest.approx(0.5)
 
 
-def test_two_architectures_are_refused_by_the_first_tensors_that_differ(models: dict, tmp_path: Path) -> None:
+def test_compare_architectures_raises_with_first_differing_tensor(models: dict, tmp_path: Path) -> None:
     first, second = open_weights(models["student"]), open_weights(save(tmp_path / "other", a=torch.ones(2)))
     with raises(PolicyError, "lm_head.weight"):
         compare(first, second)
@@ -166,7 +166,7 @@ def test_two_architectures_are_refused_by_the_first_tensors_that_differ(models: 
         compare(second, shaped)
 
 
-def test_a_folder_without_weights_or_with_a_torn_file_is_a_sentence(tmp_path: Path) -> None:
+def test_open_weights_missing_or_torn_file_raises(tmp_path: Path) -> None:
     with raises(PolicyError, "model.safetensors"):
         open_weights(tmp_path)
     (tmp_path / "adapter_model.safetensors").write_bytes(b"")
@@ -179,7 +179,7 @@ def test_a_folder_without_weights_or_with_a_torn_file_is_a_sentence(tmp_path: Pa
         open_weights(tmp_path / "missing" / "model")
 
 
-def test_shards_are_read_as_one_model(tmp_path: Path) -> None:
+def test_open_weights_shards_are_one_model(tmp_path: Path) -> None:
     for part in ("1", "2"):
         safetensors.torch.save_file({f"w{part}": torch.full((2,), float(part))}, tmp_path / f"part-{part}.safetensors")
     index = '{"weight_map": {"w1": "part-1.safetensors", "w2": "part-2.safetensors"}}'
@@ -214,13 +214,13 @@ def test_shards_are_read_as_one_model(tmp_path: Path) -> None:
         ("something.unheard", "other", None),
     ],
 )
-def test_every_family_s_names_have_a_module(name: str, group: str, layer: int | None) -> None:
+def test_group_of_every_family_has_a_module(name: str, group: str, layer: int | None) -> None:
     position = group_of(name)
     assert position.group == group
     assert position.layer == (None if name == "multi_modal_projector.linear_1.weight" else layer)
 
 
-def test_of_a_large_matrix_the_directions_are_drawn_by_the_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_measure_large_matrix_draws_directions_by_seed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(geometry, "MAX_EXACT", 4)
     before, moved = torch.randn(2, 60, 60, generator=torch.Generator().manual_seed(0))
     state, result = torch.get_rng_state(), []

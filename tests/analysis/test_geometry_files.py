@@ -28,7 +28,7 @@ def folder(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_run_is_compared_with_the_model_it_started_from(folder: Path, models: dict) -> None:
+def test_geometry_of_run_compares_with_its_start(folder: Path, models: dict) -> None:
     facts = json.loads((folder / "opd/geometry/geometry.json").read_text())
     assert (facts["name"], facts["method"], facts["step"]) == ("opd", "opd", 4) and facts["learning_rate"] == 1e-3
     assert facts["source"] == str(models["student"]) and "checkpoint-000004" in facts["target"]
@@ -39,9 +39,7 @@ def test_a_run_is_compared_with_the_model_it_started_from(folder: Path, models: 
     assert "Geometry of opd" in page and "<script src" not in page
 
 
-def test_the_table_of_a_terminal_shows_both_precisions_and_the_control(
-    folder: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_format_geometry_shows_precisions_and_control(folder: Path, capsys: pytest.CaptureFixture) -> None:
     text = geometry_files.format_geometry(geometry_files.read(folder / "opd/geometry"))
     for heading in (
         "unchanged, fp32",
@@ -57,7 +55,7 @@ def test_the_table_of_a_terminal_shows_both_precisions_and_the_control(
     assert "attention q" in capsys.readouterr().out and not (folder / "dopd/geometry").exists()
 
 
-def test_masks_are_written_from_the_command_line(folder: Path, capsys: pytest.CaptureFixture) -> None:
+def test_geometry_command_writes_masks(folder: Path, capsys: pytest.CaptureFixture) -> None:
     files = [str(folder / f"{name}.safetensors") for name in ("found", "random")]
     assert (
         main(
@@ -72,7 +70,7 @@ def test_masks_are_written_from_the_command_line(folder: Path, capsys: pytest.Ca
     assert "--save-mask FILE" in capsys.readouterr().err
 
 
-def test_what_cannot_be_compared_says_what_to_do(folder: Path, models: dict, tmp_path: Path) -> None:
+def test_geometry_incomparable_inputs_raise_with_remedy(folder: Path, models: dict, tmp_path: Path) -> None:
     shutil.copytree(folder / "dopd", tmp_path / "early")
     for checkpoint in (tmp_path / "early").glob("checkpoint-*"):
         shutil.rmtree(checkpoint)
@@ -89,7 +87,7 @@ def test_what_cannot_be_compared_says_what_to_do(folder: Path, models: dict, tmp
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_the_tab_draws_what_was_measured_and_else_says_what_to_do(folder: Path, theme: str) -> None:
+def test_geometry_tab_draws_measurement_or_remedy(folder: Path, theme: str) -> None:
     context = AppContext(folder, folder)
     words, *drawn, rows = tab.draw(context, "opd", theme)
     figures, asides = drawn[:5], drawn[5:]
@@ -107,7 +105,7 @@ def test_the_tab_draws_what_was_measured_and_else_says_what_to_do(folder: Path, 
     assert "workbench geometry RUN" in rows
 
 
-def test_the_tab_measures_unless_it_is_read_only(folder: Path, tmp_path: Path) -> None:
+def test_geometry_tab_read_only_does_not_measure(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder / "dopd", tmp_path / "runs/dopd")
     output, *drawn = tab.measure(AppContext(tmp_path / "runs", tmp_path), "dopd", "light")
     assert "Measured: dopd, step 4" in output and drawn[1].data

@@ -20,7 +20,7 @@ def run(models: dict, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "a-run"
 
 
-def test_the_report_has_every_part_and_loads_nothing(run: Path, tmp_path: Path) -> None:
+def test_report_has_every_part_and_loads_nothing(run: Path, tmp_path: Path) -> None:
     file = write_report(run, tmp_path / "out.html", answers=3)
     text = file.read_text(encoding="utf-8")
     assert file == tmp_path / "out.html" and not list(tmp_path.glob(".*"))
@@ -38,12 +38,12 @@ def test_the_report_has_every_part_and_loads_nothing(run: Path, tmp_path: Path) 
     assert "default-src 'none'" in text
 
 
-def test_it_lies_in_the_run_s_folder_unless_told_otherwise(run: Path, tmp_path: Path) -> None:
+def test_report_default_path_is_run_folder(run: Path, tmp_path: Path) -> None:
     assert write_report(run, answers=0, theme="dark") == run / "report.html"
     assert write_report(run, tmp_path, answers=0) == tmp_path / "a-run-report.html"
 
 
-def test_wrong_options_and_runs_are_sentences(run: Path, tmp_path: Path) -> None:
+def test_report_wrong_options_and_runs_raise(run: Path, tmp_path: Path) -> None:
     with raises(ConfigError, "theme"):
         write_report(run, theme="blue")
     with raises(ConfigError, "answers=99"):
@@ -54,20 +54,20 @@ def test_wrong_options_and_runs_are_sentences(run: Path, tmp_path: Path) -> None
         write_report(run, tmp_path / "no" / "such" / "folder.html", answers=0)
 
 
-def test_a_run_that_has_only_begun_has_a_report_that_says_so(tmp_path: Path) -> None:
+def test_report_of_begun_run_shows_messages(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("name: <b>begun</b>\n")
     (tmp_path / "run.json").write_text('{"status": "running", "method": "dopd", "error": "<script>"}')
     text = write_report(tmp_path).read_text(encoding="utf-8")
     assert "trace.every" in text and "&lt;b&gt;begun" in text and "&lt;script&gt;" in text
 
 
-def test_the_command_writes_it_and_says_where(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_report_command_prints_path(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert main(["report", str(run), "--out", str(tmp_path / "r.html"), "--answers", "1"]) == 0
     assert capsys.readouterr().out.strip() == str(tmp_path / "r.html") and (tmp_path / "r.html").is_file()
     assert main(["report", str(tmp_path / "none")]) == 2
 
 
-def test_every_figure_is_as_wide_as_its_place(run: Path, tmp_path: Path, browser) -> None:
+def test_report_figures_fill_their_width(run: Path, tmp_path: Path, browser) -> None:
     page = browser.new_page(viewport={"width": 1280, "height": 800})
     page.goto(write_report(run, tmp_path / "report.html").as_uri())
     widths = """[...document.querySelectorAll('.js-plotly-plot')].map(

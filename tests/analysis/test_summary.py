@@ -14,7 +14,7 @@ def row(step: int, policy: str, context: str, reward: float | None, visibility: 
     return EvalRecord(step, policy, context, "e", "", visibility, "3", "3", reward, 0.5, 2, True)
 
 
-def test_columns_are_aligned_text_left_and_numbers_right() -> None:
+def test_format_table_aligns_text_left_and_numbers_right() -> None:
     table = format_table(("name", "count"), [("a", "1"), ("longer", "1,234"), ("b", "-")])
     assert table.splitlines() == [
         "  name    count",
@@ -25,7 +25,7 @@ def test_columns_are_aligned_text_left_and_numbers_right() -> None:
     ]
 
 
-def test_first_and_last_evaluation_are_side_by_side() -> None:
+def test_accuracy_table_shows_first_and_last_evaluation() -> None:
     rows = [row(0, "student", "plain", 0.0, "visible"), row(0, "student", "plain", 1.0, "privileged")]
     rows += [row(5, "student", "plain", 0.0, "visible"), row(5, "student", "plain", 0.0, "privileged")]
     rows += [row(9, "student", "plain", 1.0, "visible"), row(9, "student", "plain", 1.0, "privileged")]
@@ -71,7 +71,7 @@ def test_first_and_last_evaluation_are_side_by_side() -> None:
     assert "truncated: share of answers that reached" in legend
 
 
-def test_each_learner_is_shown_by_kind_of_question_with_what_it_won_and_lost() -> None:
+def test_peer_table_counts_repaired_and_broken_by_domain() -> None:
     outcomes = {("student", "tag"): ("0110", "1110"), ("ann", "tag"): ("11", "01"), ("ann", "count"): ("0", "1")}
     rows = []
     for (policy, kind), by_step in outcomes.items():
@@ -89,11 +89,11 @@ def test_each_learner_is_shown_by_kind_of_question_with_what_it_won_and_lost() -
     ]
 
 
-def test_no_answers_are_no_table() -> None:
+def test_accuracy_table_without_answers_says_so() -> None:
     assert "no evaluation" in accuracy_table([])
 
 
-def test_a_failed_run_is_summed_up_with_its_error(tmp_path: Path) -> None:
+def test_summary_of_failed_run_has_its_error(tmp_path: Path) -> None:
     folder = RunFolder.create(tmp_path / "run", "", seed=0, method="dopd")
     folder.update(status="failed", error="step 3: no number", skipped={"no hint": 2}, warnings=["step 2: collapsing."])
     save_records(folder.path, 0, [row(0, "student", "plain", 1.0)])
@@ -102,7 +102,7 @@ def test_a_failed_run_is_summed_up_with_its_error(tmp_path: Path) -> None:
         assert part in text
 
 
-def test_a_run_whose_process_is_gone_has_died_and_says_how_to_go_on(tmp_path: Path) -> None:
+def test_summary_of_dead_run_names_resume(tmp_path: Path) -> None:
     folder = RunFolder.create(tmp_path / "run", "", seed=0, method="dopd")
     assert "· running ·" in summarize_run(folder.path)
     gone = subprocess.Popen(["true"])
@@ -112,12 +112,12 @@ def test_a_run_whose_process_is_gone_has_died_and_says_how_to_go_on(tmp_path: Pa
     assert "· died ·" in text and f"workbench resume {folder.path}" in text
 
 
-def test_what_is_no_run_is_said(tmp_path: Path) -> None:
+def test_summary_of_other_folder_raises(tmp_path: Path) -> None:
     with raises(RunError, "run folder"):
         summarize_run(tmp_path)
 
 
-def test_a_context_that_fewer_questions_have_evidence_for_says_so() -> None:
+def test_evaluation_table_notes_missing_evidence() -> None:
     both = [replace(row(0, "student", "plain", 1.0), example_id=name) for name in "ab"]
     table = evaluation_table([*both, replace(both[0], context="crop")])
     assert table.endswith("student, crop: only 1 of 2 questions, those that have its evidence")

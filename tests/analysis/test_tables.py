@@ -22,7 +22,7 @@ from workbench.traces.writer import TraceWriter
 REGIMES = ["LH", "LL", "HT", "HS"]
 
 
-def test_runs_are_listed_with_their_progress_and_last_metrics(runs: Path) -> None:
+def test_list_runs_has_progress_and_last_metrics(runs: Path) -> None:
     rows = {row["run"]: row for row in run_tables.list_runs(runs).rows}
     assert rows.keys() == {"dopd", "opd", "begun"}
     assert (rows["dopd"]["status"], rows["dopd"]["step"], rows["dopd"]["progress"]) == ("finished", 4, 1.0)
@@ -31,7 +31,7 @@ def test_runs_are_listed_with_their_progress_and_last_metrics(runs: Path) -> Non
     assert (rows["begun"]["status"], rows["begun"]["steps"], rows["begun"]["loss"]) == ("stopped", 4, None)
 
 
-def test_curves_are_the_lines_of_the_metrics_file(dopd: Path) -> None:
+def test_metrics_equal_lines_of_file(dopd: Path) -> None:
     result = run_tables.metrics(dopd, ("loss", "share/HT"))
     lines = RunFolder.open(dopd).metrics("train")
     for name in ("loss", "share/HT"):
@@ -41,7 +41,7 @@ def test_curves_are_the_lines_of_the_metrics_file(dopd: Path) -> None:
     assert set(run_tables.metrics(dopd, kind="eval").frame["step"]) == {0, 2, 4}
 
 
-def test_thinning_keeps_the_ends_and_the_peaks() -> None:
+def test_thin_keeps_ends_and_peaks() -> None:
     values = np.zeros(20_000)
     values[12_345], values[7_000] = 5.0, -5.0
     frame = pd.DataFrame({"step": range(20_000), "metric": "loss", "value": values})
@@ -50,14 +50,14 @@ def test_thinning_keeps_the_ends_and_the_peaks() -> None:
     assert {0, 7_000, 12_345, 19_999} <= set(kept["step"])
 
 
-def test_configurations_differ_in_what_was_changed(dopd: Path, opd: Path) -> None:
+def test_config_differences_hold_changed_keys_only(dopd: Path, opd: Path) -> None:
     rows = {row["key"]: row for row in run_tables.config_difference(dopd, opd).rows}
     assert (rows["method.name"]["dopd"], rows["method.name"]["opd"]) == ("dopd", "opd")
     assert "name" not in rows and "seed" not in rows
     assert run_tables.config_difference(dopd, dopd).empty == "Both runs have the same configuration."
 
 
-def test_values_that_differ_are_written_as_the_file_writes_them(tmp_path: Path) -> None:
+def test_config_differences_are_written_as_yaml(tmp_path: Path) -> None:
     for name, text in (("a", "x: null\ny: true\nz: {}\nw: [1, b]\n"), ("b", "x: 3\ny: false\nz: {c: d}\n")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.yaml").write_text(text)
@@ -71,7 +71,7 @@ def test_values_that_differ_are_written_as_the_file_writes_them(tmp_path: Path) 
     ]
 
 
-def test_a_page_is_what_the_filters_say(dopd: Path) -> None:
+def test_tokens_page_obeys_filters(dopd: Path) -> None:
     traces = open_traces(dopd)
     assert tokens.count(dopd) == 4 * 6
     first, second = (tokens.page(traces, page_idx=idx, size=13) for idx in (0, 1))
@@ -87,7 +87,7 @@ def test_a_page_is_what_the_filters_say(dopd: Path) -> None:
     assert choices["step"] == [1, 2, 3, 4] and choices["regime"] == REGIMES
 
 
-def test_one_answer_is_ready_to_be_drawn(dopd: Path) -> None:
+def test_token_view_of_answer_is_complete(dopd: Path) -> None:
     view = tokens.answer(dopd, 2, 1)
     assert view.meta["run"] == "dopd" and view.meta["step"] == 2
     assert len(view.tokens) == tokens.page(dopd, tokens.Selection(step=2)).rows[1]["tokens"]
@@ -98,7 +98,7 @@ def test_one_answer_is_ready_to_be_drawn(dopd: Path) -> None:
 
 @pytest.mark.parametrize("split", [None, "token_type", "visibility", "domain"])
 @pytest.mark.parametrize("probe", [False, True])
-def test_shares_partition_each_step_and_group(dopd: Path, split: str | None, probe: bool) -> None:
+def test_regime_shares_partition_step_and_group(dopd: Path, split: str | None, probe: bool) -> None:
     frame = regimes.shares_over_steps(dopd, split=split, probe=probe).frame
     assert set(frame["regime"]) == set(REGIMES)
     sums = frame.groupby(["step", "group"])[["position_share", "loss_share"]].sum()
@@ -107,7 +107,7 @@ def test_shares_partition_each_step_and_group(dopd: Path, split: str | None, pro
     assert frame["num_positions"].sum() == open_traces(dopd).sql(f"SELECT count(*) AS n FROM {table}")["n"][0].as_py()
 
 
-def test_shares_over_steps_are_the_metrics_of_the_steps(dopd: Path) -> None:
+def test_shares_over_steps_equal_metrics(dopd: Path) -> None:
     frame = regimes.shares_over_steps(dopd).frame
     for line in RunFolder.open(dopd).metrics("train"):
         for name in REGIMES:
@@ -115,13 +115,13 @@ def test_shares_over_steps_are_the_metrics_of_the_steps(dopd: Path) -> None:
             assert row["position_share"] == pytest.approx(line[f"share/{name}"])
 
 
-def test_long_runs_are_taken_together_without_losing_a_token(dopd: Path) -> None:
+def test_shares_of_long_run_merge_steps_without_loss(dopd: Path) -> None:
     whole, two = (regimes.shares_over_steps(dopd, bins=bins).frame for bins in (200, 2))
     assert sorted(set(two["step"])) == [1, 3]
     assert two["num_positions"].sum() == whole["num_positions"].sum()
 
 
-def test_shares_of_a_stretch_and_gaps_agree_with_the_positions(dopd: Path) -> None:
+def test_shares_and_gaps_equal_sums_of_positions(dopd: Path) -> None:
     part = regimes.shares_by(dopd, "token_type", first=2, last=3).frame
     counted = open_traces(dopd).sql("SELECT count(*) AS n FROM tokens WHERE step BETWEEN 2 AND 3")["n"][0].as_py()
     assert part["num_positions"].sum() == counted
@@ -132,7 +132,7 @@ def test_shares_of_a_stretch_and_gaps_agree_with_the_positions(dopd: Path) -> No
     assert mean == pytest.approx(expected.as_py(), rel=1e-4)
 
 
-def test_a_probe_over_training_is_a_rectangle_that_can_be_drawn(dopd: Path) -> None:
+def test_probe_heatmap_is_a_rectangle(dopd: Path) -> None:
     result = movement.of_probe(dopd, 1)
     assert result.steps == [0, 2, 4]
     assert {len(row) for row in result.regimes} == {len(result.tokens)}
@@ -153,7 +153,7 @@ def test_transitions_keep_every_probe_token(dopd: Path) -> None:
         movement.transitions(dopd, 0, 3)
 
 
-def test_changes_of_hands_are_counted_as_one_counts_them(dopd: Path) -> None:
+def test_regime_changes_equal_manual_count(dopd: Path) -> None:
     expected = 0
     for probe in movement.probes(dopd).rows:
         result = movement.of_probe(dopd, probe["rollout"])
@@ -169,7 +169,7 @@ def test_changes_of_hands_are_counted_as_one_counts_them(dopd: Path) -> None:
     assert all(row["way"].count("→") == row["changes"] for row in moved.rows)
 
 
-def test_two_runs_meet_on_their_probes(dopd: Path, opd: Path) -> None:
+def test_compare_pairs_runs_by_probe(dopd: Path, opd: Path) -> None:
     rows = compare.shared_examples(dopd, opd).rows
     assert [row["probe"] for row in rows][:3] == [True] * 3
     pair = compare.pair(dopd, opd, rows[0])
@@ -179,12 +179,12 @@ def test_two_runs_meet_on_their_probes(dopd: Path, opd: Path) -> None:
     assert set(pair.aligned.frame["regime_b"]) == {"ALL"}
 
 
-def test_other_answers_are_aligned_by_their_common_stretches() -> None:
+def test_compare_aligns_answers_by_common_tokens() -> None:
     assert compare._matched([1, 2, 3, 4], [1, 3, 4, 5]) == [(0, 0), (1, None), (2, 1), (3, 2), (None, 3)]
     assert compare._matched([], [7]) == [(None, 0)]
 
 
-def test_accuracies_and_curves_of_two_runs(dopd: Path, opd: Path) -> None:
+def test_compare_accuracies_equal_records(dopd: Path, opd: Path) -> None:
     result = compare.accuracy_beside(dopd, opd)
     (row,) = (
         row for row in result.rows if (row["policy"], row["context"], row["visibility"]) == ("student", "plain", "all")
@@ -205,9 +205,7 @@ def test_accuracies_and_curves_of_two_runs(dopd: Path, opd: Path) -> None:
     assert set(compare.metrics_of(dopd, opd, ("loss",)).frame["run"]) == {"dopd", "opd"}
 
 
-def test_a_run_evaluated_once_has_no_newest_accuracy_and_other_questions_are_counted(
-    dopd: Path, tmp_path: Path
-) -> None:
+def test_compare_single_evaluation_has_no_last_accuracy(dopd: Path, tmp_path: Path) -> None:
     once = tmp_path / "once"
     shutil.copytree(dopd, once)
     first, *later = sorted((once / "evals").iterdir())
@@ -226,7 +224,7 @@ def test_a_run_evaluated_once_has_no_newest_accuracy_and_other_questions_are_cou
     assert compare.evaluated_apart(dopd, once)[0] == 1 and compare.evaluated_apart(dopd, once)[2] == 0
 
 
-def test_shares_bought_by_information_are_those_of_the_positions(dopd: Path) -> None:
+def test_information_share_equals_positions(dopd: Path) -> None:
     frame = illusion.information_dominated_loss(dopd).frame
     query = """SELECT step, avg(CAST(abs(information_gap) > abs(capability_gap) AS INT)) AS share,
                       sum(abs(contribution)) FILTER (abs(information_gap) > abs(capability_gap))
@@ -238,7 +236,7 @@ def test_shares_bought_by_information_are_those_of_the_positions(dopd: Path) -> 
     np.testing.assert_allclose(values["loss_share"], expected["loss"].fillna(0.0), rtol=1e-5)
 
 
-def test_of_a_long_run_neighbouring_steps_are_one_point(dopd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_information_share_of_long_run_merges_steps(dopd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(illusion, "MAX_POINTS", 2)
     frame = illusion.information_dominated_loss(dopd).frame
     values = frame[frame["visibility"] == "all"]
@@ -250,13 +248,13 @@ def test_of_a_long_run_neighbouring_steps_are_one_point(dopd: Path, monkeypatch:
     np.testing.assert_allclose(values["position_share"].iloc[0], expected.iloc[0])
 
 
-def test_auroc_by_hand() -> None:
+def test_auroc_equals_hand_computed() -> None:
     values, positive = np.array([1.0, 2.0, 3.0, 4.0]), np.array([False, True, False, True])
     assert illusion.auroc(values, positive) == 0.75  # of four pairs the positive is larger in three
     assert illusion.auroc(np.ones(4), positive) == 0.5
 
 
-def test_worst_cases_are_ranked_and_open_in_the_token_view(dopd: Path) -> None:
+def test_worst_cases_are_ranked_and_open_token_view(dopd: Path) -> None:
     result = illusion.worst_cases(dopd)
     for row in result.rows:
         assert row["information_gap"] > abs(row["capability_gap"]) and row["target"]
@@ -282,9 +280,7 @@ def long_run(tmp_path_factory: pytest.TempPathFactory) -> Traces:
     return open_traces(folder)
 
 
-def test_worst_cases_of_a_long_run_are_those_of_all_its_tokens(
-    long_run: Traces, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_worst_cases_of_long_run_cover_all_tokens(long_run: Traces, monkeypatch: pytest.MonkeyPatch) -> None:
     every = illusion.worst_cases(long_run, limit=20).rows
     monkeypatch.setattr(illusion, "MAX_RANKED_TOKENS", 200)
     few, recorded = illusion._even_steps(long_run, 200, "visibility = 'privileged'")
@@ -298,7 +294,7 @@ def test_worst_cases_of_a_long_run_are_those_of_all_its_tokens(
     assert len(illusion.worst_cases(long_run, limit=5000).rows) > 20, "more than the first look finds"
 
 
-def test_a_separation_that_reads_some_steps_only_says_so(long_run: Traces, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_separation_of_some_steps_says_so(long_run: Traces, monkeypatch: pytest.MonkeyPatch) -> None:
     every = illusion.separation(long_run)
     assert (
         "evenly" not in every.run
@@ -333,12 +329,12 @@ def test_a_separation_that_reads_some_steps_only_says_so(long_run: Traces, monke
         compare.accuracy_of,
     ],
 )
-def test_a_run_that_has_only_begun_says_what_to_do(runs: Path, ask) -> None:
+def test_tables_of_begun_run_show_message(runs: Path, ask) -> None:
     assert len(ask(runs / "begun").empty) > 20
     assert tokens.choices(runs / "begun")["step"] == []
 
 
-def test_gaps_that_a_method_has_not_are_said_to_be_missing(opd: Path) -> None:
+def test_tables_missing_gaps_show_message(opd: Path) -> None:
     for ask in (illusion.information_dominated_loss, illusion.separation, illusion.worst_cases):
         assert "no privileged student" in ask(opd).empty
     assert run_tables.list_runs(opd.parent / "nowhere").empty
