@@ -23,7 +23,7 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_file_names_its_run_and_gets_every_default(file: Path) -> None:
+def test_load_config_applies_defaults_and_file_name(file: Path) -> None:
     config = load_config(file)
     assert config.name == "small"
     assert config.run_dir == Path("runs/small")
@@ -31,7 +31,7 @@ def test_a_file_names_its_run_and_gets_every_default(file: Path) -> None:
     assert config.load_method().views["self"].context == "crop"
 
 
-def test_overrides_are_typed_and_nested(file: Path) -> None:
+def test_load_config_overrides_are_typed_and_nested(file: Path) -> None:
     config = load_config(
         file, ["training.learning_rate=5e-6", "models.lora.rank=8", "evaluation.contexts=[plain, crop]", "name=other"]
     )
@@ -41,7 +41,7 @@ def test_overrides_are_typed_and_nested(file: Path) -> None:
     assert config.run_dir == Path("runs/other")
 
 
-def test_the_resolved_configuration_loads_to_itself(file: Path, tmp_path: Path) -> None:
+def test_resolved_config_loads_to_itself(file: Path, tmp_path: Path) -> None:
     config = load_config(file, ["training.steps=7"])
     again = tmp_path / "resolved.yaml"
     again.write_text(config.to_yaml())
@@ -50,19 +50,19 @@ def test_the_resolved_configuration_loads_to_itself(file: Path, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("name", list_methods())
-def test_the_demo_takes_every_method_by_name_alone(name: str) -> None:
+def test_demo_config_takes_every_method_by_name(name: str) -> None:
     peers = [f"models.peers={{ann: {ROOT}/data/models/student}}"] if load_method(name).min_learners > 1 else []
     config = load_config(ROOT / "configs" / "demo.yaml", [f"method.name={name}", *peers])
     assert config.load_method().name == name
 
 
-def test_a_key_that_stands_twice_is_a_mistake(tmp_path: Path) -> None:
+def test_load_config_duplicate_key_raises(tmp_path: Path) -> None:
     (tmp_path / "twice.yaml").write_text("training: {steps: 3}\nseed: 1\ntraining: {batch_size: 2}\n")
     with raises(ConfigError, "twice.yaml", "training", "lines 1", "and 3"):
         read_yaml(tmp_path / "twice.yaml")
 
 
-def test_another_method_starts_from_its_own_defaults(file: Path) -> None:
+def test_load_config_other_method_has_its_own_defaults(file: Path) -> None:
     config = load_config(file, ["method.name=opd"])
     assert config.load_method().views["teacher"].context == "plain"
     named = load_config(file, ["method.privilege=hint", "method.name=opd"])
@@ -98,12 +98,12 @@ def test_another_method_starts_from_its_own_defaults(file: Path) -> None:
         (["name='"], "not a YAML value"),
     ],
 )
-def test_mistakes_are_named_with_what_is_allowed(file: Path, overrides: list[str], sentence: str) -> None:
+def test_load_config_mistakes_raise_with_allowed_values(file: Path, overrides: list[str], sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
         load_config(file, overrides)
 
 
-def test_files_that_are_no_configuration_are_named(tmp_path: Path) -> None:
+def test_load_config_other_files_raise_with_name(tmp_path: Path) -> None:
     with raises(ConfigError, "none.yaml"):
         load_config(tmp_path / "none.yaml")
     with raises(ConfigError, "configs/demos.yaml", "configs/demo.yaml"):
@@ -120,13 +120,13 @@ def test_files_that_are_no_configuration_are_named(tmp_path: Path) -> None:
         load_config(broken)
 
 
-def test_overrides_leave_the_given_values_alone() -> None:
+def test_override_leaves_given_values_unchanged() -> None:
     values = {"training": {"steps": 1}}
     assert override(values, ["training.steps=2"]) == {"training": {"steps": 2}}
     assert values == {"training": {"steps": 1}}
 
 
-def test_a_method_without_a_teacher_needs_none() -> None:
+def test_load_config_method_without_teacher_needs_none() -> None:
     config = build_config(
         {"models": {"student": "s"}, "data": {"train": "x.jsonl"}, "method": {"name": "opsd"}}, name="n"
     )
@@ -134,7 +134,7 @@ def test_a_method_without_a_teacher_needs_none() -> None:
 
 
 @pytest.mark.parametrize("name", list_methods())
-def test_every_key_is_described(name: str) -> None:
+def test_describe_config_every_key_has_help(name: str) -> None:
     described = describe_config(name)
     assert {"training.steps", "models.lora.rank", "method.name", "sampling.top_p"} <= described.keys()
     for key, (_, _, option) in described.items():
@@ -144,12 +144,12 @@ def test_every_key_is_described(name: str) -> None:
 @pytest.mark.parametrize(
     "recipe", sorted(path.name for path in (ROOT / "configs").glob("*.yaml") if "pretrain" not in path.name)
 )
-def test_every_recipe_is_valid(recipe: str) -> None:
+def test_every_recipe_loads(recipe: str) -> None:
     assert load_config(ROOT / "configs" / recipe).load_method()
 
 
 @pytest.mark.parametrize("name", list_methods())
-def test_every_method_has_a_recipe_and_a_row_in_the_readme(name: str) -> None:
+def test_every_method_has_recipe_and_readme_row(name: str) -> None:
     config = load_config(ROOT / "configs" / f"{name}.yaml")
     assert (config.name, config.method["name"]) == (name, name)
     models = [*config.models.learners.values(), config.models.teacher, *config.models.teachers.values()]
@@ -161,7 +161,7 @@ def test_every_method_has_a_recipe_and_a_row_in_the_readme(name: str) -> None:
     assert f"| `{name}` |" in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def test_a_recipe_is_laid_over_its_base(file: Path) -> None:
+def test_extends_recipe_overrides_its_base(file: Path) -> None:
     over = file.parent / "over.yaml"
     over.write_text("extends: small.yaml\nmethod: {name: dopd, trim: 0.1}\nmodels: {student: other}\n")
     config = load_config(over, ["models.dtype=bfloat16"])
@@ -180,21 +180,21 @@ def test_a_recipe_is_laid_over_its_base(file: Path) -> None:
         ("over.yaml", "extends another recipe itself"),
     ],
 )
-def test_a_wrong_base_is_named(file: Path, base: str, sentence: str) -> None:
+def test_extends_wrong_base_raises(file: Path, base: str, sentence: str) -> None:
     over = file.parent / "over.yaml"
     over.write_text(f"extends: {base}\n")
     with pytest.raises(ConfigError, match=sentence):
         load_config(over)
 
 
-def test_a_wrong_override_is_not_laid_on_the_file(tmp_path) -> None:
+def test_load_config_wrong_override_names_file_and_override(tmp_path) -> None:
     file = tmp_path / "good.yaml"
     file.write_text("models: {student: a, teacher: b}\ndata: {train: scenes:train}\nmethod: {name: opd}\n")
     with raises(ConfigError, "good.yaml", "seed=1", "method.name=opf"):
         load_config(file, ["seed=1", "method.name=opf"])
 
 
-def test_override_with_a_mapping_keeps_the_other_keys_of_its_section():
+def test_override_mapping_keeps_other_keys_of_section():
     values = {"training": {"steps": 60, "learning_rate": 5e-4}, "method": {"name": "dopd", "privilege": "crop"}}
     assert override(values, ["training={batch_size: 2}"])["training"] == {
         "steps": 60,

@@ -27,13 +27,13 @@ def recipe(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("key", RENAMED)
-def test_former_key_override_names_the_present_key(recipe: Path, key: str) -> None:
+def test_former_key_override_names_present_key(recipe: Path, key: str) -> None:
     with raises(ConfigError, f'"{key}"', f'"{RENAMED[key]}"'):
         load_config(recipe, [f"{key}=1"])
 
 
 @pytest.mark.parametrize("key", RENAMED)
-def test_former_key_in_a_recipe_names_the_file_and_the_present_key(recipe: Path, key: str) -> None:
+def test_former_key_in_recipe_names_file_and_present_key(recipe: Path, key: str) -> None:
     section, _, name = key.partition(".")
     recipe.write_text(yaml.safe_dump({**RECIPE, section: {**RECIPE.get(section, {}), name: 1}}))
     with raises(ConfigError, "mine.yaml", f'"{key}"', f'"{RENAMED[key]}"'):
@@ -46,7 +46,7 @@ def test_present_names_exist(key: str) -> None:
 
 
 @pytest.mark.parametrize("method", list_methods())
-def test_no_present_key_is_a_former_one(method: str) -> None:
+def test_present_keys_differ_from_former_ones(method: str) -> None:
     assert RENAMED.keys().isdisjoint(describe_config(method))
 
 
@@ -57,7 +57,7 @@ def test_former_base_names_extends(recipe: Path, tmp_path: Path) -> None:
         load_config(other)
 
 
-def test_former_study_keys_name_the_present_ones(recipe: Path, tmp_path: Path) -> None:
+def test_former_study_keys_name_present_ones(recipe: Path, tmp_path: Path) -> None:
     present = {"extends": str(recipe), "variants": {"one": {}}, "evaluate": [{"data": "scenes:eval?count=4"}]}
     former = [
         ("base", {**present, "base": str(recipe)}),
@@ -71,12 +71,12 @@ def test_former_study_keys_name_the_present_ones(recipe: Path, tmp_path: Path) -
             load_study(study, check=False)
 
 
-def test_former_key_on_resume_names_the_present_key(recipe: Path) -> None:
+def test_former_key_on_resume_names_present_key(recipe: Path) -> None:
     with raises(ConfigError, "training.keep", "training.save_total_limit"):
         resumed_config(recipe.parent, ["training.keep=1"])
 
 
-def test_stored_run_with_former_keys_names_the_command(recipe: Path) -> None:
+def test_stored_run_with_former_keys_names_command(recipe: Path) -> None:
     run = recipe.parent / "run"
     run.mkdir()
     (run / "run.json").write_text("{}")
@@ -85,7 +85,7 @@ def test_stored_run_with_former_keys_names_the_command(recipe: Path) -> None:
         load_config(run / "config.yaml")
 
 
-def test_upgrade_renames_values_and_leaves_options_that_a_method_has() -> None:
+def test_upgrade_config_keeps_options_that_a_method_has() -> None:
     values = {"method": {"name": "opd", "average": "position", "share": 1}, "training": {"keep": 2}, "seed": 3}
     assert upgrade_config(values, {"method.share"}) == {
         "method": {"name": "opd", "loss_aggregation": "token_mean", "share": 1},
