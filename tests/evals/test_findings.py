@@ -34,7 +34,7 @@ def run() -> list[EvalRecord]:
     return answered
 
 
-def test_gain_and_claims_are_those_worked_out_by_hand() -> None:
+def test_findings_gain_and_claims_equal_hand_computed() -> None:
     result = find(run(), "crop")
     # changes of the eight: 0, -1, 1, 1, 1, 1, 0, 0; mean 3/8; squares sum to 5 - 8 (3/8)^2 = 3.875; over 7, over 8
     margin = 1.96 * math.sqrt(3.875 / 7 / 8)
@@ -45,7 +45,7 @@ def test_gain_and_claims_are_those_worked_out_by_hand() -> None:
     assert (result.source.plain, result.source.privileged, result.source.can_pay) == (0.375, 0.875, True)
 
 
-def test_the_sentences_give_the_numbers_and_the_command_of_the_control() -> None:
+def test_sentences_give_numbers_and_control_command() -> None:
     gained, claimed, why = sentences(find(run(), "crop"), run="demo", config="runs/demo/config.yaml", privilege="crop")
     assert "Accuracy gain: 25.0% to 62.5% on 8 questions that the image answers, +37.5 points" in gained
     assert "37.5% without and 87.5% with crop, so the evidence can help here" in gained
@@ -54,7 +54,7 @@ def test_the_sentences_give_the_numbers_and_the_command_of_the_control() -> None
     assert "workbench train runs/demo/config.yaml method.privilege=wrong_crop name=demo-wrong_crop" in why
 
 
-def test_a_source_that_evidence_does_not_help_cannot_pay() -> None:
+def test_findings_useless_evidence_cannot_pay() -> None:
     answered = [row for row in run() if row.context != "crop"] + rows(0, "teacher", "crop", "11100000", "visible")
     assert not find(answered, "crop").source.can_pay
     assert (
@@ -62,7 +62,7 @@ def test_a_source_that_evidence_does_not_help_cannot_pay() -> None:
     )
 
 
-def test_intervals_of_the_source_are_those_worked_out_by_hand() -> None:
+def test_findings_source_intervals_equal_hand_computed() -> None:
     """Wilson's for 3 and 7 of 8 (by the quadratic (p - q)^2 = 1.96^2 q (1 - q) / 8); the difference is paired."""
     source = find(run(), "crop").source
     for share in (source.without, source.with_evidence):
@@ -77,7 +77,7 @@ def test_intervals_of_the_source_are_those_worked_out_by_hand() -> None:
     assert source.difference == pytest.approx((0.5, 0.5 - margin, 0.5 + margin))
 
 
-def test_the_change_of_over_confidence_is_paired_too() -> None:
+def test_findings_overconfidence_change_is_paired() -> None:
     """Confidence minus reward: -0.7, 0.3, 0.3, 0.3, then 0.9, 0.9, 0.9, -0.1; changes 1.6, 0.6, 0.6, -0.4."""
     margin = 1.96 * math.sqrt((1.0 + 0.0 + 0.0 + 1.0) / 3 / 4)
     assert find(run(), "crop").more_claimed == pytest.approx((0.6, 0.6 - margin, 0.6 + margin))
@@ -85,7 +85,7 @@ def test_the_change_of_over_confidence_is_paired_too() -> None:
 
 
 @pytest.mark.parametrize("privilege", ["crop", "wrong_crop", None])
-def test_wrong_evidence_is_never_taken_for_the_evidence(privilege: str | None) -> None:
+def test_findings_wrong_evidence_is_not_the_evidence(privilege: str | None) -> None:
     answered = rows(0, "teacher", "wrong_crop", "11100001", "visible") + run()
     source = find(answered, privilege).source
     assert (source.context, source.privileged) == ("crop", 0.875)
@@ -94,7 +94,7 @@ def test_wrong_evidence_is_never_taken_for_the_evidence(privilege: str | None) -
     assert source_of(only_wrong, privilege) is None
 
 
-def test_without_a_teacher_the_student_before_training_is_the_source() -> None:
+def test_findings_without_teacher_use_untrained_student() -> None:
     answered = [row for row in run() if row.policy == "student"] + rows(0, "student", "crop", "11110000", "visible")
     source = find(answered, None).source
     assert (source.name, source.context, source.plain, source.privileged) == (
@@ -105,14 +105,14 @@ def test_without_a_teacher_the_student_before_training_is_the_source() -> None:
     )
 
 
-def test_where_no_visibility_is_known_all_questions_are_meant() -> None:
+def test_findings_without_visibility_use_all_questions() -> None:
     answered = rows(0, "student", "plain", "10", None) + rows(4, "student", "plain", "11", None, 0.75)
     result = find(answered, None)
     assert (result.group, result.claimed_group, result.gain[0], result.source) == ("all", "all", 0.5, None)
     assert result.claimed[1].overconfidence == -0.25
 
 
-def test_one_evaluation_or_no_graded_answer_finds_nothing() -> None:
+def test_findings_of_single_evaluation_are_none() -> None:
     assert find(rows(0, "student", "plain", "10", None), "crop") is None
     assert find([], None) is None
 
@@ -128,15 +128,15 @@ def test_one_evaluation_or_no_graded_answer_finds_nothing() -> None:
         ("wrong_crop", None),
     ],
 )
-def test_the_control_of_a_context(privilege: str | None, control: str | None) -> None:
+def test_wrong_context_is_control_of_context(privilege: str | None, control: str | None) -> None:
     assert wrong_context(privilege) == control
 
 
-def test_a_run_that_was_shown_wrong_evidence_is_told_what_it_is() -> None:
+def test_sentences_of_wrong_evidence_run_say_so() -> None:
     assert "wrong evidence" in sentences(find(run(), "crop"), run="a", config="b", privilege="wrong_crop")[-1]
 
 
-def test_the_summary_ends_with_them(tmp_path: Path) -> None:
+def test_summary_ends_with_findings(tmp_path: Path) -> None:
     folder = RunFolder.create(tmp_path / "demo", "method: {name: dopd, privilege: crop}\n", seed=0, method="dopd")
     for step in (0, 9):
         save_records(folder.path, step, [row for row in run() if row.step == step])
