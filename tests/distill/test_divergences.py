@@ -44,7 +44,7 @@ def random_logits(seed: int) -> torch.Tensor:
     return 2 * torch.randn(N, V, generator=torch.Generator().manual_seed(seed))
 
 
-def test_values_of_three_tokens_by_hand() -> None:
+def test_kl_of_three_tokens_equals_hand_computed() -> None:
     # KL(halves || uniform) = ln 3 - H(halves) = ln 3 - 1.5 ln 2
     by_hand = math.log(3) - 1.5 * math.log(2)
     assert reverse_kl(HALVES, UNIFORM).item() == pytest.approx(by_hand, abs=1e-6)
@@ -57,21 +57,21 @@ def test_values_of_three_tokens_by_hand() -> None:
     )
 
 
-def test_first_argument_is_the_learner() -> None:
+def test_kl_first_argument_is_learner() -> None:
     peaked = torch.tensor([[0.98, 0.01, 0.01]]).log()
     by_hand = 0.98 * math.log(0.98 * 3) + 0.02 * math.log(0.03)  # KL(peaked || uniform)
     assert reverse_kl(peaked, UNIFORM).item() == pytest.approx(by_hand, abs=1e-6)
     assert forward_kl(peaked, UNIFORM).item() != pytest.approx(by_hand, abs=1e-3)
 
 
-def test_jensen_shannon_is_symmetric_and_bounded_by_ln_2() -> None:
+def test_jensen_shannon_is_symmetric_and_at_most_ln_2() -> None:
     first, second = random_logits(0), random_logits(1)
     assert torch.allclose(jensen_shannon(first, second), jensen_shannon(second, first), atol=1e-6)
     apart = torch.tensor([[0.0, -50.0], [-50.0, 0.0]])
     assert torch.allclose(jensen_shannon(apart, apart.flip(0)), torch.full((2,), math.log(2)), atol=1e-5)
 
 
-def test_generalized_jsd_does_not_jump_at_its_ends() -> None:
+def test_generalized_jsd_is_continuous_at_its_ends() -> None:
     first, second = random_logits(0), random_logits(1)
     near = [generalized_jsd(first, second, beta=beta).mean().item() for beta in (1e-3, 1e-2, 0.5, 0.99, 0.999)]
     assert near[0] < near[1] < near[2] > near[3] > near[4]
@@ -84,7 +84,7 @@ def test_generalized_jsd_does_not_jump_at_its_ends() -> None:
 
 
 @pytest.mark.parametrize("divergence", ALL, ids=lambda item: item.label)
-def test_is_zero_with_zero_gradient_where_learner_equals_target(divergence: Divergence) -> None:
+def test_divergence_of_equals_is_zero_with_zero_gradient(divergence: Divergence) -> None:
     logits = random_logits(3)
     learner = logits.clone().requires_grad_()
     loss = divergence(learner, logits, torch.arange(N))
@@ -94,14 +94,14 @@ def test_is_zero_with_zero_gradient_where_learner_equals_target(divergence: Dive
 
 
 @pytest.mark.parametrize("divergence", [item for item in ALL if item.support != "sampled"], ids=lambda item: item.label)
-def test_is_never_negative(divergence: Divergence) -> None:
+def test_divergence_is_not_negative(divergence: Divergence) -> None:
     loss = divergence(random_logits(4), random_logits(5), torch.arange(N))
     assert loss.shape == (N,)
     assert (loss > -1e-6).all()
 
 
 @pytest.mark.parametrize("kind", ["forward_kl", "reverse_kl", "jensen_shannon"])
-def test_a_tail_bucket_never_exceeds_the_full_divergence(kind: str) -> None:
+def test_tail_bucket_divergence_is_at_most_full(kind: str) -> None:
     # merging entries loses information: the data processing inequality
     learner, target, ids = random_logits(6), random_logits(7), torch.arange(N)
     full = Divergence(kind)(learner, target, ids)
@@ -109,7 +109,7 @@ def test_a_tail_bucket_never_exceeds_the_full_divergence(kind: str) -> None:
         assert (Divergence(kind, "top_k", top_k=3, of=of)(learner, target, ids) <= full + 1e-6).all()
 
 
-def test_a_bucket_with_hardly_any_mass_keeps_it() -> None:
+def test_tail_bucket_small_mass_is_kept() -> None:
     # 1e-5 of the learner's mass and 1e-3 of the target's are outside the two entries that are compared
     learner = torch.tensor([[0.6 - 5e-6, 0.4 - 5e-6, 1e-5]], dtype=torch.double)
     target = torch.tensor([[0.6 - 5e-4, 0.4 - 5e-4, 1e-3]], dtype=torch.double)
@@ -145,7 +145,7 @@ def in_float64(divergence: Divergence, learner: torch.Tensor, target: torch.Tens
 
 @pytest.mark.parametrize("scale", [1.0, 8.0, 20.0])
 @pytest.mark.parametrize("divergence", [item for item in TOP_K if item.tail == "bucket"], ids=lambda item: item.label)
-def test_a_bucket_and_its_gradient_are_those_of_float64(divergence: Divergence, scale: float) -> None:
+def test_tail_bucket_and_gradient_equal_float64(divergence: Divergence, scale: float) -> None:
     for top_k in (divergence.top_k, V - 1):
         case = replace(divergence, top_k=top_k)
         learner, target = scale * random_logits(20), scale * random_logits(21)
@@ -159,7 +159,7 @@ def test_a_bucket_and_its_gradient_are_those_of_float64(divergence: Divergence, 
 
 
 @pytest.mark.parametrize("tail", [1e-3, 1e-6, 1e-8, 1e-12, 1e-20])
-def test_a_target_with_hardly_any_rest_pulls_as_in_float64(tail: float) -> None:
+def test_tail_bucket_tiny_target_rest_pulls_as_float64(tail: float) -> None:
     # the learner has 0.2 of its mass where the target has `tail`. Reverse KL: .2 ln(.2 / tail) and two more entries.
     learner = torch.tensor([[0.5, 0.3, 0.2]], dtype=torch.double).log()
     target = torch.tensor([[0.6, 0.4 - tail, tail]], dtype=torch.double).log()
@@ -173,7 +173,7 @@ def test_a_target_with_hardly_any_rest_pulls_as_in_float64(tail: float) -> None:
     assert torch.allclose(point.grad.double(), exact.grad, rtol=1e-5)
 
 
-def test_a_rest_without_any_mass_makes_no_nan() -> None:
+def test_tail_bucket_without_mass_is_finite() -> None:
     nothing = torch.tensor([[1.0, 0.0, -torch.inf, -torch.inf]])
     for kind, of in itertools.product(("forward_kl", "reverse_kl", "jensen_shannon"), TOP_K_OF):
         for learner, target in (
@@ -186,14 +186,14 @@ def test_a_rest_without_any_mass_makes_no_nan() -> None:
             assert bool(loss.isfinite().all()) and bool(point.grad.isfinite().all()), (kind, of)
 
 
-def test_top_k_of_the_whole_vocabulary_is_full() -> None:
+def test_top_k_of_whole_vocabulary_equals_full() -> None:
     learner, target, ids = random_logits(6), random_logits(7), torch.arange(N)
     for tail in TAILS:
         some = Divergence("reverse_kl", "top_k", top_k=V, tail=tail)(learner, target, ids)
         assert torch.allclose(some, reverse_kl(learner, target), atol=1e-6)
 
 
-def test_gradients_agree_with_finite_differences() -> None:
+def test_divergence_gradients_equal_finite_differences() -> None:
     learner, target = random_logits(8)[:1], random_logits(9)[:1]
     direction = torch.randn(1, V, generator=torch.Generator().manual_seed(10))
     for divergence in (item for item in ALL if item.support != "sampled"):
@@ -208,7 +208,7 @@ def test_gradients_agree_with_finite_differences() -> None:
         assert (ahead - behind) / (2 * step) == pytest.approx(along, abs=2e-3), divergence.label
 
 
-def test_the_sampled_estimate_has_the_gradient_of_reverse_kl_in_expectation() -> None:
+def test_sampled_estimate_gradient_is_reverse_kl_in_expectation() -> None:
     target = random_logits(11)[:1].expand(V, V)
     learner = random_logits(12)[:1].clone().requires_grad_()
     every_token = Divergence("reverse_kl", "sampled")(learner.expand(V, V), target, torch.arange(V))
@@ -218,7 +218,7 @@ def test_the_sampled_estimate_has_the_gradient_of_reverse_kl_in_expectation() ->
     assert torch.allclose(learner.grad, exact.grad, atol=1e-5)
 
 
-def test_entries_without_mass_make_no_nan() -> None:
+def test_divergence_entries_without_mass_are_finite() -> None:
     learner = torch.tensor([[0.0, 1.0, -torch.inf]]).requires_grad_()
     target = torch.tensor([[0.0, -torch.inf, -torch.inf]])
     loss = jensen_shannon(learner, target)
@@ -226,7 +226,7 @@ def test_entries_without_mass_make_no_nan() -> None:
     assert torch.isfinite(loss).all() and torch.isfinite(learner.grad).all()
 
 
-def test_nll_and_policy_gradient_read_the_written_token_alone() -> None:
+def test_nll_and_policy_gradient_use_sampled_token_only() -> None:
     logits, ids = HALVES.expand(2, 3), torch.tensor([0, 1])
     assert Divergence("nll")(logits, None, ids).tolist() == pytest.approx([math.log(2), math.log(4)])
     advantage = torch.tensor([-1.0, 2.0])
@@ -247,6 +247,6 @@ def test_nll_and_policy_gradient_read_the_written_token_alone() -> None:
         ({"kind": "forward_kl", "support": "sampled"}, "support=sampled"),
     ],
 )
-def test_impossible_combinations_are_refused(values: dict, sentence: str) -> None:
+def test_divergence_impossible_options_raise(values: dict, sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
         Divergence(**values)

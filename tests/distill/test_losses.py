@@ -48,7 +48,7 @@ def at_once(learner: ViewOutput, targets: dict[str, ViewOutput], ids: torch.Tens
 
 
 @pytest.mark.parametrize("head", [{}, {"bias": True}, {"scale": 0.5}, {"soft_cap": 3.0}], ids=str)
-def test_values_and_gradients_equal_those_of_one_piece(head: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_losses_in_chunks_equal_autograd(head: dict, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workbench.policies.view_output, "CHUNK_BYTES", 1)  # 16 positions a chunk
     learner, targets, ids, routing = setup(**head)
     loss_normalizer = torch.rand(N)
@@ -64,7 +64,7 @@ def test_values_and_gradients_equal_those_of_one_piece(head: dict, monkeypatch: 
         assert torch.allclose(item, other, atol=1e-5)  # sums in another order
 
 
-def test_two_halves_add_up_to_the_whole() -> None:
+def test_losses_of_two_halves_sum_to_whole() -> None:
     learner, targets, ids, routing = setup()
     loss_normalizer = torch.rand(N)
     whole = compute_losses(learner, targets, ids, regimes=REGIMES, routing=routing, loss_normalizer=loss_normalizer)
@@ -83,7 +83,7 @@ def test_two_halves_add_up_to_the_whole() -> None:
     assert torch.allclose(learner.hidden.grad, expected, atol=1e-6)
 
 
-def test_no_gradient_reaches_a_target() -> None:
+def test_losses_send_no_gradient_to_targets() -> None:
     learner, targets, ids, routing = setup()
     for target in targets.values():
         target.hidden.requires_grad_()
@@ -95,7 +95,7 @@ def test_no_gradient_reaches_a_target() -> None:
         assert all(parameter.grad is None for parameter in target.parts[0].head.linear.parameters())
 
 
-def test_scores_are_those_of_the_softmax() -> None:
+def test_score_equals_softmax() -> None:
     learner, _, ids, _ = setup()
     logprobs = learner.logits(torch.arange(N)).log_softmax(-1).detach()
     result = score(learner, ids)
@@ -105,7 +105,7 @@ def test_scores_are_those_of_the_softmax() -> None:
     assert torch.allclose(result.max_logprob, logprobs.max(-1).values, atol=1e-6)
 
 
-def test_the_learners_scores_come_with_its_losses_in_order() -> None:
+def test_losses_return_learner_scores_in_order() -> None:
     learner, targets, ids, routing = setup()
     result = compute_losses(learner, targets, ids, regimes=REGIMES, routing=routing, loss_normalizer=torch.ones(N))
     alone = score(learner, ids)
@@ -113,7 +113,7 @@ def test_the_learners_scores_come_with_its_losses_in_order() -> None:
     assert torch.allclose(result.scores.logprob, alone.logprob, atol=1e-6)
 
 
-def test_no_position_at_all_is_no_loss() -> None:
+def test_losses_without_positions_are_zero() -> None:
     learner, targets, _, _ = setup()
     empty = ViewOutput.of(learner.hidden[:0], learner.parts[0].head, V)
     result = compute_losses(
@@ -128,7 +128,7 @@ def test_no_position_at_all_is_no_loss() -> None:
     assert result.total.item() == 0.0 and result.loss.numel() == 0
 
 
-def test_weight_zero_everywhere_is_no_gradient() -> None:
+def test_losses_with_zero_weights_have_zero_gradient() -> None:
     learner, targets, ids, routing = setup()
     masked = Routing(routing.regime, torch.zeros(N), routing.advantage)
     compute_losses(
@@ -137,14 +137,14 @@ def test_weight_zero_everywhere_is_no_gradient() -> None:
     assert learner.hidden.grad.abs().max() == 0.0
 
 
-def test_a_padded_head_is_cut_to_the_shared_vocabulary() -> None:
+def test_score_padded_head_uses_shared_vocabulary() -> None:
     learner, _, ids, _ = setup()
     longer = ViewOutput.of(learner.hidden, Head(nn.Linear(D, V + 3)), V)
     assert longer.logits(torch.arange(4)).shape == (4, V)
     assert score(longer, ids).logprob.exp().sum() > 0
 
 
-def test_alternatives_are_the_most_likely_tokens_in_order() -> None:
+def test_top_k_tokens_are_sorted_most_likely() -> None:
     learner, _, _, _ = setup()
     index = torch.tensor([3, 30])
     ids, logprobs = top_k_tokens(learner, index, 4)
@@ -154,7 +154,7 @@ def test_alternatives_are_the_most_likely_tokens_in_order() -> None:
     assert torch.allclose(every.gather(-1, ids), logprobs, atol=1e-6)
 
 
-def test_half_precision_hidden_states_get_half_precision_gradients() -> None:
+def test_losses_bfloat16_hidden_states_get_bfloat16_gradients() -> None:
     torch.manual_seed(0)
     linear = nn.Linear(D, V, bias=False).bfloat16()
     hidden = torch.randn(N, D).bfloat16().requires_grad_()

@@ -16,7 +16,7 @@ def write(examples: list = EXAMPLES, **values: object) -> list:
     return sample_rollouts(table_policy("student", 1), examples, **options)
 
 
-def test_rollouts_of_an_example_are_next_to_each_other() -> None:
+def test_rollouts_of_an_example_are_adjacent() -> None:
     rollouts = write()
     assert [rollout.example.id for rollout in rollouts] == [item.id for item in EXAMPLES for _ in range(3)]
     assert [rollout.sample_idx for rollout in rollouts] == [0, 1, 2] * 4
@@ -26,17 +26,17 @@ def test_rollouts_of_an_example_are_next_to_each_other() -> None:
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 5, 100])
-def test_the_size_of_a_sampling_batch_changes_nothing(batch_size: int) -> None:
+def test_rollouts_do_not_depend_on_batch_size(batch_size: int) -> None:
     assert [entry.ids for entry in write(batch_size=batch_size)] == [item.ids for item in write()]
 
 
-def test_an_answer_depends_on_its_place_and_not_on_its_neighbours() -> None:
+def test_rollouts_do_not_depend_on_neighbors() -> None:
     assert [member.ids for member in write(EXAMPLES[:2])] == [single.ids for single in write()][:6]
     assert [element.ids for element in write(num_generations=2)][:2] == [each.ids for each in write()][:2]
     assert [entry.ids for entry in write(seed=(0, 2))] != [item.ids for item in write()]
 
 
-def test_a_share_of_the_answers_comes_from_the_data() -> None:
+def test_rollouts_dataset_fraction_is_met() -> None:
     rollouts = write([example(idx) for idx in range(300)], num_generations=1, dataset_fraction=0.4)
     given = [rollout for rollout in rollouts if rollout.sampled_by == "dataset"]
     assert len(given) / 300 == pytest.approx(0.4, abs=0.15)  # five standard deviations
@@ -52,12 +52,12 @@ def test_a_share_of_the_answers_comes_from_the_data() -> None:
     assert all(first == second for first, second in same)  # the student's answers do not know of the others
 
 
-def test_all_or_none_can_come_from_the_data() -> None:
+def test_rollouts_dataset_fraction_zero_or_one() -> None:
     assert all(entry.sampled_by == "dataset" for entry in write(dataset_fraction=1.0))
     assert all(item.sampled_by == "student" for item in write(dataset_fraction=0.0))
 
 
-def test_a_row_without_an_answer_cannot_be_taken_from_the_data() -> None:
+def test_rollouts_from_row_without_answer_raise() -> None:
     bare = [example(0, answer=None, reference=None, origin="data.jsonl:1")]
     with raises(DataError, "data.jsonl:1", "reference", "answer"):
         write(bare, dataset_fraction=1.0)
@@ -65,11 +65,11 @@ def test_a_row_without_an_answer_cannot_be_taken_from_the_data() -> None:
     assert write([example(0, reference=None)], dataset_fraction=1.0)[0].ids == (3, 0)
 
 
-def test_no_examples_are_no_rollouts() -> None:
+def test_rollouts_without_examples_are_empty() -> None:
     assert write([]) == []
 
 
-def test_turns_are_replied_to_one_after_the_other() -> None:
+def test_rollouts_of_turns_reply_in_order() -> None:
     questions = ["One? Two. Three.", "One? Two."]
     examples = [example(idx, question=questions[idx % 2]) for idx in range(4)]
     rollouts = write(examples, context="turns", num_generations=2)
@@ -87,7 +87,7 @@ def test_turns_are_replied_to_one_after_the_other() -> None:
     assert all(item.replies == () for item in write(examples, context="concat"))
 
 
-def test_special_tokens_that_a_model_spells_are_left_out_and_counted(
+def test_special_tokens_in_feedback_are_removed_and_logged(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     policy = table_policy("student", 1)

@@ -18,7 +18,7 @@ LENGTHS = (3, 1, 7, 5, 2)
 
 
 @pytest.mark.parametrize("size", [0, 1, 2, 3, 5, 9])
-def test_parts_cover_every_rollout_and_position_once(size: int) -> None:
+def test_micro_batches_cover_every_position_once(size: int) -> None:
     batch = Batch(rollouts(*LENGTHS), size)
     rows = [row for part, _ in batch.micro_batches() for row in part]
     positions = [position for _, part in batch.micro_batches() for position in range(part.start, part.stop)]
@@ -32,7 +32,7 @@ def test_parts_cover_every_rollout_and_position_once(size: int) -> None:
     assert batch.token_ids.tolist() == [token for rollout in batch.rollouts for token in rollout.ids]
 
 
-def test_buckets_are_of_like_length_and_keep_answers_to_one_prompt_together() -> None:
+def test_group_by_length_keeps_answers_to_one_prompt_together() -> None:
     apart = Batch(rollouts(*LENGTHS), 2, group_by_length=True)
     pairs = Batch(groups(9, 1, 2, 3, 4, 8), 2, group_by_length=True)
     assert [rows for rows, _ in apart.micro_batches()] == [[1, 4], [0, 3], [2]]
@@ -51,7 +51,7 @@ def kept(*regime: int) -> Routing:
     return Routing(torch.tensor(regime), torch.ones(len(regime)))
 
 
-def test_the_divisor_counts_all_micro_batches() -> None:
+def test_loss_normalizers_count_all_micro_batches() -> None:
     every = kept(*[0] * sum(LENGTHS))
     for size in (0, 1, 2):
         batch = Batch(rollouts(*LENGTHS), size)
@@ -61,7 +61,7 @@ def test_the_divisor_counts_all_micro_batches() -> None:
         assert by_position.tolist() == pytest.approx([1 / sum(LENGTHS)] * sum(LENGTHS))
 
 
-def test_domains_count_the_same_whatever_their_lengths() -> None:
+def test_loss_normalizers_domain_mean_weighs_domains_equally() -> None:
     method = load_method("opd", {"loss_aggregation": "domain_mean"})
     shares = []
     for lengths in ((3, 1, 7, 5, 2), (3, 1, 7, 500, 2)):
@@ -78,13 +78,13 @@ def test_domains_count_the_same_whatever_their_lengths() -> None:
     assert shares[0][:2] == pytest.approx([1 / 4, 1 / 12])  # tokens of one domain count alike
 
 
-def test_an_empty_answer_takes_no_share_of_the_mean() -> None:
+def test_loss_normalizers_empty_answer_has_no_share() -> None:
     batch = Batch(rollouts(4, 0, 2))
     assert float(loss_normalizers(load_method("opd"), batch, kept(*[0] * 6)).sum()) == pytest.approx(1.0)
     assert batch.sequence.tolist() == [0, 0, 0, 0, 2, 2]
 
 
-def test_positions_without_supervision_count_in_the_mean_only_if_asked_for() -> None:
+def test_loss_normalizers_supervised_leave_out_other_positions() -> None:
     batch, routing = Batch(rollouts(3, 2, 1), 1), kept(0, 1, 0, 1, 1, 0)
     methods = {over: load_method("random_mask", {"normalize_by": over}) for over in ("all", "supervised")}
     assert loss_normalizers(methods["all"], batch, routing).tolist() == pytest.approx(
@@ -104,7 +104,7 @@ def test_positions_without_supervision_count_in_the_mean_only_if_asked_for() -> 
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])
-def test_views_are_scored_the_same_in_pieces(size: int) -> None:
+def test_score_views_in_micro_batches_equals_whole(size: int) -> None:
     method, policies = load_method("dopd"), table_policies()
     matches = []
     for batch in (Batch(rollouts(*LENGTHS)), Batch(rollouts(*LENGTHS), size)):
@@ -115,7 +115,7 @@ def test_views_are_scored_the_same_in_pieces(size: int) -> None:
             assert torch.allclose(values, getattr(matches[1][name], key)), (name, key)
 
 
-def test_no_view_that_is_scored_has_a_gradient() -> None:
+def test_score_views_have_no_gradient() -> None:
     method, policies = load_method("dopd"), table_policies()
     batch = Batch(rollouts(*LENGTHS))
     outputs, scores = score_views(method, policies, view_prompts(method, batch.rollouts), batch)
@@ -124,7 +124,7 @@ def test_no_view_that_is_scored_has_a_gradient() -> None:
     assert not any(scores[name].logprob.requires_grad for name in scores)
 
 
-def test_rollouts_of_one_example_share_a_prompt_object() -> None:
+def test_view_prompts_of_one_example_are_one_object() -> None:
     item, two = example(0), example(1)
     method = load_method("dopd")
     created = [
@@ -138,7 +138,7 @@ def test_rollouts_of_one_example_share_a_prompt_object() -> None:
 
 
 @pytest.mark.parametrize("regime", [[0, 1], [0, 0, 2], [-1, 0, 0]])
-def test_a_rule_that_does_not_give_every_position_one_regime_is_caught(regime: list[int]) -> None:
+def test_route_without_one_regime_per_position_raises(regime: list[int]) -> None:
     def rule(batch) -> Routing:
         return Routing(torch.tensor(regime), torch.ones(len(regime)))
 
@@ -147,7 +147,7 @@ def test_a_rule_that_does_not_give_every_position_one_regime_is_caught(regime: l
         route(method, {}, Batch(rollouts(3)), seed=0)
 
 
-def test_a_part_of_a_routing_keeps_its_thresholds() -> None:
+def test_slice_routing_keeps_thresholds() -> None:
     whole = Routing(torch.tensor([0, 1, 0]), torch.tensor([1.0, 2.0, 3.0]), torch.tensor([4.0, 5.0, 6.0]), {"gap": 1.0})
     part = slice_routing(whole, slice(1, 3))
     assert (part.regime.tolist(), part.weight.tolist(), part.advantage.tolist()) == ([1, 0], [2.0, 3.0], [5.0, 6.0])
@@ -173,7 +173,7 @@ def with_feedback(*places: int, lost: tuple[int, ...] = ()) -> Method:
 
 @pytest.mark.parametrize("size", [0, 1, 3])
 @pytest.mark.parametrize("places", [(0, 2), (3,), (), (0, 1, 2, 3)])
-def test_a_view_reads_only_rollouts_that_have_what_it_is_shown(size: int, places: tuple[int, ...]) -> None:
+def test_score_views_skip_rollouts_without_context(size: int, places: tuple[int, ...]) -> None:
     policies, method, batch = table_policies(), with_feedback(*places), Batch(groups(3, 1, 7, 5), size)
     scored_batch = score_batch(method, policies, batch)
     scored = compute_step(
@@ -199,13 +199,13 @@ def test_a_view_reads_only_rollouts_that_have_what_it_is_shown(size: int, places
     assert torch.isfinite(gradient).all() and bool(gradient.abs().sum() > 0) == bool(places)
 
 
-def test_no_position_is_supervised_by_a_view_that_did_not_read_it() -> None:
+def test_route_to_view_that_did_not_score_raises() -> None:
     policies, method = table_policies(), with_feedback(0, lost=(1,))
     with pytest.raises(AssertionError, match="to TOLD that self did not score"):
         compute_step(method, policies, score_batch(method, policies, Batch(groups(3, 1))), seed=0)
 
 
-def test_a_view_of_what_nobody_writes_is_refused() -> None:
+def test_view_of_rollout_data_that_is_not_sampled_raises() -> None:
     plain, rule = View("student", "plain", learns=True), lambda batch: None
     for view, sentence in (
         (View("teacher", "feedback"), "annotate"),

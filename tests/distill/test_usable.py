@@ -73,7 +73,7 @@ def student(models: dict) -> object:
     ],
 )
 @pytest.mark.parametrize("method", ["lm_kd", "gkd"])
-def test_a_reference_that_cannot_be_learned_is_skipped_before_training(
+def test_unusable_reference_is_skipped_before_training(
     column: str, text: str, reason: str, says: str, method: str, models: dict, tmp_path: Path
 ) -> None:
     rows = [{}] * 5 + [{column: text}]
@@ -90,7 +90,7 @@ def test_a_reference_that_cannot_be_learned_is_skipped_before_training(
     assert train(config, resume=True).skipped == {reason: 1}
 
 
-def test_a_run_that_meets_such_a_row_late_reaches_its_end_and_its_resume_too(models: dict, tmp_path: Path) -> None:
+def test_unusable_row_met_late_does_not_end_run_or_resume(models: dict, tmp_path: Path) -> None:
     rows = [{"id": f"ok{n}"} for n in range(11)]
     rows.insert(6, {"id": "bad", "reference": f"green{END}"})
     config = configured(models, tmp_path, rows, {"name": "lm_kd"}, training__steps=12, training__save_every=4)
@@ -108,7 +108,7 @@ def stop_at(step: int):
     return stop
 
 
-def test_a_reference_that_fits_alone_and_not_behind_its_prompt_is_skipped_when_it_is_met(student: object) -> None:
+def test_reference_too_long_after_its_prompt_is_skipped(student: object) -> None:
     lengths = {len(student.answer_ids("1 " * count)): "1 " * count for count in range(200, student.context_length)}
     item = example(question="what?", reference=lengths[student.context_length - 4])
     views = [(student, "plain")]
@@ -119,15 +119,13 @@ def test_a_reference_that_fits_alone_and_not_behind_its_prompt_is_skipped_when_i
 
 
 @pytest.mark.parametrize("column", ["hint", "caption", "answer", "reference"])
-def test_evidence_with_special_tokens_is_found_in_its_column_and_blank_evidence_is_none(
-    column: str, student: object, models: dict, tmp_path: Path
-) -> None:
+def test_special_token_in_evidence_names_its_column(column: str, student: object, models: dict, tmp_path: Path) -> None:
     rows = [{}, {column: f"a{END}"}, {column: " \n"}]
     config = configured(models, tmp_path, rows, {"name": "dopd", "privilege": column})
     assert train(config).skipped == {f'special token in "{column}"': 1, f"no {column}": 1}
 
 
-def test_turns_history_and_labels_are_looked_through_where_they_are_shown(student: object) -> None:
+def test_special_token_in_turns_history_or_label_names_column(student: object) -> None:
     history = example(history=(Turn("user", "a"), Turn("assistant", f"b{END}")))
     turns = example(turns=(Turn("user", "a"), Turn("user", "<image>")))
     label = example(evidence=Evidence((Box(0, 0, 5, 5), Box(0, 0, 5, 5, "<image>"))))
@@ -140,7 +138,7 @@ def test_turns_history_and_labels_are_looked_through_where_they_are_shown(studen
     assert text_problem(turns, [(student, "plain")]) is None and text_problem(label, [(student, "plain")]) is None
 
 
-def test_training_and_evaluation_data_may_both_have_a_row_1() -> None:
+def test_tally_counts_equal_ids_of_two_files_apart() -> None:
     tally = Tally()
     method = load_method("sdpo")
     for file in ("train.jsonl", "eval.jsonl"):
@@ -149,7 +147,7 @@ def test_training_and_evaluation_data_may_both_have_a_row_1() -> None:
     assert tally.counts == {"no answer": 2} and str(tally).startswith("no answer: 2; the first is train.jsonl:1")
 
 
-def test_data_of_which_no_row_can_be_used_is_refused(models: dict, tmp_path: Path) -> None:
+def test_data_without_usable_row_raises(models: dict, tmp_path: Path) -> None:
     config = configured(models, tmp_path, [{"reference": " "}] * 3, {"name": "lm_kd"})
     with raises(DataError, "3 examples"):
         train(config)
