@@ -8,7 +8,7 @@ import pytest
 from workbench.files.atomic import clear_temporaries, replacing, write_text
 
 
-def test_a_text_is_replaced_and_no_temporary_stays(tmp_path: Path) -> None:
+def test_write_text_leaves_no_temporary_file(tmp_path: Path) -> None:
     file = tmp_path / "a.json"
     write_text(file, "é")
     write_text(file, "ü")
@@ -16,7 +16,7 @@ def test_a_text_is_replaced_and_no_temporary_stays(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
-def test_after_an_error_the_former_content_is_there_alone(tmp_path: Path, error: type[BaseException]) -> None:
+def test_replacing_after_error_keeps_former_content(tmp_path: Path, error: type[BaseException]) -> None:
     file = tmp_path / "a.json"
     write_text(file, "former")
     with pytest.raises(error), replacing(file) as temporary:
@@ -26,7 +26,7 @@ def test_after_an_error_the_former_content_is_there_alone(tmp_path: Path, error:
     assert (file.read_text(), os.listdir(tmp_path)) == ("former", ["a.json"])
 
 
-def test_remains_of_killed_processes_are_deleted_and_nothing_else(tmp_path: Path) -> None:
+def test_leftovers_of_killed_processes_are_deleted(tmp_path: Path) -> None:
     for name in (".a.json.4711", "a.json", ".hidden", ".claim"):
         (tmp_path / name).write_text("")
     (tmp_path / ".folder.12").mkdir()

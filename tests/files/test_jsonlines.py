@@ -22,7 +22,7 @@ from workbench.types import Example
 SEPARATORS = "\u2028\u2029\x85\x0b\x0c\x1c\x1d\x1e"
 
 
-def test_a_line_ends_at_a_newline_alone() -> None:
+def test_split_lines_ends_at_newline_only() -> None:
     for separator in SEPARATORS:
         assert len(f"a{separator}b".splitlines()) == 2  # what this is about
         assert split_lines(f"a{separator}b\nc\n") == [f"a{separator}b", "c"]
@@ -34,7 +34,7 @@ def test_a_line_ends_at_a_newline_alone() -> None:
     )
 
 
-def test_answers_metrics_sequences_and_the_skip_list_hold_any_character(tmp_path: Path) -> None:
+def test_stored_records_hold_any_character(tmp_path: Path) -> None:
     text = f"a{SEPARATORS}b"
     rows = answered((1.0, 0.5), (0.0, 0.5), text=text, question=text, answer=text, domain=text)
     save_records(tmp_path, 1, rows)
@@ -56,14 +56,14 @@ def test_answers_metrics_sequences_and_the_skip_list_hold_any_character(tmp_path
     assert SkippedExamples(folder).counts == {"r\x85": 1, text: 1}
 
 
-def test_what_is_typed_into_the_page_is_split_at_newlines() -> None:
+def test_page_inputs_are_split_at_newlines_only() -> None:
     (box,) = parse_boxes("1 2 3 4 a\u2028b", (10, 10))
     assert box.label == "a\u2028b"
     printed = "  check  found\n  ─────  ─────\n  a      b\u2028c\n"
     assert check_table(printed) == [("a", "b\u2028c")]
 
 
-def test_a_run_on_such_questions_is_trained_summarised_reported_and_exported(
+def test_run_with_line_separators_is_trained_and_exported(
     models: dict, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     Image.new("RGB", (48, 48), (200, 30, 30)).save(tmp_path / "a.png")

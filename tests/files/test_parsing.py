@@ -48,7 +48,7 @@ BOMB = "a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
         ("'a\u2028b'", "a\u2028b"),
     ],
 )
-def test_plain_values_are_read_as_they_stand(text: str, value: object) -> None:
+def test_parse_yaml_plain_values_are_text(text: str, value: object) -> None:
     assert parse_yaml(text) == value
 
 
@@ -63,7 +63,7 @@ def test_plain_values_are_read_as_they_stand(text: str, value: object) -> None:
         *((".inf", math.inf), ("-.Inf", -math.inf), ("+.INF", math.inf), ("0e9", 0.0)),
     ],
 )
-def test_plain_scalars_are_those_of_the_core_schema(text: str, value: object) -> None:
+def test_parse_yaml_scalars_follow_core_schema(text: str, value: object) -> None:
     read = parse_yaml(f"a: {text}")["a"]
     assert read == value
     assert type(read) is type(value)
@@ -78,7 +78,7 @@ NO_NUMBERS = """
 
 
 @pytest.mark.parametrize("text", NO_NUMBERS.split())
-def test_what_only_yaml_1_1_or_python_takes_for_a_number_is_text(text: str) -> None:
+def test_parse_yaml_numbers_of_yaml_1_1_are_text(text: str) -> None:
     assert parse_yaml(f"a: {text}") == {"a": text}
     assert parse_override(f"a={text}") == ("a", text)
     assert parse_yaml(f"{text}: 1") == {text: 1}
@@ -87,18 +87,18 @@ def test_what_only_yaml_1_1_or_python_takes_for_a_number_is_text(text: str) -> N
             check_option(key, text, value_type, Option("a value"))
 
 
-def test_keys_are_the_text_that_they_are_written_as() -> None:
+def test_parse_yaml_keys_are_text() -> None:
     keys = ["010", "1", "0x1", "1e3", "yes", "null", "~", "1_000", "2024-01-01", "true"]
     assert list(parse_yaml("".join(f"{key}: 1\n" for key in keys))) == keys
 
 
-def test_a_number_where_text_belongs_is_refused() -> None:
+def test_load_config_number_for_text_raises() -> None:
     with raises(ConfigError, "got 10"):
         load_config("configs/demo.yaml", ["name=010"])
     assert load_config("configs/demo.yaml", ['name="010"']).name == "010"
 
 
-def test_what_is_dumped_is_read_as_it_was_here_and_by_other_readers() -> None:
+def test_dump_yaml_is_read_back_equal() -> None:
     texts = [
         *NO_NUMBERS.split(),
         "010",
@@ -170,14 +170,14 @@ def test_what_is_dumped_is_read_as_it_was_here_and_by_other_readers() -> None:
         ("a" * (MAX_YAML_BYTES + 1), "more than 262,144 characters"),
     ],
 )
-def test_what_is_wrong_is_named_with_line_and_key(text: str, sentence: str) -> None:
+def test_parse_yaml_error_names_line_and_key(text: str, sentence: str) -> None:
     with pytest.raises(Malformed, match=sentence) as raised:
         parse_yaml(text)
     assert len(str(raised.value)) < 400
     assert "\n" not in str(raised.value)
 
 
-def test_aliases_that_stand_for_gigabytes_cost_nothing(tmp_path: Path) -> None:
+def test_parse_yaml_aliases_raise(tmp_path: Path) -> None:
     file = tmp_path / "bomb.yaml"
     file.write_text(BOMB)
     assert len(BOMB) < 300
@@ -189,12 +189,12 @@ def test_aliases_that_stand_for_gigabytes_cost_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["[" * MAX_YAML_BYTES, "a: [" * 1000, "? " * 5000, "'" + "x" * 200_000, "{a, " * 3000])
-def test_hostile_texts_are_refused(text: str) -> None:
+def test_parse_yaml_hostile_text_raises(text: str) -> None:
     with pytest.raises(Malformed):
         parse_yaml(text)
 
 
-def test_a_file_is_named(tmp_path: Path) -> None:
+def test_read_yaml_error_names_file(tmp_path: Path) -> None:
     file = tmp_path / "broken.yaml"
     for raw, sentence in (
         (b"a: \xff", "line 1: byte 4, 0xff, is not UTF-8"),
@@ -214,7 +214,7 @@ def test_a_file_is_named(tmp_path: Path) -> None:
         read_yaml("x" * 5000)
 
 
-def test_overrides_are_read_by_the_same_rules() -> None:
+def test_parse_override_follows_yaml_rules() -> None:
     assert parse_override("name=2024-02-30") == ("name", "2024-02-30")
     assert parse_override('data.train="\\ud83d\\ude00"') == ("data.train", "😀")
     for text in ("a=!!int x", "a=&x 1", "a=!!int 0x_", "a=\0", 'a="\\ud83d"', "a\0=1", "a=" + "[" * 2000, "\ud83d=1"):
@@ -222,7 +222,7 @@ def test_overrides_are_read_by_the_same_rules() -> None:
             parse_override(text)
 
 
-def test_json_is_bounded_too() -> None:
+def test_parse_json_is_bounded() -> None:
     assert parse_json('{"a": "\\ud83d\\ude00"}') == {"a": "😀"}
     assert parse_json("[" * 100 + "]" * 100)
     assert len(parse_json(json.dumps([[1]] * 1000))) == 1000
@@ -238,7 +238,7 @@ def test_json_is_bounded_too() -> None:
         parse_json('{"a": 1, "b": {"a": 1, "a": 2}}', unique_keys=True)
 
 
-def test_a_broken_row_is_named() -> None:
+def test_broken_row_names_file_and_line() -> None:
     for raw in (b'{"a": ' + b"[" * 5000, b'{"a": 1, "a": 2}', b'{"a": "\\ud83d"}', b"\xff"):
         with raises(DataError, "rows.jsonl:7", "JSON"):
             Row("rows.jsonl:7", 7, raw).values()
@@ -272,11 +272,11 @@ def test_a_broken_row_is_named() -> None:
         ("  ", None),
     ],
 )
-def test_what_stands_after_the_equals_sign_is_one_value(written: str, value: object) -> None:
+def test_parse_override_value_is_all_after_equals_sign(written: str, value: object) -> None:
     assert parse_override(f"name={written}") == ("name", value)
 
 
 @pytest.mark.parametrize("written", ["'exp' #2", '"a" # b', "[1, 2] # x", "{a: b} #c", "maths: a/b #2", "- a #b"])
-def test_what_stands_behind_a_value_is_refused_and_not_dropped(written: str) -> None:
+def test_parse_override_text_after_value_raises(written: str) -> None:
     with raises(ConfigError, "quotes"):
         parse_override(f"models.teachers={written}")

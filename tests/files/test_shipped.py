@@ -27,13 +27,13 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize("name", ["demo", "configs/demo.yaml"])
-def test_recipe_by_name_or_path_is_the_built_in_one(name: str) -> None:
+def test_recipe_by_name_or_path_is_built_in(name: str) -> None:
     config = load_config(name)
     assert (config.name, config.models.student) == ("demo", str(BUILT_IN / "data/models/student-pruned"))
     check_models(config)
 
 
-def test_recipe_with_a_base_is_found_with_its_base() -> None:
+def test_recipe_with_base_is_found_with_its_base() -> None:
     assert load_config("opd").models.teacher == str(BUILT_IN / "data/models/teacher")
 
 
@@ -44,18 +44,18 @@ def test_samples_and_models_by_domain_are_located() -> None:
     }
 
 
-def test_override_is_located_too() -> None:
+def test_override_path_is_located() -> None:
     assert load_config("demo", ["models.teacher=data/models/student"]).models.teacher.startswith(str(BUILT_IN))
 
 
-def test_file_in_the_working_directory_wins(elsewhere: Path) -> None:
+def test_file_in_working_directory_wins(elsewhere: Path) -> None:
     (elsewhere / "data/models/teacher").mkdir(parents=True)
     (elsewhere / "demo").write_text("")
     assert load_config("configs/demo.yaml").models.teacher == "data/models/teacher"
     assert find_recipe("demo") == Path("demo")
 
 
-def test_folder_of_a_recipes_name_does_not_hide_the_recipe(elsewhere: Path) -> None:
+def test_folder_of_recipe_name_does_not_hide_recipe(elsewhere: Path) -> None:
     (elsewhere / "demo").mkdir()
     assert find_recipe("demo") == RECIPES / "demo.yaml"
 
@@ -63,7 +63,7 @@ def test_folder_of_a_recipes_name_does_not_hide_the_recipe(elsewhere: Path) -> N
 @pytest.mark.parametrize(
     "path", ["data/models/mine", "data/../data/models/teacher", "models/teacher", "owner/name", ""]
 )
-def test_other_paths_stay_as_they_are(path: str) -> None:
+def test_other_paths_stay_unchanged(path: str) -> None:
     assert locate(path) == path
 
 
@@ -73,17 +73,17 @@ def test_study_and_pretraining_recipe_are_found_by_name() -> None:
 
 
 @pytest.mark.parametrize(("name", "meant"), [("dem", '"demo"'), ("dopd_part.yaml", '"dopd_parts"'), ("qqq", "init")])
-def test_unknown_recipe_names_what_may_be_meant(name: str, meant: str) -> None:
+def test_unknown_recipe_suggests_names(name: str, meant: str) -> None:
     with raises(ConfigError, meant):
         load_config(name)
 
 
-def test_too_long_a_name_is_a_config_error() -> None:
+def test_too_long_recipe_name_raises() -> None:
     with pytest.raises(ConfigError):
         load_config("x" * 5000)
 
 
-def test_project_is_a_good_configuration_with_usable_evidence(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_project_recipe_loads_with_usable_evidence(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     project = create_project(elsewhere / "mine")
     monkeypatch.chdir(project)
     check_models(load_config("recipe.yaml"))
@@ -92,7 +92,7 @@ def test_project_is_a_good_configuration_with_usable_evidence(elsewhere: Path, m
     assert read_yaml(project / "recipe.yaml")["data"]["train"] == "data.jsonl"
 
 
-def test_project_over_something_that_exists_is_refused(elsewhere: Path) -> None:
+def test_project_over_existing_folder_raises(elsewhere: Path) -> None:
     (elsewhere / "mine").mkdir()
     with raises(ConfigError, "exists"):
         create_project("mine")

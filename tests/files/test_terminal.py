@@ -40,24 +40,24 @@ def is_clean(text: str) -> bool:
 
 
 @pytest.mark.parametrize("text", NASTY.values(), ids=list(NASTY))
-def test_what_drives_a_terminal_is_shown(text: str) -> None:
+def test_clean_control_characters_are_escaped(text: str) -> None:
     cleaned = clean(f"a{text}b")
     assert is_clean(cleaned) and cleaned.startswith("a") and cleaned.endswith("b") and len(cleaned) > len(text)
 
 
-def test_words_of_all_scripts_stay_as_they_are() -> None:
+def test_clean_words_of_all_scripts_are_unchanged() -> None:
     text = "naïve עברית العربية नमस्ते 日本語　全角 می\u200cخواهم 👩\u200d🔬 a\xa0b\tc\nd"
     assert clean(text) == text
     assert clean("a\r\nb") == "a\nb"
 
 
-def test_colors_of_ours_stay_and_no_other_escape() -> None:
+def test_clean_but_colors_keeps_own_colors_only() -> None:
     ours = "\x1b[38;2;1;2;3m\x1b[48;2;4;5;6mword\x1b[0m"
     assert clean_but_colors(ours) == ours
     assert clean_but_colors(f"{ours}\x1b[2J\x1b]52;c;x\x07") == f"{ours}\\u001b[2J\\u001b]52;c;x\\u0007"
 
 
-def test_a_progress_bar_works_on_a_cleaned_stream() -> None:
+def test_clean_stream_progress_bar_works() -> None:
     plain, cleaned = io.StringIO(), io.StringIO()
     for stream in (plain, CleanStream(cleaned, bars=True)):
         for _ in tqdm(range(3), file=stream, mininterval=0, bar_format="{n}/{total}", desc="x"):
@@ -65,7 +65,7 @@ def test_a_progress_bar_works_on_a_cleaned_stream() -> None:
     assert cleaned.getvalue() == plain.getvalue() and "\r" in plain.getvalue()
 
 
-def test_a_stream_of_few_signs_gets_escapes() -> None:
+def test_clean_stream_of_small_encoding_escapes() -> None:
     raw = io.BytesIO()
     few = io.TextIOWrapper(raw, "latin-1", write_through=True)
     print("─ é 日", file=CleanStream(few))
@@ -113,7 +113,7 @@ def run(trained: Path, tmp_path: Path) -> Path:
     ],
     ids=lambda command: command[0][:8] + str(len(command)),
 )
-def test_commands_send_no_escapes(run: Path, command: list[str], capsys: pytest.CaptureFixture) -> None:
+def test_commands_print_no_escapes(run: Path, command: list[str], capsys: pytest.CaptureFixture) -> None:
     with contextlib.suppress(SystemExit):  # of argparse
         main([part.replace("{run}", str(run)) for part in command])
     out, err = capsys.readouterr()
@@ -125,7 +125,7 @@ def test_commands_send_no_escapes(run: Path, command: list[str], capsys: pytest.
     assert sys.stdout is not None and not isinstance(sys.stdout, CleanStream)
 
 
-def test_logs_are_kept_and_shown_clean(tmp_path: Path) -> None:
+def test_logs_are_stored_and_shown_clean(tmp_path: Path) -> None:
     evil = EVIL.replace("\ud83d", "")  # pytest keeps what is logged, and its workers cannot send half a character
     folder = RunFolder(tmp_path)
     handler = folder.log_to_file()
