@@ -37,7 +37,7 @@ def read_everything(folder: Path) -> list:
 
 @pytest.mark.parametrize("table", TABLES)
 @pytest.mark.parametrize("merged", [False, True])
-def test_any_flipped_byte_is_found(tmp_path: Path, make_batch, table: str, merged: bool) -> None:
+def test_checksum_any_flipped_byte_raises(tmp_path: Path, make_batch, table: str, merged: bool) -> None:
     write(tmp_path, make_batch)
     if merged:
         compact(tmp_path)
@@ -54,7 +54,7 @@ def test_any_flipped_byte_is_found(tmp_path: Path, make_batch, table: str, merge
     assert read_everything(tmp_path) == before
 
 
-def test_the_sums_are_crc_32_of_rows_and_footer(tmp_path: Path, make_batch) -> None:
+def test_checksums_are_crc_32_of_rows_and_footer(tmp_path: Path, make_batch) -> None:
     write(tmp_path, make_batch, steps=1)
     file = next((tmp_path / "traces" / "tokens").iterdir())
     raw, sums = file.read_bytes(), pq.read_metadata(file).metadata[b"workbench.crc32"]
@@ -63,7 +63,7 @@ def test_the_sums_are_crc_32_of_rows_and_footer(tmp_path: Path, make_batch) -> N
     assert int(sums[8:], 16) == zlib.crc32(raw[start:-8].replace(sums, b"0" * 16))
 
 
-def test_rows_are_read_once_for_their_checksum(tmp_path: Path, make_batch, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checksum_is_computed_once_per_file(tmp_path: Path, make_batch, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path, make_batch)
     checked = []
     monkeypatch.setattr(checksums, "check_rows", checked.append)
@@ -76,7 +76,7 @@ def test_rows_are_read_once_for_their_checksum(tmp_path: Path, make_batch, monke
     assert checked[3:] == checked[:1]
 
 
-def test_pages_of_files_without_sums_are_checked(tmp_path: Path, make_batch, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checksum_missing_pages_are_checked(tmp_path: Path, make_batch, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as older:
         older.setattr(parts, "ENTRIES", {})
         older.setattr(parts, "seal", lambda file: None)

@@ -32,7 +32,7 @@ def rows(folder) -> list[dict]:
     return positions + traces.sql("SELECT * FROM rollouts ORDER BY step, process_rank, rollout_idx").to_pylist()
 
 
-def test_merging_changes_no_row(tmp_path, make_batch):
+def test_merge_keeps_every_row(tmp_path, make_batch):
     trace_writer = writer(tmp_path)
     for step in range(5):
         trace_writer.write(make_batch(step, top=2))
@@ -43,14 +43,14 @@ def test_merging_changes_no_row(tmp_path, make_batch):
     assert rows(tmp_path) == before
 
 
-def test_merged_files_keep_steps_without_rows(tmp_path, make_batch):
+def test_merge_keeps_steps_without_rows(tmp_path, make_batch):
     writer(tmp_path).write(make_batch(0))
     writer(tmp_path).write(make_batch(1, lengths=()))
     compact(tmp_path)
     assert list_parts(tmp_path / "traces" / "tokens")[0].pairs == {(0, 0), (1, 0)}
 
 
-def test_the_writer_merges_every_so_many_steps(tmp_path, make_batch):
+def test_writer_merges_every_few_steps(tmp_path, make_batch):
     trace_writer = writer(tmp_path, compact_every=3)
     for step in range(7):
         trace_writer.write(make_batch(step))
@@ -58,7 +58,7 @@ def test_the_writer_merges_every_so_many_steps(tmp_path, make_batch):
     assert open_traces(tmp_path).steps() == list(range(7))
 
 
-def test_large_step_files_are_left_alone(tmp_path, make_batch, monkeypatch):
+def test_merge_leaves_large_files(tmp_path, make_batch, monkeypatch):
     write_steps(tmp_path, make_batch, range(3))
     monkeypatch.setattr(parts, "SMALL_BYTES", 10)
     compact(tmp_path)
@@ -66,7 +66,7 @@ def test_large_step_files_are_left_alone(tmp_path, make_batch, monkeypatch):
 
 
 @pytest.mark.parametrize("merged_again", [False, True])
-def test_a_step_written_again_after_merging_counts_once_and_as_written_last(tmp_path, make_batch, merged_again):
+def test_merge_step_written_again_counts_once_as_last_written(tmp_path, make_batch, merged_again):
     write_steps(tmp_path, make_batch, range(4))
     compact(tmp_path)
     write_steps(tmp_path, make_batch, [2, 4], seed=1)
@@ -79,7 +79,7 @@ def test_a_step_written_again_after_merging_counts_once_and_as_written_last(tmp_
     np.testing.assert_array_equal(result["loss"].to_numpy(), np.concatenate(expected))
 
 
-def test_a_merged_file_that_counts_no_more_is_deleted(tmp_path, make_batch):
+def test_merge_deletes_superseded_files(tmp_path, make_batch):
     write_steps(tmp_path, make_batch, range(2))
     compact(tmp_path)
     write_steps(tmp_path, make_batch, range(3), seed=1)
@@ -88,7 +88,7 @@ def test_a_merged_file_that_counts_no_more_is_deleted(tmp_path, make_batch):
     assert rows(tmp_path)[0]["step"] == 0
 
 
-def test_deleting_reaches_into_merged_files(tmp_path, make_batch):
+def test_delete_after_step_reaches_into_merged_files(tmp_path, make_batch):
     write_steps(tmp_path, make_batch, range(4))
     kept = [row for row in rows(tmp_path) if row["step"] <= 1]
     compact(tmp_path)
@@ -107,7 +107,7 @@ def test_deleting_reaches_into_merged_files(tmp_path, make_batch):
     assert traces.count_rollouts() == 7 * 4
 
 
-def test_deleting_removes_what_a_kill_left_half_written(tmp_path, make_batch):
+def test_delete_removes_half_written_files(tmp_path, make_batch):
     write_steps(tmp_path, make_batch, range(2))
     (tmp_path / "traces" / "tokens" / ".step-000002-rank-0.parquet.77").write_bytes(b"PAR1")
     (tmp_path / "traces" / "tokens" / "step-000009-rank-0.parquet").write_bytes(b"torn")
@@ -119,7 +119,7 @@ def test_deleting_removes_what_a_kill_left_half_written(tmp_path, make_batch):
     assert names(tmp_path) == ["step-000000-rank-0.parquet", "step-000001-rank-0.parquet"]
 
 
-def test_deleting_and_merging_nothing_is_no_error(tmp_path):
+def test_delete_and_merge_of_nothing_do_nothing(tmp_path):
     delete_after(tmp_path, 3)
     compact(tmp_path)
     assert not (tmp_path / "traces").exists()
@@ -143,7 +143,7 @@ parts.compact(Path(sys.argv[1]))
 
 
 @pytest.mark.parametrize("num_events", range(0, 16, 3))
-def test_a_merge_killed_anywhere_loses_and_doubles_nothing(tmp_path, make_batch, num_events):
+def test_merge_killed_anywhere_loses_and_doubles_nothing(tmp_path, make_batch, num_events):
     """Four steps in three tables: five renames and removals per table, killed before one of them."""
     write_steps(tmp_path, make_batch, range(4))
     before = rows(tmp_path)

@@ -46,7 +46,7 @@ def run(tmp_path, make_batch):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_gaps_are_the_float32_differences_of_the_recorded_logprobs(tmp_path, make_batch, seed):
+def test_gaps_equal_float32_differences_of_logprobs(tmp_path, make_batch, seed):
     batch = make_batch(seed=seed, lengths=(40, 3))
     writer(tmp_path).write(batch)
     result = open_traces(tmp_path).sql("SELECT * FROM tokens ORDER BY rollout_idx, position")
@@ -69,13 +69,13 @@ def test_gaps_of_missing_views_are_null(tmp_path, make_batch):
     assert traces.rollouts(order="capability_gap").num_rows == 4
 
 
-def test_positions_know_source_and_divergence_of_their_regime(run):
+def test_positions_have_target_and_divergence_of_regime(run):
     rows = open_traces(run).sql("SELECT DISTINCT regime, target, divergence FROM tokens").to_pylist()
     assert {row["regime"]: row["target"] for row in rows} == {"low": "teacher", "high": "self", "none": None}
     assert all(row["divergence"] for row in rows if row["target"])
 
 
-def test_the_header_tells_method_views_and_regimes(run):
+def test_header_has_method_views_and_regimes(run):
     traces = open_traces(run)
     assert traces.method == "dopd"
     assert traces.views["self"] == schema.TracedView("student@ema", "boxes")
@@ -83,13 +83,13 @@ def test_the_header_tells_method_views_and_regimes(run):
     assert traces.regimes["high"].meaning == "high gap: privileged self"
 
 
-def test_a_run_or_its_traces_folder_opens_whatever_its_name(tmp_path, make_batch):
+def test_open_traces_accepts_run_or_traces_folder(tmp_path, make_batch):
     folder = tmp_path / "run's [a-z] *? 10%"
     writer(folder).write(make_batch())
     assert open_traces(folder).steps() == open_traces(str(folder / "traces")).steps() == [0]
 
 
-def test_open_traces_folder_named_like_a_column_keeps_recorded_values(tmp_path, make_batch):
+def test_open_traces_folder_named_like_a_column_keeps_values(tmp_path, make_batch):
     folder = tmp_path / "step=7" / "regime=none"
     writer(folder).write(make_batch())
     traces = open_traces(folder)
@@ -98,7 +98,7 @@ def test_open_traces_folder_named_like_a_column_keeps_recorded_values(tmp_path, 
 
 
 @pytest.mark.parametrize("name", ["missing", "empty", "file"])
-def test_a_folder_without_traces_says_what_to_do(tmp_path, name):
+def test_open_traces_without_traces_raises_with_remedy(tmp_path, name):
     (tmp_path / "empty" / "traces" / "tokens").mkdir(parents=True)
     (tmp_path / "file").write_text("")
     with pytest.raises(TraceError, match="Give the folder of a run"):
@@ -113,7 +113,7 @@ def test_steps_are_listed_per_table(run):
         traces.steps("probes")
 
 
-def test_tables_that_were_never_written_are_empty(tmp_path, make_batch):
+def test_tables_never_written_are_empty(tmp_path, make_batch):
     writer(tmp_path).write(make_batch())
     traces = open_traces(tmp_path)
     assert traces.steps("probe_rollouts") == []
@@ -121,7 +121,7 @@ def test_tables_that_were_never_written_are_empty(tmp_path, make_batch):
     assert traces.sql("SELECT capability_gap, entropy_self FROM probe_tokens").num_rows == 0
 
 
-def test_pages_of_rollouts_are_complete_and_do_not_overlap(run):
+def test_rollouts_pages_are_complete_and_disjoint(run):
     traces = open_traces(run)
     for order in ("step", "capability_gap", "information_gap", "loss"):
         pages = [traces.rollouts(order=order, limit=3, offset=offset).to_pylist() for offset in range(0, 18, 3)]
@@ -131,7 +131,7 @@ def test_pages_of_rollouts_are_complete_and_do_not_overlap(run):
         assert values == sorted(values, reverse=True)
 
 
-def test_keys_of_a_page_come_with_the_number_of_all_and_bring_its_rows(run):
+def test_rollouts_at_page_keys_returns_their_rows(run):
     traces = open_traces(run)
     keys, total = traces.rollout_keys(order="loss", limit=3, offset=3)
     rows = traces.rollouts(order="loss", limit=3, offset=3).to_pylist()
@@ -142,7 +142,7 @@ def test_keys_of_a_page_come_with_the_number_of_all_and_bring_its_rows(run):
     assert traces.rollouts_at([]).num_rows == 0
 
 
-def test_list_of_answers_reads_their_previews(tmp_path, make_batch):
+def test_rollouts_brief_returns_previews(tmp_path, make_batch):
     batch = make_batch(1)
     long = replace(batch.rollouts[0], text="ответ " * 60)
     writer(tmp_path).write(replace(batch, rollouts=(long, *batch.rollouts[1:])))
@@ -155,7 +155,7 @@ def test_list_of_answers_reads_their_previews(tmp_path, make_batch):
     assert row["answer"] == long.text[: schema.PREVIEW_LENGTH - 1] + "…"
 
 
-def test_results_are_cached_until_a_step_comes(run, make_batch):
+def test_cached_results_last_until_next_step(run, make_batch):
     traces, calls = open_traces(run), []
 
     def count(traces: Traces, domain: str | None) -> int:
@@ -168,7 +168,7 @@ def test_results_are_cached_until_a_step_comes(run, make_batch):
     assert traces.cached(count, None) == traces.count_rollouts() > 16 and len(calls) == 3
 
 
-def test_aggregates_of_a_rollout_are_those_of_its_positions(run, make_batch):
+def test_aggregates_of_rollout_equal_its_positions(run, make_batch):
     row = next(row for row in open_traces(run).rollouts(2).to_pylist() if row["rollout_idx"] == 2)
     batch = make_batch(2)
     of_rollout = slice(3, 8)
@@ -191,12 +191,12 @@ def test_aggregates_of_a_rollout_are_those_of_its_positions(run, make_batch):
         ({"domain": "'; DROP TABLE x; --"}, 0),
     ],
 )
-def test_filters_keep_what_they_say_and_counting_agrees(run, filters, count):
+def test_rollouts_filters_agree_with_count(run, filters, count):
     traces = open_traces(run)
     assert traces.rollouts(**filters).num_rows == traces.count_rollouts(**filters) == count
 
 
-def test_a_regime_keeps_rollouts_with_such_a_position(run):
+def test_regime_filter_keeps_rollouts_with_such_a_position(run):
     traces = open_traces(run)
     matches = {(row["step"], row["rollout_idx"]) for row in traces.rollouts(regime="high").to_pylist()}
     rows = traces.sql("SELECT step, rollout_idx FROM tokens WHERE regime = ?", ["high"]).to_pylist()
@@ -209,7 +209,7 @@ def test_a_regime_keeps_rollouts_with_such_a_position(run):
         traces.rollouts(regimes="high")
 
 
-def test_filters_of_tokens_hold_of_one_and_the_same_token(run):
+def test_token_filters_hold_for_one_token(run):
     traces = open_traces(run)
     names = ("regime", "token_type", "visibility")
     result = traces.sql("SELECT step, rollout_idx, regime, token_type, visibility FROM tokens").to_pylist()
@@ -229,7 +229,7 @@ def test_filters_of_tokens_hold_of_one_and_the_same_token(run):
     assert differing, "no filters here are met by two tokens of an answer, and by none alone"
 
 
-def test_one_rollout_comes_with_its_positions_in_order(run, make_batch):
+def test_rollout_has_its_positions_in_order(run, make_batch):
     traced = open_traces(run).rollout(3, 2)
     assert [position["position"] for position in traced.positions] == [0, 1, 2, 3, 4]
     assert tuple(position["token_text"] for position in traced.positions) == make_batch(3).token_texts[2]
@@ -239,7 +239,7 @@ def test_one_rollout_comes_with_its_positions_in_order(run, make_batch):
         open_traces(run).rollout(3, 9)
 
 
-def test_the_summary_by_hand(tmp_path, make_batch):
+def test_summary_equals_hand_computed(tmp_path, make_batch):
     batch = make_batch(lengths=(2, 1, 0))
     logprob = {"student": [-3.0, -1.0, -2.0], "self": [-1.0, -1.0, -2.0], "teacher": [-0.5, 0.0, -1.0]}
     scores = {
@@ -261,7 +261,7 @@ def test_the_summary_by_hand(tmp_path, make_batch):
 @pytest.mark.parametrize(
     "query", ["DROP VIEW tokens", "SELECT 1; SELECT 2", "COPY (SELECT 1) TO 'x'", "", "ATTACH 'x'"]
 )
-def test_only_one_select_is_taken(run, query):
+def test_sql_other_than_one_select_raises(run, query):
     with pytest.raises(TraceError, match="read-only"):
         open_traces(run).sql(query)
 
@@ -269,13 +269,13 @@ def test_only_one_select_is_taken(run, query):
 @pytest.mark.parametrize(
     "query", ["SELEC 1", "SELECT nothing FROM tokens", "SELECT * FROM nothing", "SELECT * FROM 'no.parquet'"]
 )
-def test_a_wrong_query_is_told_with_the_place_to_look(run, query):
+def test_sql_wrong_query_raises_with_documentation(run, query):
     with pytest.raises(TraceError, match=r"(?s)the query failed.*docs/traces.md"):
         open_traces(run).sql(query)
 
 
 @pytest.mark.parametrize("size", [0, 3, 700])
-def test_a_file_cut_short_is_named(run, size):
+def test_truncated_trace_file_is_named(run, size):
     file = run / "traces" / "tokens" / "step-000002-rank-0.parquet"
     traces = open_traces(run)
     file.write_bytes(file.read_bytes()[:size])
@@ -283,7 +283,7 @@ def test_a_file_cut_short_is_named(run, size):
         traces.steps()
 
 
-def test_a_file_damaged_inside_is_named(run):
+def test_damaged_trace_file_is_named(run):
     file = run / "traces" / "tokens" / "step-000002-rank-0.parquet"
     content = file.read_bytes()
     file.write_bytes(content[:4] + bytes(len(content) // 2) + content[len(content) // 2 + 4 :])
@@ -291,7 +291,7 @@ def test_a_file_damaged_inside_is_named(run):
         open_traces(run).sql("SELECT * FROM tokens")
 
 
-def test_a_file_of_another_version_is_named(run, make_batch, monkeypatch):
+def test_trace_file_of_other_version_is_named(run, make_batch, monkeypatch):
     traces = open_traces(run)
     monkeypatch.setattr(schema, "VERSION", 99)
     writer(run).write(make_batch(8))
@@ -300,7 +300,7 @@ def test_a_file_of_another_version_is_named(run, make_batch, monkeypatch):
         traces.steps()
 
 
-def test_a_foreign_parquet_file_is_ignored_or_named(run):
+def test_foreign_parquet_file_is_ignored_or_named(run):
     table = pq.ParquetFile(run / "traces" / "rollouts" / "step-000000-rank-0.parquet").read().replace_schema_metadata()
     pq.write_table(table, run / "traces" / "rollouts" / "mine.parquet")
     assert open_traces(run).steps() == [0, 1, 2, 3]
@@ -309,7 +309,7 @@ def test_a_foreign_parquet_file_is_ignored_or_named(run):
         open_traces(run).steps()
 
 
-def test_views_added_by_a_later_step_are_null_before_it(tmp_path, make_batch):
+def test_view_added_later_is_null_before(tmp_path, make_batch):
     trace_writer = writer(tmp_path)
     trace_writer.write(make_batch(0, views={"student": ("student", "plain")}))
     trace_writer.write(make_batch(1))
@@ -321,7 +321,7 @@ def test_views_added_by_a_later_step_are_null_before_it(tmp_path, make_batch):
         compact(tmp_path)
 
 
-def test_threads_share_one_reader(run):
+def test_reader_is_shared_by_threads(run):
     traces, wrong = open_traces(run), []
 
     def ask(step: int) -> None:
@@ -349,7 +349,7 @@ for batch in pickle.loads(Path(sys.argv[2]).read_bytes()):
 """
 
 
-def test_a_reader_never_sees_half_a_step_nor_one_twice(tmp_path, make_batch):
+def test_reader_sees_every_step_whole_and_once(tmp_path, make_batch):
     writer(tmp_path).write(make_batch(0))
     (tmp_path / "batches").write_bytes(pickle.dumps([make_batch(step) for step in range(1, NUM_STEPS)]))
     traces, seen = open_traces(tmp_path), 1
@@ -373,7 +373,7 @@ def test_a_reader_never_sees_half_a_step_nor_one_twice(tmp_path, make_batch):
     assert len(list((tmp_path / "traces" / "tokens").glob("merged-*"))) > 5
 
 
-def test_the_effective_weight_is_the_rules_times_that_of_the_losses(tmp_path, make_batch):
+def test_effective_weight_is_rule_weight_times_loss_weight(tmp_path, make_batch):
     batch = make_batch(lengths=(12, 0, 9, 4))
     light = Regime((Loss("teacher", Divergence("reverse_kl"), 0.5), Loss("self", Divergence("reverse_kl"), 0.1)), "two")
     writer(tmp_path).write(replace(batch, regimes={**batch.regimes, "low": light}))
@@ -387,7 +387,7 @@ def test_the_effective_weight_is_the_rules_times_that_of_the_losses(tmp_path, ma
     assert [(loss.target, loss.weight) for loss in traces.regimes["low"].losses] == [("teacher", 0.5), ("self", 0.1)]
 
 
-def test_traces_that_do_not_say_what_losses_weigh_have_no_effective_weight(tmp_path, make_batch, monkeypatch):
+def test_effective_weight_without_loss_weights_is_null(tmp_path, make_batch, monkeypatch):
     older = lambda regime: TracedRegime(regime.target, regime.divergence, regime.meaning)  # noqa: E731
     monkeypatch.setattr("workbench.traces.writer._traced_regime", older)
     writer(tmp_path).write(make_batch())

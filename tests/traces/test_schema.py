@@ -23,11 +23,11 @@ def encoded(header: schema.Header) -> dict[bytes, bytes]:
     return {key.encode(): value.encode() for key, value in header.encode().items()}
 
 
-def test_the_document_is_what_the_schema_says():
+def test_schema_document_is_current():
     assert DOCUMENT.read_text(encoding="utf-8") == schema.document(), "run python -m workbench.traces.schema"
 
 
-def test_the_document_names_every_column_of_a_trace(tmp_path, make_batch):
+def test_schema_document_names_every_column(tmp_path, make_batch):
     TraceWriter(tmp_path, method="m", policy_text=str).write(make_batch())
     text = DOCUMENT.read_text(encoding="utf-8")
     for table in ("rollouts", "tokens"):
@@ -35,7 +35,7 @@ def test_the_document_names_every_column_of_a_trace(tmp_path, make_batch):
             assert f"| `{re.sub('_(student|self|teacher)$', '_{view}', name)}` |" in text
 
 
-def test_the_queries_of_the_document_give_rows(tmp_path, make_batch):
+def test_schema_document_queries_return_rows(tmp_path, make_batch):
     writer = TraceWriter(tmp_path, method="m", policy_text=str)
     for step in range(3):
         writer.write(make_batch(step))
@@ -46,25 +46,25 @@ def test_the_queries_of_the_document_give_rows(tmp_path, make_batch):
         assert open_traces(tmp_path).sql(query).num_rows > 0
 
 
-def test_every_column_has_a_meaning_and_every_number_a_unit():
+def test_schema_columns_have_meaning_and_unit():
     for column in (*schema.ROLLOUTS, *schema.TOKENS):
         assert column.meaning
         if pa.types.is_floating(column.dtype) and column.name != "reward":
             assert column.unit, column.name
 
 
-def test_names_of_views_fill_the_templates():
+def test_schema_templates_are_filled_with_view_names():
     names = schema.stored_schema("tokens", ("student", "teacher_plain")).names
     assert {"logprob_student", "logprob_teacher_plain", "top_k_teacher_plain"} <= set(names)
     assert len(names) == len(set(names))
     assert not any("{" in name for name in names)
 
 
-def test_a_header_survives_its_encoding():
+def test_header_encoded_and_decoded_is_equal():
     assert schema.decode_header(encoded(HEADER), FILE) == HEADER
 
 
-def test_another_version_is_refused_by_file_and_number(monkeypatch):
+def test_header_of_other_version_raises(monkeypatch):
     monkeypatch.setattr(schema, "VERSION", 99)
     later = encoded(HEADER)
     monkeypatch.undo()
@@ -73,11 +73,11 @@ def test_another_version_is_refused_by_file_and_number(monkeypatch):
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", f'{{"version": {schema.VERSION}}}', "3"])
-def test_a_damaged_header_is_refused(text):
+def test_header_damaged_raises(text):
     with pytest.raises(TraceError, match="damaged header"):
         schema.decode_header({schema.HEADER_KEY.encode(): text.encode()}, FILE)
 
 
-def test_a_foreign_file_is_refused():
+def test_header_of_foreign_file_raises():
     with pytest.raises(TraceError, match="not a trace"):
         schema.decode_header({b"pandas": b"{}"}, FILE)

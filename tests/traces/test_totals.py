@@ -27,7 +27,7 @@ def traces(tmp_path, make_batch):
 
 
 @pytest.mark.parametrize("merged", [False, True])
-def test_cells_are_the_sums_of_their_positions(traces, merged):
+def test_aggregates_equal_sums_of_positions(traces, merged):
     if merged:
         compact(traces.folder.parent)
     joined = "tokens JOIN rollouts USING (step, process_rank, rollout_idx)"
@@ -41,7 +41,7 @@ def test_cells_are_the_sums_of_their_positions(traces, merged):
             assert value == (pytest.approx(float(other[name]), rel=1e-3, abs=1e-6) if is_number else other[name]), name
 
 
-def test_rollouts_hold_the_means_of_their_positions(traces):
+def test_rollouts_hold_means_of_positions(traces):
     expected = traces.sql(
         """SELECT step, process_rank, rollout_idx, avg(capability_gap) AS mean_capability_gap,
                   avg(information_gap) AS mean_information_gap, avg(loss) AS mean_loss,
@@ -64,14 +64,14 @@ def test_rollouts_hold_the_means_of_their_positions(traces):
         assert item == pytest.approx(other, rel=1e-5)
 
 
-def test_an_empty_answer_has_no_means_and_no_part_of_the_loss(traces):
+def test_rollouts_empty_answer_has_no_means(traces):
     row = traces.sql("SELECT * FROM rollouts WHERE num_positions = 0 LIMIT 1").to_pylist()[0]
     assert row["mean_loss"] is None and row["mean_capability_gap"] is None
     assert row["total_contribution"] == 0
     assert (row["regime_counts"], row["token_types"], row["visibilities"]) == ([], [], [])
 
 
-def test_sums_of_gaps_that_a_method_lacks_are_null(tmp_path, make_batch):
+def test_aggregates_of_missing_gaps_are_null(tmp_path, make_batch):
     views = {"student": ("student", "plain"), "teacher": ("teacher", "plain")}
     TraceWriter(tmp_path, method="opd", policy_text=str).write(make_batch(views=views))
     traces = open_traces(tmp_path)
@@ -81,7 +81,7 @@ def test_sums_of_gaps_that_a_method_lacks_are_null(tmp_path, make_batch):
     assert traces.rollouts(example="e2").num_rows == 1
 
 
-def test_a_reader_follows_the_files_it_has_views_of(traces, make_batch):
+def test_totals_follow_files_of_the_reader(traces, make_batch):
     assert traces.count_rollouts() == traces.count_rollouts() == 16
     TraceWriter(traces.folder.parent, method="dopd", policy_text=str).write(make_batch(1, lengths=(2, 2)))
     assert traces.count_rollouts() == 14  # step 1 was written again, with two answers instead of four

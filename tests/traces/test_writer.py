@@ -27,7 +27,7 @@ def floats(folder, name) -> np.ndarray:
     return np.array(column(folder, name), dtype=np.float32)
 
 
-def test_positions_come_back_bit_for_bit(tmp_path, make_batch):
+def test_writer_positions_are_stored_bit_for_bit(tmp_path, make_batch):
     batch = make_batch(4)
     writer(tmp_path).write(batch)
     for view, scores in batch.scores.items():
@@ -48,7 +48,7 @@ def test_positions_come_back_bit_for_bit(tmp_path, make_batch):
     assert set(column(tmp_path, "step")) == {4}
 
 
-def test_numbers_that_are_not_finite_come_back(tmp_path, make_batch):
+def test_writer_non_finite_numbers_are_stored(tmp_path, make_batch):
     batch = make_batch(lengths=(3,))
     logprob = torch.tensor([-math.inf, math.nan, -1e-30])
     scores = batch.scores | {"teacher": dataclasses.replace(batch.scores["teacher"], logprob=logprob)}
@@ -56,13 +56,13 @@ def test_numbers_that_are_not_finite_come_back(tmp_path, make_batch):
     np.testing.assert_array_equal(floats(tmp_path, "logprob_teacher"), logprob.numpy())
 
 
-def test_bfloat16_tensors_come_back_bit_for_bit(tmp_path, make_batch):
+def test_writer_bfloat16_is_stored_bit_for_bit(tmp_path, make_batch):
     batch = make_batch()
     writer(tmp_path).write(dataclasses.replace(batch, loss=batch.loss.bfloat16()))
     np.testing.assert_array_equal(floats(tmp_path, "loss"), batch.loss.bfloat16().float().numpy())
 
 
-def test_rollouts_come_back_with_prompts_evidence_and_outcome(tmp_path, make_batch):
+def test_writer_rollouts_keep_prompts_evidence_and_outcome(tmp_path, make_batch):
     batch = make_batch(4)
     writer(tmp_path, rank=3).write(batch)
     row = open_traces(tmp_path).rollout(4, 2, process_rank=3).row
@@ -82,7 +82,7 @@ def test_rollouts_come_back_with_prompts_evidence_and_outcome(tmp_path, make_bat
     assert column(tmp_path, "reward", "rollouts") == [1.0, 0.0, None, 1.0]
 
 
-def test_pictures_in_memory_are_saved_once_and_come_back(tmp_path, make_batch):
+def test_writer_images_in_memory_are_saved_once(tmp_path, make_batch):
     batch = make_batch()
     item = writer(tmp_path)
     item.write(batch)
@@ -94,14 +94,14 @@ def test_pictures_in_memory_are_saved_once_and_come_back(tmp_path, make_batch):
     assert Image.open(tmp_path / "traces" / traced.row["evidence_crop"]).size == (2, 2)
 
 
-def test_pictures_from_files_are_named_by_their_path(tmp_path, make_batch):
+def test_writer_image_files_are_named_by_path(tmp_path, make_batch):
     batch = make_batch(lengths=(1,))
     prompts = batch.prompts | {"student": (Prompt((tmp_path / "photo.jpg",), "what?"),)}
     writer(tmp_path / "run").write(dataclasses.replace(batch, prompts=prompts))
     assert open_traces(tmp_path / "run").rollout(0, 0).images("student") == (tmp_path / "photo.jpg",)
 
 
-def test_prompts_without_a_key_are_looked_at_each_time(tmp_path, make_batch):
+def test_writer_prompts_without_key_are_hashed_each_time(tmp_path, make_batch):
     item = writer(tmp_path)
     for step in range(2):
         batch = make_batch(step, lengths=(1,))
@@ -111,7 +111,7 @@ def test_prompts_without_a_key_are_looked_at_each_time(tmp_path, make_batch):
     assert first != second
 
 
-def test_alternatives_are_at_their_positions_and_nowhere_else(tmp_path, make_batch):
+def test_writer_top_k_is_stored_at_its_positions_only(tmp_path, make_batch):
     batch = make_batch(top=2)
     writer(tmp_path).write(batch)
     result = column(tmp_path, "top_k_teacher")
@@ -128,7 +128,7 @@ def test_alternatives_are_at_their_positions_and_nowhere_else(tmp_path, make_bat
     assert column(tmp_path, "top_k_student") == [None] * len(result)
 
 
-def test_sampler_logprobs_and_advantages_are_null_only_where_there_are_none(tmp_path, make_batch):
+def test_writer_sampler_logprob_and_advantage_null_if_absent(tmp_path, make_batch):
     batch = make_batch(lengths=(2, 1))
     sampled = dataclasses.replace(batch.rollouts[0], logprobs=(-0.5, -0.25))
     routing = dataclasses.replace(batch.routing, advantage=torch.tensor([1.0, -1.0, 0.5]))
@@ -141,7 +141,7 @@ def test_sampler_logprobs_and_advantages_are_null_only_where_there_are_none(tmp_
 
 
 @pytest.mark.parametrize("lengths", [(), (0,), (0, 0), (0, 2)])
-def test_empty_batches_and_completions_are_recorded(tmp_path, make_batch, lengths):
+def test_writer_empty_batches_and_completions_are_stored(tmp_path, make_batch, lengths):
     item = writer(tmp_path)
     item.write(make_batch(0, lengths=lengths, top=1 if sum(lengths) else 0))
     item.write(make_batch(1))
@@ -151,7 +151,7 @@ def test_empty_batches_and_completions_are_recorded(tmp_path, make_batch, length
         assert open_traces(tmp_path).rollout(0, 0).positions == ()
 
 
-def test_a_step_written_again_replaces_the_first(tmp_path, make_batch):
+def test_writer_step_written_again_replaces_first(tmp_path, make_batch):
     traces, item = None, writer(tmp_path)
     for seed in range(3):
         batch = make_batch(1, seed=seed)
@@ -161,7 +161,7 @@ def test_a_step_written_again_replaces_the_first(tmp_path, make_batch):
         np.testing.assert_array_equal(logprobs.to_numpy(), batch.scores["self"].logprob.numpy())
 
 
-def test_processes_and_probes_do_not_touch_one_another(tmp_path, make_batch):
+def test_writer_ranks_and_probes_are_stored_apart(tmp_path, make_batch):
     writer(tmp_path, rank=0).write(make_batch(seed=0))
     writer(tmp_path, rank=1).write(make_batch(seed=1))
     writer(tmp_path, rank=0).write_probe(make_batch(seed=2, lengths=(2,)))
@@ -169,19 +169,19 @@ def test_processes_and_probes_do_not_touch_one_another(tmp_path, make_batch):
     assert len(column(tmp_path, "token_id", "probe_tokens")) == 2
 
 
-def test_only_whole_files_lie_in_the_folder(tmp_path, make_batch):
+def test_writer_leaves_whole_files_only(tmp_path, make_batch):
     writer(tmp_path).write(make_batch(12))
     names = [file.name for file in (tmp_path / "traces" / "tokens").iterdir()]
     assert names == ["step-000012-rank-0.parquet"]
 
 
-def test_a_folder_that_cannot_be_written_is_named(tmp_path, make_batch):
+def test_writer_unwritable_folder_is_named(tmp_path, make_batch):
     (tmp_path / "traces").write_text("in the way")
     with pytest.raises(TraceError, match=r"traces.*cannot be written"):
         writer(tmp_path).write(make_batch())
 
 
-def test_in_the_background_the_same_rows_are_written_and_a_flush_waits_for_them(tmp_path, make_batch):
+def test_writer_background_flush_stores_same_rows(tmp_path, make_batch):
     with writer(tmp_path / "behind", background=True) as behind:
         for step in (1, 2, 3):
             behind.write(make_batch(step))
@@ -198,7 +198,7 @@ def test_in_the_background_the_same_rows_are_written_and_a_flush_waits_for_them(
         assert first.equals(second)
 
 
-def test_in_the_background_an_error_is_raised_by_the_next_call(tmp_path, make_batch):
+def test_writer_background_error_is_raised_by_next_call(tmp_path, make_batch):
     behind = writer(tmp_path, background=True)
     (tmp_path / "traces").write_text("in the way")
     behind.write(make_batch(1))
