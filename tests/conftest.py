@@ -80,6 +80,7 @@ SLOW = (
     "policies/test_dropout.py",
     "training/test_export.py",
     "policies/test_families.py",
+    "policies/test_fetching.py",
     "data/test_grading_scripts.py",
     "test_opd_loop.py",
     "training/test_pretrain.py",

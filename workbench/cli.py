@@ -208,6 +208,12 @@ def _pair(text: str) -> tuple[str, str]:
     return ours, theirs
 
 
+def _fetch(options: argparse.Namespace) -> None:
+    _quiet()
+    folder = _module("policies.fetching").fetch_model(options.model, options.folder)
+    print(f"{folder}: a model folder. Use it with models.student={shlex.quote(str(folder))}")
+
+
 def _export(options: argparse.Namespace) -> None:
     if options.traces:
         print(wb.export_traces(options.run_dir, options.to))
@@ -307,6 +313,7 @@ COMMANDS = {
     "methods": _methods,
     "options": _options,
     "import": _import,
+    "fetch": _fetch,
     "export": _export,
     "pretrain": _pretrain,
     "upgrade": _upgrade,

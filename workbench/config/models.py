@@ -4,6 +4,7 @@ from pathlib import Path
 
 from workbench.config.schema import RunConfig
 from workbench.errors import ConfigError
+from workbench.files.gguf_paths import refuse_gguf
 
 _FILES = ("config.json", "adapter_config.json")
 
@@ -11,7 +12,7 @@ _FILES = ("config.json", "adapter_config.json")
 def check_models(config: RunConfig) -> None:
     """Raise ConfigError if a model that the method needs is given as a path, and that is not a model folder.
 
-    A name on the hub (`owner/name`) is not checked. Nothing is loaded.
+    A name on the hub (`owner/name`) is not checked. Nothing is loaded. A GGUF file is answered with its conversion.
     """
     models = config.models
     needed = {"student": models.student} | {f"peers.{name}": path for name, path in models.peers.items()}
@@ -20,6 +21,7 @@ def check_models(config: RunConfig) -> None:
         needed |= {f"teachers.{domain}": path for domain, path in models.teachers.items()}
     for key, model in needed.items():
         folder = Path(model)
+        refuse_gguf(f"models.{key}", model)
         if not model or any((folder / name).is_file() for name in _FILES) or not (folder.is_dir() or _is_path(model)):
             continue
         why = "it has no config.json" if folder.is_dir() else "the folder does not exist"

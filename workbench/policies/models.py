@@ -22,6 +22,7 @@ from transformers import (
 )
 
 from workbench.errors import ConfigError, PolicyError
+from workbench.files.gguf_paths import refuse_gguf
 from workbench.policies.adapters import base_of, has_adapter, load_adapter
 from workbench.policies.compiling import compile_parts
 from workbench.policies.processors import load_processor
@@ -58,8 +59,9 @@ def load_model(
     compiler   backend of torch.compile for RMSNorms and MLPs, None = not compiled
 
     Raises: PolicyError for a path without model, processor or safetensors weights, and for weights that are missing,
-    unused, of another shape, or not finite; ConfigError for a missing package or an unknown compiler.
+    unused, of another shape, or not finite; ConfigError for a missing package, an unknown compiler or a GGUF file.
     """
+    refuse_gguf(name, path)
     options = {"trust_remote_code": trust_remote_code}
     model_options: dict[str, Any] = {"attn_implementation": attn_implementation} if attn_implementation else {}
     if dtype == INT8:

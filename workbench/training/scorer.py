@@ -29,6 +29,7 @@ from workbench.distributed import choose_device
 from workbench.errors import ConfigError, RunError
 from workbench.evals.evaluate import evaluate_policies
 from workbench.evals.records import EvalRecord, require_answers, require_shown
+from workbench.files.gguf_paths import refuse_gguf
 from workbench.policies import SamplingOptions
 from workbench.policies.loading import leave_room, load_policy
 from workbench.policies.proven import prove_all
@@ -223,6 +224,7 @@ def evaluate(
     Raises: RunError if `path` is neither.
     """
     folder = Path(path)
+    refuse_gguf("model", path)
     if (folder / "run.json").is_file():
         return evaluate_run(
             folder,
