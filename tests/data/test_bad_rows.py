@@ -3,14 +3,14 @@
 from benchmarks import bad_rows
 
 
-def test_no_odd_value_ends_in_a_traceback():
+def test_odd_values_end_without_traceback():
     outcome = bad_rows.run(250, seed=0)
     assert outcome.faults == []
     assert outcome.num_rows == 250
     assert outcome.counts["imported"] > 20 and outcome.counts["loaded"] > 10 and outcome.counts["refused"] > 50
 
 
-def test_a_fault_is_seen(monkeypatch):
+def test_odd_values_fault_is_reported(monkeypatch):
     def broken(path):
         raise KeyError(path)
 

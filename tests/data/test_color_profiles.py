@@ -91,7 +91,7 @@ COLORS[:6] = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255), (0, 0, 0),
 
 @pytest.mark.parametrize("primaries", [DISPLAY_P3, ADOBE_RGB], ids=["display-p3", "adobe-rgb"])
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP"])
-def test_wide_gamuts_are_converted(tmp_path: Path, primaries: list, kind: str) -> None:
+def test_open_image_wide_gamut_is_converted_to_srgb(tmp_path: Path, primaries: list, kind: str) -> None:
     icc = rgb_profile(primaries)
     file = tmp_path / f"wide.{kind.lower()}"
     Image.fromarray(COLORS[None]).save(file, icc_profile=icc, **({"lossless": True} if kind == "WEBP" else {}))
@@ -106,14 +106,14 @@ def test_wide_gamuts_are_converted(tmp_path: Path, primaries: list, kind: str) -
     numpy.testing.assert_array_equal(numpy.asarray(open_image(displayed)), numpy.asarray(displayed))  # and once alone
 
 
-def test_srgb_in_either_writing_stays_as_it_is(tmp_path: Path) -> None:
+def test_open_image_srgb_profile_keeps_values(tmp_path: Path) -> None:
     for icc in (ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes(), None):
         Image.fromarray(COLORS[None]).save(tmp_path / "a.png", icc_profile=icc)
         numpy.testing.assert_array_equal(numpy.asarray(open_image(tmp_path / "a.png"))[0], COLORS)
     assert notes() == []
 
 
-def test_alpha_and_palettes_keep_their_profile(tmp_path: Path) -> None:
+def test_open_image_alpha_and_palette_keep_their_profile(tmp_path: Path) -> None:
     icc = rgb_profile(DISPLAY_P3)
     pixel = Image.new("RGBA", (1, 1), (255, 0, 0, 128))
     pixel.save(tmp_path / "a.png", icc_profile=icc)
@@ -128,7 +128,7 @@ def test_alpha_and_palettes_keep_their_profile(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", ["L", "LA"])
-def test_gray_profiles_are_converted(tmp_path: Path, mode: str) -> None:
+def test_open_image_gray_profile_is_converted(tmp_path: Path, mode: str) -> None:
     icc = profile(b"GRAY", {b"kTRC": _curve(1.0)})  # linear light
     gray = Image.fromarray(numpy.array([[0, 20, 128, 255]], numpy.uint8))
     gray.convert(mode).save(tmp_path / "g.png", icc_profile=icc)
@@ -138,7 +138,7 @@ def test_gray_profiles_are_converted(tmp_path: Path, mode: str) -> None:
     assert abs(displayed - expected[:, None]).max() <= 2
 
 
-def test_inks_are_read_by_their_profile_and_without_one_by_pillow(tmp_path: Path) -> None:
+def test_open_image_cmyk_uses_profile_or_pillow(tmp_path: Path) -> None:
     inks = numpy.random.default_rng(1).integers(0, 256, (1, 64, 4)).astype(numpy.uint8)
     picture = Image.frombytes("CMYK", (64, 1), inks.tobytes())
     icc = ink_profile()
@@ -153,7 +153,7 @@ def test_inks_are_read_by_their_profile_and_without_one_by_pillow(tmp_path: Path
     assert notes()[1:] == ["ink values (CMYK) without a color profile, so that colors are approximate"]
 
 
-def test_what_cannot_be_applied_is_counted(tmp_path: Path) -> None:
+def test_open_image_unusable_profile_is_counted(tmp_path: Path) -> None:
     wide = rgb_profile(DISPLAY_P3)
     Image.new("CMYK", (1, 1), (9, 8, 7, 6)).save(tmp_path / "cmyk.tiff", icc_profile=wide)
     Image.new("RGB", (1, 1), (9, 8, 7)).save(

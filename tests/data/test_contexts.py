@@ -30,7 +30,7 @@ from workbench.errors import ConfigError, DataError
 from workbench.types import Box, Evidence, Example, Rollout, Turn
 
 
-def test_plain_is_what_the_deployed_student_gets() -> None:
+def test_plain_context_shows_question_images_and_history() -> None:
     turns = (Turn("user", "hello"), Turn("assistant", "yes"))
     prompt = build_prompt(example(history=turns), "plain")
     assert (prompt.text, len(prompt.images), prompt.history) == ("question", 1, turns)
@@ -53,7 +53,7 @@ def test_plain_is_what_the_deployed_student_gets() -> None:
         ("marked+crop", "question", 2),
     ],
 )
-def test_every_context_shows_its_evidence_and_nothing_else(context: str, text: str, num_images: int) -> None:
+def test_context_shows_its_evidence_only(context: str, text: str, num_images: int) -> None:
     prompt = build_prompt(example(), context)
     assert (prompt.text, len(prompt.images)) == (text, num_images)
 
@@ -73,7 +73,7 @@ def test_every_context_has_a_test() -> None:
 FACTS = "A red box holds 3 pens. How many pens are there?\nA blue box holds 1.5 times as many."
 
 
-def test_a_question_is_revealed_by_its_sentences_what_is_asked_first() -> None:
+def test_turns_reveal_question_by_sentence() -> None:
     item = example(question=FACTS)
     turns = user_turns(item)
     assert [turn.text for turn in turns] == [
@@ -91,7 +91,7 @@ def test_a_question_is_revealed_by_its_sentences_what_is_asked_first() -> None:
     assert len(build_prompt(example(turns=pictured_turns), "concat").images) == 2
 
 
-def test_the_last_turn_follows_the_replies_to_those_before_it() -> None:
+def test_last_turn_follows_replies_to_earlier_turns() -> None:
     rollout = Rollout(example(question=FACTS), 0, (1,), "1", True, replies=("3", "4"))
     prompt = build_prompt(rollout.example, "turns+hint", rollout)
     assert [(turn.role, turn.text, len(turn.images)) for turn in prompt.history] == [
@@ -109,7 +109,7 @@ def test_the_last_turn_follows_the_replies_to_those_before_it() -> None:
         assert missing_evidence(example(), context) == "turns (or a question of several sentences)"
 
 
-def test_feedback_is_shown_as_it_was_written_and_only_of_a_rollout() -> None:
+def test_feedback_context_shows_feedback_of_rollouts_only() -> None:
     rollout = Rollout(example(), 0, (1,), "1", True, feedback="reference: 5 3")
     assert build_prompt(rollout.example, "hint+feedback", rollout).text == "question\nhint: a hint\nreference: 5 3"
     for context, values in (("feedback", None), ("feedback", replace(rollout, feedback=None)), ("turns", None)):
@@ -120,7 +120,7 @@ def test_feedback_is_shown_as_it_was_written_and_only_of_a_rollout() -> None:
     build_prompt(example(question=FACTS), "turns+feedback", dummy_rollout(example(question=FACTS)))
 
 
-def test_the_order_of_a_sum_changes_nothing() -> None:
+def test_context_sum_in_any_order_gives_equal_prompts() -> None:
     first, second = (build_prompt(example(), context) for context in ("boxes+caption", "caption+boxes"))
     assert (first.text, first.images) == (second.text, second.images)
 
@@ -139,7 +139,7 @@ def test_the_order_of_a_sum_changes_nothing() -> None:
         ("Crop", 'Did you mean "crop"'),
     ],
 )
-def test_names_that_mean_nothing_are_refused(context: str, sentence: str) -> None:
+def test_parse_context_unknown_name_raises(context: str, sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
         parse_context(context)
 
@@ -158,7 +158,7 @@ def test_names_that_mean_nothing_are_refused(context: str, sentence: str) -> Non
         ("caption+hint", "caption"),
     ],
 )
-def test_missing_evidence_is_named_with_its_row(context: str, column: str) -> None:
+def test_missing_evidence_names_row_and_column(context: str, column: str) -> None:
     bare = Example("7", "question", example().images, origin="data.jsonl:7")
     assert missing_evidence(bare, context) == column
     with pytest.raises(DataError) as raised:
@@ -168,19 +168,19 @@ def test_missing_evidence_is_named_with_its_row(context: str, column: str) -> No
     assert missing_evidence(example(), context) is None
 
 
-def test_an_empty_text_is_no_evidence() -> None:
+def test_missing_evidence_counts_empty_text() -> None:
     assert missing_evidence(example(evidence=Evidence(caption="")), "caption") == "caption"
     assert missing_evidence(example(answer=""), "answer") == "answer"
 
 
 @pytest.mark.parametrize("context", ["crop", "crop_only", "boxes", "marked"])
-def test_a_box_without_an_image_is_no_evidence(context: str) -> None:
+def test_missing_evidence_counts_boxes_without_image(context: str) -> None:
     assert missing_evidence(example(images=()), context) == "images"
     with raises(DataError, "images"):
         build_prompt(example(images=()), context)
 
 
-def test_boxes_are_written_in_hundredths_from_0_to_99() -> None:
+def test_boxes_are_written_in_hundredths() -> None:
     boxes = (Box(0, 0, 20, 10, "all"), Box(19.99, 9.99, 20, 10), Box(10, 5, 10.4, 5.2, "dot"))
     text = evidence_text(example(evidence=Evidence(boxes)), "boxes")
     assert text == "all at 0 0 99 99; region at 99 99 99 99; dot at 50 50 52 52"
@@ -193,14 +193,14 @@ def quarters() -> Image.Image:
     return image
 
 
-def test_the_crop_is_the_first_box_at_twice_the_size() -> None:
+def test_crop_is_first_box_at_twice_its_size() -> None:
     boxes = (Box(10, 5, 20, 10), Box(0, 0, 3, 3))
     crop = evidence_crop(example(images=(quarters(),), evidence=Evidence(boxes)))
     assert crop.size == (20, 10)
     assert set(crop.getdata()) == {(0, 255, 0)}
 
 
-def test_an_own_crop_is_taken_as_it_is(tmp_path: Path) -> None:
+def test_crop_of_example_is_used_unchanged(tmp_path: Path) -> None:
     image = Image.new("RGB", (3, 3))
     assert evidence_crop(example(evidence=Evidence(crop=image))) is image
     assert build_prompt(example(evidence=Evidence(crop=tmp_path / "c.png")), "crop").images[1] == tmp_path / "c.png"
@@ -210,24 +210,24 @@ def test_an_own_crop_is_taken_as_it_is(tmp_path: Path) -> None:
     "box", [Box(5.2, 4, 5.4, 8), Box(5.9, 4.1, 6.1, 4.2), Box(0, 0, 0.3, 0.3), Box(19.8, 9.8, 20, 10)]
 )
 @pytest.mark.parametrize("context", ["crop", "crop_only", "marked", "boxes", "marked+boxes+crop"])
-def test_boxes_smaller_than_a_pixel_can_be_shown(box: Box, context: str) -> None:
+def test_context_with_box_below_a_pixel_builds_prompt(box: Box, context: str) -> None:
     images = build_prompt(example(evidence=Evidence((box,))), context).images
     assert all(min(image.size) >= 1 for image in images)
 
 
-def test_the_crop_holds_every_pixel_that_the_box_touches() -> None:
+def test_crop_covers_every_touched_pixel() -> None:
     box = Box(2.3, 1.7, 6.1, 4.2)
     crop = evidence_crop(example(evidence=Evidence((box,))))
     assert crop.size == (2 * (math.ceil(6.1) - 2), 2 * (math.ceil(4.2) - 1))
 
 
-def test_a_crop_too_large_to_enlarge_is_shown_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_crop_too_large_is_not_enlarged(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workbench.data.contexts, "MAX_PIXELS", 799)
     assert evidence_crop(example(evidence=Evidence((Box(0, 0, 20, 10),)))).size == (20, 10)
     assert evidence_crop(example(evidence=Evidence((Box(0, 0, 10, 10),)))).size == (20, 20)
 
 
-def test_the_mark_is_a_red_frame_on_a_copy() -> None:
+def test_marked_context_draws_red_frame_on_a_copy() -> None:
     item = example()
     (marked,) = build_prompt(item, "marked").images
     red = {(x, y) for x in range(20) for y in range(10) if marked.getpixel((x, y)) == (255, 0, 0)}
@@ -236,14 +236,14 @@ def test_the_mark_is_a_red_frame_on_a_copy() -> None:
     assert item.images[0].getpixel((2, 2)) != (255, 0, 0)
 
 
-def test_prompts_of_other_rows_files_and_contexts_have_other_names() -> None:
+def test_prompt_keys_differ_by_row_file_and_context() -> None:
     rows = [example(0, origin=origin) for origin in ("train.jsonl:1", "eval.jsonl:1")] + [example(0), example(1)]
     assert all(row.id == "example-0" for row in rows[:3])
     keys = [build_prompt(row, context).key for row in rows for context in ("plain", "boxes", "boxes+hint")]
     assert len(set(keys)) == len(keys)
 
 
-def test_the_student_never_sees_evidence() -> None:
+def test_plain_prompt_has_no_evidence() -> None:
     secret = dataclasses.replace(
         example(answer="S3CRET", reference="S3CRET"),
         evidence=Evidence((Box(1, 1, 2, 2, "S3CRET"),), caption="S3CRET", hint="S3CRET"),

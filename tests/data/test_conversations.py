@@ -51,7 +51,7 @@ FORMS = {
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_every_form_of_turns_is_the_same_conversation(form):
+def test_split_conversation_every_form_is_equal(form):
     conversation = split_conversation(FORMS[form], notes := Counter())
     assert conversation.question == "Which colour isn't it?"
     assert conversation.history == (("system", "Be short."),)
@@ -70,7 +70,7 @@ def test_every_form_of_turns_is_the_same_conversation(form):
         '{"role": "user", "content": "cut',
     ],
 )
-def test_text_that_names_roles_and_cannot_be_parsed_is_refused(text):
+def test_split_conversation_broken_turns_as_text_raise(text):
     with raises(Refused, "JSON"):
         split_conversation(text, Counter())
 
@@ -79,7 +79,7 @@ def test_text_that_names_roles_and_cannot_be_parsed_is_refused(text):
     "text",
     ["<|im_start|>user\nQ?<|im_end|>\n<|im_start|>assistant\nred", "[INST] Q? [/INST] red", "<start_of_turn>user\nQ?"],
 )
-def test_text_with_a_chat_template_in_it_is_refused(text):
+def test_split_conversation_chat_template_in_text_raises(text):
     with raises(Refused, "chat template"):
         split_conversation(text, Counter())
 
@@ -94,15 +94,15 @@ def test_text_with_a_chat_template_in_it_is_refused(text):
         "What does 'role': in {'role': 'user'} mean?",
     ],
 )
-def test_other_text_with_brackets_stays_the_question(text):
+def test_split_conversation_text_with_brackets_is_question(text):
     assert split_conversation(text, Counter()).question == text
 
 
-def test_a_completion_kept_as_text_is_the_answer_alone():
+def test_plain_text_of_stored_completion_is_answer():
     assert plain_text(json.dumps([{"role": "assistant", "content": "It is red."}]), Counter()) == "It is red."
 
 
-def test_images_stand_in_parts_under_every_name():
+def test_split_conversation_finds_images_in_parts():
     parts = [
         {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}},
         {"type": "image", "path": "a.png"},
@@ -123,10 +123,10 @@ def test_images_stand_in_parts_under_every_name():
         '[["Hello", "Hi"]]',
     ],
 )
-def test_history_is_read_in_every_form(history):
+def test_split_history_every_form_is_equal(history):
     assert split_history(history, Counter()) == (("user", "Hello"), ("assistant", "Hi"))
 
 
-def test_history_of_another_form_is_refused():
+def test_split_history_of_other_form_raises():
     with raises(Refused, "history", "list"):
         split_history("yesterday", Counter())

@@ -28,7 +28,7 @@ def write(folder, rows: list[dict]) -> list:
     return load_examples(file)
 
 
-def test_a_wrong_crop_of_a_scene_shares_no_fact_with_the_true_one(scenes) -> None:
+def test_wrong_crop_of_scene_shares_no_fact(scenes) -> None:
     for example in scenes:
         other = example.others.find(example, "crop")
         assert (other.domain, other.answer == example.answer) == (example.domain, False)
@@ -36,7 +36,7 @@ def test_a_wrong_crop_of_a_scene_shares_no_fact_with_the_true_one(scenes) -> Non
         assert {mark.truth for mark in other.marks} == {mark.truth for mark in example.marks}
 
 
-def test_a_wrong_hint_of_a_scene_names_none_of_the_places(scenes) -> None:
+def test_wrong_hint_of_scene_names_other_places(scenes) -> None:
     for example in scenes:
         places = build_prompt(example, "hint").text.partition("hint: ")[2].split(" and ")
         wrong = build_prompt(example, "wrong_hint").text.partition("hint: ")[2].split(" and ")
@@ -44,7 +44,7 @@ def test_a_wrong_hint_of_a_scene_names_none_of_the_places(scenes) -> None:
         assert not set(places) & set(wrong)
 
 
-def test_the_prompt_is_as_with_true_evidence_but_for_what_it_shows(scenes) -> None:
+def test_wrong_context_prompt_differs_in_evidence_only(scenes) -> None:
     example = scenes[0]
     true, wrong = (build_prompt(example, context) for context in ("crop+answer", "wrong_crop+wrong_answer"))
     assert wrong.images[0] is example.images[0]
@@ -55,7 +55,7 @@ def test_the_prompt_is_as_with_true_evidence_but_for_what_it_shows(scenes) -> No
     assert answer not in ("", example.answer)
 
 
-def test_it_depends_on_the_example_alone(scenes) -> None:
+def test_wrong_evidence_depends_on_example_only(scenes) -> None:
     (again,) = make_examples("eval", start=5, count=1)
     for context in ("wrong_crop", "wrong_hint", "wrong_answer"):
         first, second = build_prompt(scenes[5], context), build_prompt(again, context)
@@ -63,7 +63,7 @@ def test_it_depends_on_the_example_alone(scenes) -> None:
         assert open_image(first.images[-1]).tobytes() == open_image(second.images[-1]).tobytes()
 
 
-def test_rows_of_a_file_get_evidence_of_their_own_domain(tmp_path) -> None:
+def test_wrong_evidence_of_rows_is_of_same_domain(tmp_path) -> None:
     rows = [{"domain": "a", "answer": str(n), "hint": f"left {n}"} for n in range(3)]
     rows += [{"domain": "b", "answer": "9", "hint": "right"}, {"domain": "b", "answer": "8", "hint": " Right "}]
     examples = write(tmp_path, rows)
@@ -74,7 +74,7 @@ def test_rows_of_a_file_get_evidence_of_their_own_domain(tmp_path) -> None:
     assert build_prompt(examples[3], "wrong_answer").text.endswith("answer: 8")
 
 
-def test_two_rows_with_the_same_answer_are_no_control_for_each_other(tmp_path) -> None:
+def test_wrong_evidence_is_of_a_row_with_another_answer(tmp_path) -> None:
     box = {"boxes": [{"x0": 1, "y0": 1, "x1": 9, "y1": 9}]}
     examples = write(tmp_path, [{"answer": "Yes", **box}, {"answer": "yes", **box}, {"answer": "no", **box}, {**box}])
     assert {examples[0].others.find(examples[0], "crop").id for _ in range(3)} <= {"3", "4"}
@@ -83,13 +83,13 @@ def test_two_rows_with_the_same_answer_are_no_control_for_each_other(tmp_path) -
         build_prompt(only_yes[0], "wrong_crop")
 
 
-def test_an_example_without_the_true_evidence_gets_no_wrong_one(tmp_path) -> None:
+def test_wrong_evidence_without_true_evidence_is_missing(tmp_path) -> None:
     examples = write(tmp_path, [{"answer": "a"}, {"answer": "b", "hint": "there"}])
     assert missing_evidence(examples[0], "wrong_hint") == "hint"
     assert missing_evidence(examples[1], "wrong_hint") == "wrong hint (of another example of its domain)"
 
 
-def test_a_pickled_example_leaves_its_data_set_behind(tmp_path) -> None:
+def test_pickled_example_leaves_out_its_data_set(tmp_path) -> None:
     examples = write(tmp_path, [{"answer": str(n)} for n in range(50)])
     assert len(pickle.dumps(examples[0])) < 2000
 
@@ -97,6 +97,6 @@ def test_a_pickled_example_leaves_its_data_set_behind(tmp_path) -> None:
 @pytest.mark.parametrize(
     "context", ["crop+wrong_crop", "crop_only+wrong_crop", "hint+wrong_hint", "answer+wrong_answer"]
 )
-def test_true_and_wrong_evidence_of_a_kind_are_refused_together(context: str) -> None:
+def test_parse_context_true_and_wrong_evidence_raises(context: str) -> None:
     with raises(ConfigError, "wrong"):
         parse_context(context)

@@ -75,7 +75,7 @@ def refusal(folder, *rows):
     return message.removeprefix(f"{path}:{len(rows)}")
 
 
-def test_a_full_row_of_jsonl_becomes_an_example(folder):
+def test_load_examples_full_json_row_has_every_field(folder):
     path = write(folder, FULL)
     (example,) = load_examples(path)
     assert (example.id, example.answer, example.domain) == ("a", "STOP", "signs")
@@ -94,14 +94,14 @@ def test_a_full_row_of_jsonl_becomes_an_example(folder):
     assert len(build_prompt(example, "crop+boxes+caption").images) == 2
 
 
-def test_only_the_question_is_required_and_rows_are_named_by_number(folder):
+def test_load_examples_requires_question_only(folder):
     path = write(folder, {"question": "One?"}, "", {"question": "Two?", "images": None, "answer": None})
     first, second = load_examples(path)
     assert (first.id, second.id) == ("1", "3")  # the blank line counts, so that the number is the editor's
     assert second.origin == f"{path}:3"
 
 
-def test_parquet_with_paths_equals_jsonl(folder):
+def test_load_examples_parquet_with_paths_equals_json(folder):
     parquet = folder / "rows.parquet"
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist([FULL, {"question": "Plain?"}]), parquet)
     full, plain = load_examples(parquet)
@@ -113,7 +113,7 @@ def test_parquet_with_paths_equals_jsonl(folder):
     assert (plain.id, plain.images, plain.evidence.boxes) == ("2", (), ())
 
 
-def test_parquet_with_embedded_images_is_decoded(folder):
+def test_load_examples_parquet_embedded_images_are_decoded(folder):
     row = FULL | {"images": [{"bytes": png(), "path": "sign.png"}], "crop": {"bytes": png((8, 8)), "path": None}}
     parquet = folder / "rows.parquet"
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row]), parquet)
@@ -136,7 +136,7 @@ def saved(folder, **splits):
     return folder / "saved"
 
 
-def test_a_folder_saved_by_datasets_is_read_without_decoding_twice(folder):
+def test_load_examples_saved_folder_is_decoded_once(folder):
     path = saved(folder, all=70)  # more than one batch
     examples = load_examples(path, max_examples=66)
     assert [example.question for example in examples] == [f"all {idx}?" for idx in range(66)]
@@ -144,18 +144,18 @@ def test_a_folder_saved_by_datasets_is_read_without_decoding_twice(folder):
     assert examples[-1].origin == f"{path}:66"
 
 
-def test_a_split_of_a_saved_folder_is_its_sub_folder(folder):
+def test_load_examples_saved_splits_need_a_name(folder):
     path = saved(folder, train=2, test=1)
     with raises(DataError, "saved/train"):
         load_examples(path)
     assert len(load_examples(path / "train")) == 2
 
 
-def test_a_saved_folder_of_one_split_needs_no_name(folder):
+def test_load_examples_saved_single_split_needs_no_name(folder):
     assert len(load_examples(saved(folder, train=2))) == 2
 
 
-def test_without_the_datasets_package_saved_folders_and_names_say_what_to_install(folder, monkeypatch):
+def test_load_examples_without_datasets_package_names_it(folder, monkeypatch):
     path = saved(folder, all=1)
     monkeypatch.setitem(sys.modules, "datasets", None)  # as if it were not installed
     for source in (path, "hf:owner/name?split=train"):
@@ -163,7 +163,7 @@ def test_without_the_datasets_package_saved_folders_and_names_say_what_to_instal
             load_examples(source)
 
 
-def test_a_name_of_the_hub_that_cannot_be_reached_is_one_sentence(monkeypatch):
+def test_load_examples_unreachable_hub_raises(monkeypatch):
     monkeypatch.setattr(hf_datasets.config, "HF_HUB_OFFLINE", True)
     with raises(DataError, "owner/name", "train"):
         load_examples("hf:owner/name?split=train")
@@ -177,19 +177,19 @@ def test_a_name_of_the_hub_that_cannot_be_reached_is_one_sentence(monkeypatch):
         ("hf:owner/name?spilt=train", 'parameter "spilt" is unknown.*Did you mean "split"'),
     ],
 )
-def test_a_faulty_name_of_the_hub_is_refused(source, message):
+def test_load_examples_wrong_hub_name_raises(source, message):
     with pytest.raises(ConfigError, match=message):
         load_examples(source)
 
 
-def test_scenes_come_from_the_query():
+def test_load_examples_scenes_follow_query():
     examples = load_examples("scenes:eval?count=3&seed=3&start=2")
     assert [example.id for example in examples] == [e.id for e in make_examples("eval", seed=3, start=2, count=3)]
     assert len(load_examples("scenes:train?count=5", max_examples=2)) == 2
     assert len(load_examples("scenes:train", max_examples=2)) == 2
 
 
-def test_scenes_of_some_families_are_the_same_examples():
+def test_load_examples_scenes_of_families_are_equal():
     chosen = load_examples("scenes:eval?count=6&start=1&families=count,tag")
     everything = [example for example in load_examples("scenes:eval?count=24") if example.domain in ("count", "tag")]
     assert [(entry.id, entry.question) for entry in chosen] == [(item.id, item.question) for item in everything[1:7]]
@@ -212,12 +212,12 @@ def test_scenes_of_some_families_are_the_same_examples():
         ("scenes:eval?turns=row", 'turns "row" is unknown.*Did you mean "rows"'),
     ],
 )
-def test_a_faulty_scenes_query_is_refused(source, message):
+def test_load_examples_wrong_scenes_query_raises(source, message):
     with pytest.raises(ConfigError, match=message):
         load_examples(source)
 
 
-def test_malformed_json_names_the_line(folder):
+def test_load_examples_malformed_json_names_line(folder):
     assert "is not valid JSON" in refusal(folder, FULL, '{"question": "cut')
     assert "is not valid JSON" in refusal(folder, "[" * 100_000)
     assert "each line must be one JSON object" in refusal(folder, "[1, 2]")
@@ -227,7 +227,7 @@ def test_malformed_json_names_the_line(folder):
         load_examples(path)
 
 
-def test_a_byte_order_mark_is_no_fault(folder):
+def test_load_examples_accepts_byte_order_mark(folder):
     path = folder / "rows.jsonl"
     path.write_bytes(b"\xef\xbb\xbf" + b'{"question": "Q?"}\r\n')
     assert load_examples(path)[0].question == "Q?"
@@ -294,18 +294,18 @@ def test_a_byte_order_mark_is_no_fault(folder):
         ({"marks": [{"pattern": "(a)"}]}, 'with "kind"'),
     ],
 )
-def test_a_faulty_column_is_refused(folder, change, message):
+def test_load_examples_wrong_column_raises(folder, change, message):
     assert message in refusal(folder, FULL, FULL | {"id": "b"} | change)
 
 
-def test_a_repeated_id_names_both_rows(folder):
+def test_load_examples_repeated_id_names_both_rows(folder):
     message = refusal(folder, FULL, FULL)
     assert '"a" is also the id of' in message
     assert "rows.jsonl:1. Ids must be unique" in message
     assert "is also the id of" in refusal(folder, {"id": 7, "question": "Q?"}, {"id": "7", "question": "Q?"})
 
 
-def test_a_file_that_is_no_image_is_refused_where_its_size_is_needed(folder):
+def test_load_examples_file_that_is_not_an_image_raises(folder):
     (folder / "pictures/sign.png").write_text("not a picture")
     assert 'column "images[0]": image' in refusal(folder, FULL)
     (example,) = load_examples(write(folder, {"question": "Q?", "images": ["pictures/sign.png"]}))
@@ -314,7 +314,7 @@ def test_a_file_that_is_no_image_is_refused_where_its_size_is_needed(folder):
 
 
 @pytest.mark.parametrize("data", [b"", b"not a picture", png()[:60], png()[:-30]])
-def test_a_damaged_embedded_image_names_row_and_column(folder, data):
+def test_load_examples_damaged_embedded_image_names_column(folder, data):
     parquet = folder / "rows.parquet"
     pyarrow.parquet.write_table(
         pyarrow.Table.from_pylist([{"question": "Q?", "images": [{"bytes": data, "path": ""}]}]), parquet
@@ -323,7 +323,7 @@ def test_a_damaged_embedded_image_names_row_and_column(folder, data):
         load_examples(parquet)
 
 
-def test_an_embedded_image_of_too_many_pixels_is_not_decoded():
+def test_decode_image_with_too_many_pixels_raises():
     with raises(DataError, "64,000,000"):
         decode_image(bomb())
 
@@ -335,7 +335,7 @@ def bomb():
     return data.getvalue()
 
 
-def test_embedded_images_are_bounded_in_memory(folder, monkeypatch):
+def test_load_examples_embedded_images_are_bounded(folder, monkeypatch):
     path = saved(folder, all=3)
     monkeypatch.setattr(workbench.data.examples, "MAX_EMBEDDED_BYTES", 2 * 40 * 60 * 3)
     assert len(load_examples(path, max_examples=2)) == 2
@@ -343,7 +343,7 @@ def test_embedded_images_are_bounded_in_memory(folder, monkeypatch):
         load_examples(path)
 
 
-def test_paths_may_be_absolute_or_leave_the_folder(folder, tmp_path_factory):
+def test_load_examples_paths_may_leave_the_folder(folder, tmp_path_factory):
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     shutil.copy(folder / "pictures/sign.png", elsewhere / "sign.png")
     parent = f"../{elsewhere.name}/sign.png" if elsewhere.parent == folder.parent else str(elsewhere / "sign.png")
@@ -351,7 +351,7 @@ def test_paths_may_be_absolute_or_leave_the_folder(folder, tmp_path_factory):
     assert all(example.images[0].is_file() for example in load_examples(write(folder, *rows)))
 
 
-def test_root_moves_where_relative_paths_start(folder):
+def test_load_examples_root_moves_relative_paths(folder):
     (folder / "lists").mkdir()
     path = write(folder / "lists", FULL)
     with raises(DataError, "exists"):
@@ -359,7 +359,7 @@ def test_root_moves_where_relative_paths_start(folder):
     assert load_examples(path, root=folder)[0].images == (folder / "pictures/sign.png",)
 
 
-def test_a_source_that_is_no_data_file_is_refused(folder):
+def test_load_examples_other_file_raises(folder):
     for name, content, message in (
         ("gone.jsonl", None, "does not exist"),
         ("rows.csv", "a,b", 'ends in ".csv"; data files are .jsonl or .parquet'),
@@ -376,18 +376,18 @@ def test_a_source_that_is_no_data_file_is_refused(folder):
         load_examples(write(folder, FULL), max_examples=0)
 
 
-def test_a_torn_saved_folder_is_refused(folder):
+def test_load_examples_torn_saved_folder_raises(folder):
     path = saved(folder, all=2)
     (path / "state.json").write_text("{")
     with raises(DataError, "saved dataset"):
         load_examples(path)
 
 
-def test_rows_after_the_limit_are_not_read(folder):
+def test_load_examples_rows_after_limit_are_not_read(folder):
     assert len(load_examples(write(folder, FULL, "{broken"), max_examples=1)) == 1
 
 
-def test_missing_evidence_is_counted_and_the_first_rows_named(folder):
+def test_require_evidence_counts_and_names_first_rows(folder):
     path = write(folder, FULL, *({"question": "Q?"} for _ in range(4)), {"question": "Q?", "caption": "c"})
     examples = load_examples(path)
     with pytest.raises(DataError) as caught:
@@ -403,7 +403,7 @@ def test_missing_evidence_is_counted_and_the_first_rows_named(folder):
     check_evidence(examples[:1], ("boxes+caption", "crop", "hint", "answer", "reference"))
 
 
-def test_examples_are_split_by_evidence(folder):
+def test_split_by_evidence_returns_usable_and_skipped(folder):
     examples = load_examples(write(folder, FULL, {"question": "Q?"}, {"question": "Q?", "hint": "h"}))
     split = split_by_evidence(examples, ("plain", "hint"))
     assert [example.id for example in split.usable] == ["a", "3"]
@@ -411,7 +411,7 @@ def test_examples_are_split_by_evidence(folder):
     assert [column for _, column in split_by_evidence(examples, ("crop",)).skipped] == ["boxes (or crop)"] * 2
 
 
-def test_the_samples_have_evidence_for_every_context_and_true_references():
+def test_samples_have_evidence_for_every_context():
     examples = load_examples(REPOSITORY / "data/samples/samples.jsonl")
     check_evidence(examples, ("plain", *EVIDENCE))
     for example in examples:
@@ -420,7 +420,7 @@ def test_the_samples_have_evidence_for_every_context_and_true_references():
         assert open_image(example.images[0]).width > 200 and open_image(evidence_crop(example)).width > 20
 
 
-def test_the_page_on_data_lists_every_column_and_its_lines_load(tmp_path):
+def test_data_page_lists_columns_and_its_lines_load(tmp_path):
     page = (REPOSITORY / "docs/data.md").read_text()
     table = page.partition("## Columns")[2].partition("Three lines")[0]
     assert re.findall(r"^\| `(\w+)` \|", table, re.M) == list(COLUMNS)
@@ -442,7 +442,7 @@ def damaged(kind, seed):
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP", "PPM"])
-def test_no_damaged_picture_escapes_as_another_error(kind, tmp_path):
+def test_open_image_damaged_raises_data_error_only(kind, tmp_path):
     for seed in range(150):
         data = damaged(kind, seed)
         (tmp_path / "picture").write_bytes(data)

@@ -64,11 +64,11 @@ def write(folder, *rows):
         (10**4000, None),
     ],
 )
-def test_a_number_is_written_as_an_answer_states_it(value, text):
+def test_number_text_equals_text_of_an_answer(value, text):
     assert number_text(value) == text
 
 
-def test_missing_values_are_none_and_damaged_numbers_stay():
+def test_without_missing_replaces_nan_outside_of_boxes():
     assert without_missing({"a": NAN, "b": [NAN, "x"], "c": {"label": NAN, "bbox": [1.0]}}) == {
         "a": None,
         "b": [None, "x"],
@@ -80,7 +80,7 @@ def test_missing_values_are_none_and_damaged_numbers_stay():
 @pytest.mark.parametrize(
     "text", ["[nan", "[" * 5000, "{'a': " * 3000, "5", "text", "(1)", "{1, 2}", "[1_", '"[', "['a'] + ['b']"]
 )
-def test_text_that_is_no_structure_is_left_alone(text):
+def test_parse_structure_of_other_text_is_none(text):
     assert parse_structure(text) is None
 
 
@@ -92,7 +92,7 @@ ROWS = [
 
 
 @pytest.mark.parametrize("form", ["own JSON lines", "import of JSON lines", "import of Parquet", "own Parquet"])
-def test_a_table_with_missing_values_has_whole_numbers_and_none(folder, form):
+def test_table_with_missing_values_has_whole_numbers(folder, form):
     path = write(folder, *ROWS)
     if "Parquet" in form:
         path = folder / "rows.parquet"
@@ -139,7 +139,7 @@ def test_a_table_with_missing_values_has_whole_numbers_and_none(folder, form):
         (pyarrow.array([[27.0]]), "27", "answer taken out of a list of one, or of equal ones"),
     ],
 )
-def test_arrow_types_of_an_answer(folder, column, text, note):
+def test_import_arrow_types_become_answer_text(folder, column, text, note):
     pyarrow.parquet.write_table(pyarrow.table({"question": ["Q?"], "answer": column}), folder / "rows.parquet")
     report = import_dataset(folder / "rows.parquet", folder / "out")
     assert load_examples(report.path)[0].answer == text
@@ -147,7 +147,7 @@ def test_arrow_types_of_an_answer(folder, column, text, note):
 
 
 @pytest.mark.parametrize("value", [True, ["a", "b"], {"a": "b"}, math.inf, [[1]]])
-def test_an_answer_that_is_neither_is_counted(folder, value):
+def test_import_answer_of_other_type_is_skipped(folder, value):
     report = import_dataset(write(folder, {"question": "Good?"}, {"question": "Q?", "answer": value}), folder / "out")
     assert report.skipped == {"answer is neither text nor a number": 1}
 
@@ -158,7 +158,7 @@ BROKEN_TEXT = pyarrow.StringArray.from_buffers(2, *pyarrow.array([b"x", b"\xff"]
 @pytest.mark.parametrize(
     "column", [BROKEN_TEXT, pyarrow.array([0, -(2**62)], pyarrow.timestamp("us"))], ids=["text", "time"]
 )
-def test_a_value_that_python_cannot_hold_skips_its_row(folder, column):
+def test_import_value_that_python_lacks_skips_row(folder, column):
     table = pyarrow.table({"question": ["Q?", "R?"], "answer": column})
     pyarrow.parquet.write_table(table, folder / "rows.parquet")
     report = import_dataset(folder / "rows.parquet", folder / "out")
@@ -169,7 +169,7 @@ def test_a_value_that_python_cannot_hold_skips_its_row(folder, column):
         load_examples(folder / "rows.parquet")
 
 
-def test_two_columns_of_one_name_are_refused(folder):
+def test_import_duplicate_columns_raise(folder):
     table = pyarrow.Table.from_arrays(
         [pyarrow.array(["Q?"]), pyarrow.array(["a"]), pyarrow.array(["b"])], ["question", "answer", "answer"]
     )
@@ -179,7 +179,7 @@ def test_two_columns_of_one_name_are_refused(folder):
 
 
 @pytest.mark.parametrize("form", ["saved folder", "Parquet"])
-def test_numbers_of_classes_become_their_names(folder, form):
+def test_import_class_numbers_become_names(folder, form):
     animal = hf_datasets.ClassLabel(names=["cat", "dog"])
     features = hf_datasets.Features(
         {
@@ -217,7 +217,7 @@ def test_numbers_of_classes_become_their_names(folder, form):
         ({"question": "Q?"}, ["Q?"]),
     ],
 )
-def test_a_json_list_is_read(folder, content, questions):
+def test_import_json_list_is_read(folder, content, questions):
     path = folder / "rows.json"
     for indent in (None, 2):
         path.write_text(json.dumps(content, indent=indent))
@@ -242,7 +242,7 @@ def test_a_json_list_is_read(folder, content, questions):
         ("rows.jsonl.gz", "", "Unpack it first"),
     ],
 )
-def test_a_file_of_another_form_says_how_to_go_on(folder, name, text, message):
+def test_import_of_other_file_form_names_remedy(folder, name, text, message):
     (folder / name).write_text(text)
     with pytest.raises(DataError, match=message):
         load_examples(folder / name)
@@ -261,7 +261,7 @@ PICTURES = {
 
 
 @pytest.mark.parametrize("form", PICTURES)
-def test_a_picture_is_read_in_every_form(folder, form):
+def test_import_image_in_every_form_is_read(folder, form):
     row = {"question": "Q?", "images": [PICTURES[form]]}
     loaded = load_examples(write(folder, row))
     imported = load_examples(import_dataset(write(folder, row), folder / "out").path)
@@ -271,7 +271,7 @@ def test_a_picture_is_read_in_every_form(folder, form):
         assert (picture.size, picture.convert("RGB").getpixel((3, 3))) == ((20, 10), (255, 0, 0))
 
 
-def test_bytes_file_uris_text_lists_and_other_names_of_columns(folder):
+def test_import_image_bytes_uris_and_lists_are_read(folder):
     pyarrow.parquet.write_table(pyarrow.table({"question": ["Q?"], "image": [png()]}), folder / "rows.parquet")
     assert len(load_examples(import_dataset(folder / "rows.parquet", folder / "bytes").path)[0].images) == 1
     values = [{"image": f"file://{folder}/a.png"}, {"images": "['a.png', 'a.png']"}, {"file_name": "a.png"}]
@@ -292,7 +292,7 @@ def test_bytes_file_uris_text_lists_and_other_names_of_columns(folder):
         ("b.png", "image file does not exist"),
     ],
 )
-def test_a_picture_that_cannot_be_read_is_counted(folder, picture, reason):
+def test_import_unreadable_image_is_skipped(folder, picture, reason):
     with zipfile.ZipFile(folder / "pictures.zip", "w") as archive:
         archive.writestr("pictures/b.png", png())
     report = import_dataset(write(folder, {"question": "Good?"}, {"question": "Q?", "image": picture}), folder / "out")
@@ -303,7 +303,7 @@ def test_a_picture_that_cannot_be_read_is_counted(folder, picture, reason):
 
 @pytest.mark.parametrize("streaming", ["true", "false"])
 @pytest.mark.parametrize("zipped", [True, False])
-def test_a_folder_of_pictures_is_read_also_streamed_and_zipped(folder, monkeypatch, streaming, zipped):
+def test_import_image_folder_is_read_streamed_and_zipped(folder, monkeypatch, streaming, zipped):
     monkeypatch.setenv("HF_HOME", str(folder / "cache"))
     data = folder / "pictures"
     data.mkdir()
@@ -323,7 +323,7 @@ def test_a_folder_of_pictures_is_read_also_streamed_and_zipped(folder, monkeypat
         assert picture.size == (20, 10)
 
 
-def test_our_own_structures_pass_through_import(folder):
+def test_import_own_structures_are_unchanged(folder):
     box = {"x0": 1, "y0": 2, "x1": 11, "y1": 9}
     row = {
         "question": "Q?",
@@ -343,7 +343,7 @@ def test_our_own_structures_pass_through_import(folder):
     assert report.unused == () and not report.notes
 
 
-def test_foreign_columns_of_our_names_are_left_out_and_counted(folder):
+def test_import_foreign_columns_of_own_names_are_counted(folder):
     row = {"question": "Q?", "history": "of Rome", "turns": 5, "marks": [3]}
     report = import_dataset(write(folder, row), folder / "out")
     assert report.notes == {
@@ -354,7 +354,7 @@ def test_foreign_columns_of_our_names_are_left_out_and_counted(folder):
     assert report.unused == ("history", "turns", "marks")
 
 
-def test_text_kept_as_bytes_is_read_or_refused(folder):
+def test_import_text_as_bytes_is_decoded_or_skipped(folder):
     table = pyarrow.table({"question": [b"Q?", b"\xff"], "caption": [b"a house", b"x"]})
     pyarrow.parquet.write_table(table, folder / "rows.parquet")
     report = import_dataset(folder / "rows.parquet", folder / "out")

@@ -24,7 +24,7 @@ BUILT_IN = "the purple ring is at the top left . its tag reads K . answer K"
         ("", "red", 0.0),
     ],
 )
-def test_exact_compares_the_whole_text(text, answer, right):
+def test_grade_exact_compares_whole_text(text, answer, right):
     assert grade(text, answer, "exact") == right
 
 
@@ -76,12 +76,12 @@ def test_exact_compares_the_whole_text(text, answer, right):
         ("+", "-", 0.0),
     ],
 )
-def test_final_reads_the_statement_of_the_answer(text, answer, right):
+def test_grade_final_reads_stated_answer(text, answer, right):
     assert grade(text, answer, "final") == right
     assert grade(text, answer) == right
 
 
-def test_final_errs_on_units_that_one_side_names():
+def test_grade_final_unit_on_one_side_errs():
     assert grade("answer: 5 cm", "5") == 0.0
 
 
@@ -112,11 +112,11 @@ def test_final_errs_on_units_that_one_side_names():
         ("", "A", 0.0),
     ],
 )
-def test_choice_reads_one_letter(text, answer, right):
+def test_grade_choice_reads_one_letter(text, answer, right):
     assert grade(text, answer, "choice") == right
 
 
-def test_choice_errs_on_a_rejected_letter_at_the_end():
+def test_grade_choice_rejected_letter_at_end_errs():
     assert grade("B is right, not A", "B", "choice") == 0.0
 
 
@@ -152,11 +152,11 @@ def test_choice_errs_on_a_rejected_letter_at_the_end():
         ("1e999999999", "1", 0.0),
     ],
 )
-def test_numeric_compares_values(text, answer, right):
+def test_grade_numeric_compares_values(text, answer, right):
     assert grade(text, answer, "numeric") == right
 
 
-def test_numeric_takes_a_tolerance_as_share_of_the_right_number():
+def test_grade_numeric_tolerance_is_relative():
     assert grade("104", "100", "numeric", tolerance=0.05) == 1.0
     assert grade("106", "100", "numeric", tolerance=0.05) == 0.0
     assert grade("0.001", "0", "numeric", tolerance=0.05) == 0.0
@@ -181,42 +181,42 @@ def test_numeric_takes_a_tolerance_as_share_of_the_right_number():
         ("", "red", 0.0),
     ],
 )
-def test_contains_wants_whole_words_that_are_not_denied(text, answer, right):
+def test_grade_contains_needs_whole_undenied_words(text, answer, right):
     assert grade(text, answer, "contains") == right
 
 
-def test_contains_errs_on_hedges():
+def test_grade_contains_hedge_errs():
     assert grade("red or blue", "red", "contains") == 1.0
 
 
 @pytest.mark.parametrize("rule", GRADERS)
-def test_without_an_answer_nothing_is_told(rule):
+def test_grade_without_answer_is_none(rule):
     assert grade("red", None, rule) is None
     assert grade("red", " . ", rule) is None
 
 
-def test_an_answer_that_the_rule_cannot_compare_is_not_called_wrong():
+def test_grade_incomparable_answer_is_none():
     assert grade("10", "red", "numeric") is None
     assert grade("10", "1 or 2", "numeric") is None
     assert grade("B", "red", "choice") is None
 
 
-def test_an_unknown_rule_is_named_with_a_suggestion():
+def test_grade_unknown_grader_suggests_name():
     with raises(ConfigError, "finl", "final"):
         grade("red", "red", "finl")
 
 
-def test_final_answer_is_the_text_as_written():
+def test_final_answer_keeps_its_spelling():
     assert final_answer(BUILT_IN) == "K"
     assert final_answer("First. The Sign says Stop!") == "The Sign says Stop"
     assert final_answer("") == ""
 
 
-def test_normalize_gives_one_spelling():
+def test_normalize_unifies_spelling():
     assert normalize(" **The  Café’s** ! ") == "the café's"
 
 
-def test_long_hostile_texts_are_graded_quickly():
+def test_grade_long_hostile_text_is_fast():
     for text in (
         "answer to " * 20_000,
         "\\boxed{" * 3_000,

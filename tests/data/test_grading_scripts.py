@@ -96,7 +96,7 @@ from workbench.data.grading import grade
         ("Δεν είναι όχι κόκκινο", "κόκκινο", 0.0),
     ],
 )
-def test_final(text: str, answer: str, right: float | None) -> None:
+def test_grade_final_in_other_scripts(text: str, answer: str, right: float | None) -> None:
     assert grade(text, answer, "final") == right
 
 
@@ -126,7 +126,7 @@ def test_final(text: str, answer: str, right: float | None) -> None:
         ("ένα κόκκινο αυτοκίνητο", "κόκκινο", 1.0),
     ],
 )
-def test_contains(text: str, answer: str, right: float | None) -> None:
+def test_grade_contains_in_other_scripts(text: str, answer: str, right: float | None) -> None:
     assert grade(text, answer, "contains") == right
 
 
@@ -143,7 +143,7 @@ def test_contains(text: str, answer: str, right: float | None) -> None:
         ("أَحْمَر", "أحمر", 1.0),
     ],
 )
-def test_exact(text: str, answer: str, right: float) -> None:
+def test_grade_exact_in_other_scripts(text: str, answer: str, right: float) -> None:
     assert grade(text, answer, "exact") == right
 
 
@@ -163,7 +163,7 @@ def test_exact(text: str, answer: str, right: float) -> None:
         ("一共有三个", "3", None),  # numbers in words are not read in scripts where they are common
     ],
 )
-def test_numeric(text: str, answer: str, right: float | None) -> None:
+def test_grade_numeric_in_other_scripts(text: str, answer: str, right: float | None) -> None:
     assert grade(text, answer, "numeric") == right
 
 
@@ -181,7 +181,7 @@ def test_numeric(text: str, answer: str, right: float | None) -> None:
         ("คำตอบคือ B", "B", 1.0),
     ],
 )
-def test_choice(text: str, answer: str, right: float) -> None:
+def test_grade_choice_in_other_scripts(text: str, answer: str, right: float) -> None:
     assert grade(text, answer, "choice") == right
 
 
@@ -190,5 +190,5 @@ def test_choice(text: str, answer: str, right: float) -> None:
     ["答案" * 30_000, "红" * 100_000, "ا" * 50_000 + "َ" * 50_000, "不是" * 40_000, "１，" * 40_000, "정답은 " * 30_000],
 )
 @pytest.mark.parametrize("rule", ["final", "contains", "numeric", "choice", "exact"])
-def test_long_hostile_texts_are_graded_quickly(text: str, rule: str) -> None:
+def test_grade_long_hostile_script_is_fast(text: str, rule: str) -> None:
     assert grade(text, {"choice": "B", "numeric": "7"}.get(rule, "蓝色"), rule) in (0.0, None)

@@ -45,7 +45,7 @@ def png(color_type: int, bits: int, key: bytes, row: bytes, width: int) -> bytes
     return b"\x89PNG\r\n\x1a\n" + parts + chunk(b"IEND", b"")
 
 
-def test_every_alpha_is_laid_on_white() -> None:
+def test_open_image_alpha_is_blended_on_white() -> None:
     values = numpy.array([[(200, 30, 10, alpha) for alpha in ALPHAS]], dtype=numpy.uint8)
     wanted = on_white(values[..., :3], values[..., 3])
     rgba = Image.fromarray(values, "RGBA")
@@ -82,7 +82,7 @@ def drawing() -> Image.Image:
         "rgba.avif",
     ],
 )
-def test_a_drawing_on_nothing_is_black_on_white(kind: str, tmp_path: Path) -> None:
+def test_open_image_transparent_drawing_is_black_on_white(kind: str, tmp_path: Path) -> None:
     stem, file = kind.partition(".")[0], tmp_path / kind
     palette = Image.new("P", (120, 40), 0)
     palette.putpalette([0, 0, 0, 0, 0, 0, 255, 0, 0] + [0] * 759)
@@ -127,7 +127,7 @@ def test_a_drawing_on_nothing_is_black_on_white(kind: str, tmp_path: Path) -> No
         ),
     ],
 )
-def test_a_transparent_grey_or_color_is_found_at_every_depth(data: bytes, wanted: list[int]) -> None:
+def test_decode_image_transparent_color_of_any_depth_is_white(data: bytes, wanted: list[int]) -> None:
     assert pixels(decode_image(data))[0].tolist() == [[value] * 3 for value in wanted]
 
 
@@ -147,9 +147,7 @@ def test_a_transparent_grey_or_color_is_found_at_every_depth(data: bytes, wanted
         ("I", (0, 0, 0), (0, 0, 0)),
     ],
 )
-def test_white_is_the_largest_number_of_the_depth_that_holds_the_values(
-    mode: str, values: tuple, wanted: tuple
-) -> None:
+def test_open_image_deep_values_scale_by_their_depth(mode: str, values: tuple, wanted: tuple) -> None:
     order = {"I": "=i4", "I;16B": ">u2", "I;16N": "=u2"}.get(mode, "<u2")
     image = Image.frombytes(mode, (len(values), 1), numpy.array(values, order).tobytes())
     assert pixels(open_image(image))[0].tolist() == [[value] * 3 for value in wanted]
@@ -158,7 +156,7 @@ def test_white_is_the_largest_number_of_the_depth_that_holds_the_values(
 
 
 @pytest.mark.parametrize("kind", ["png", "tiff"])
-def test_deep_files_are_scaled_too(kind: str, tmp_path: Path) -> None:
+def test_open_image_deep_files_are_scaled(kind: str, tmp_path: Path) -> None:
     values = numpy.array([[0, 256, 2048, 4095]], numpy.uint16)
     Image.fromarray(values).save(tmp_path / f"deep.{kind}")
     assert pixels(open_image(tmp_path / f"deep.{kind}"))[0, :, 0].tolist() == [0, 16, 128, 255]
@@ -168,7 +166,7 @@ def test_deep_files_are_scaled_too(kind: str, tmp_path: Path) -> None:
     assert pixels(open_image(tmp_path / "dark.pgm"))[0, :, 0].tolist() == [0, 16, 32, 62]  # the file states 4095
 
 
-def test_negative_and_floating_point_values_are_refused() -> None:
+def test_open_image_negative_or_float_values_raise() -> None:
     with raises(DataError, "-3"):
         open_image(Image.fromarray(numpy.array([[-3, 5]], numpy.int32)))
     with raises(DataError, "floating-point"):
@@ -178,7 +176,7 @@ def test_negative_and_floating_point_values_are_refused() -> None:
 @pytest.mark.parametrize(
     "mode", ["1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "HSV", "LAB", "La", "LA", "PA", "RGBA", "RGBa"]
 )
-def test_an_opaque_picture_keeps_its_colors_in_every_mode(mode: str) -> None:
+def test_open_image_opaque_modes_keep_colors(mode: str) -> None:
     colors = numpy.array([[(255, 255, 255), (0, 0, 0), (255, 255, 255)]] * 2, numpy.uint8)
     if mode not in ("1", "L", "La", "LA"):
         colors[0] = [(255, 0, 0), (0, 128, 255), (10, 200, 30)]
@@ -202,14 +200,14 @@ def test_an_opaque_picture_keeps_its_colors_in_every_mode(mode: str) -> None:
     assert list(workbench.data.images.CHANGED) == (inks if mode == "CMYK" else [])
 
 
-def test_a_jpeg_of_four_inks_is_read_as_adobe_writes_it() -> None:
+def test_decode_image_adobe_cmyk_jpeg_is_inverted() -> None:
     stream = io.BytesIO()
     Image.new("CMYK", (16, 16), (0, 255, 255, 0)).save(stream, "JPEG", quality=100)  # inverted in the file
     assert numpy.abs(pixels(decode_image(stream.getvalue())) - (255, 0, 0)).max() <= 3
 
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF"])
-def test_of_several_frames_the_first_is_shown_and_noted_once(
+def test_open_image_several_frames_shows_first_and_notes_it(
     kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     frames = [Image.new("RGB", (16, 16), color) for color in ((255, 0, 0), (0, 0, 255), (0, 255, 0))]
@@ -227,7 +225,7 @@ def test_of_several_frames_the_first_is_shown_and_noted_once(
     assert len(names) == 2
 
 
-def test_a_transparent_photo_that_lies_on_its_side_is_upright_and_on_white(tmp_path: Path) -> None:
+def test_open_image_turned_transparent_photo_is_upright(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     image = Image.new("RGBA", (4, 2), (0, 0, 0, 0))

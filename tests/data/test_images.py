@@ -32,7 +32,7 @@ def save_turned(path: Path, orientation: int) -> Path:
 
 
 @pytest.mark.parametrize("orientation", [3, 6, 8])
-def test_a_photo_is_shown_and_measured_upright(orientation: int, tmp_path: Path) -> None:
+def test_open_image_turned_photo_is_upright(orientation: int, tmp_path: Path) -> None:
     path = save_turned(tmp_path / "photo.png", orientation)
     assert image_size(path) == (40, 20)
     with Image.open(path) as lazily:
@@ -43,7 +43,7 @@ def test_a_photo_is_shown_and_measured_upright(orientation: int, tmp_path: Path)
             assert image_size(image) == (40, 20)
 
 
-def test_a_box_of_a_photo_is_checked_and_cut_upright(tmp_path: Path) -> None:
+def test_load_examples_box_of_turned_photo_is_upright(tmp_path: Path) -> None:
     save_turned(tmp_path / "photo.png", 6)
     row = '{"question": "q", "images": ["photo.png"], "boxes": [{"x0": 22, "y0": 0, "x1": %d, "y1": 8}]}\n'
     (tmp_path / "good.jsonl").write_text(row % 38)  # outside the picture as it is stored, 20 wide
@@ -53,7 +53,7 @@ def test_a_box_of_a_photo_is_checked_and_cut_upright(tmp_path: Path) -> None:
         load_examples(tmp_path / "bad.jsonl")
 
 
-def test_sixteen_bit_pictures_keep_their_greys(tmp_path: Path) -> None:
+def test_open_image_sixteen_bit_keeps_grays(tmp_path: Path) -> None:
     picture = Image.new("I;16", (3, 1))
     for column, value in enumerate((0, 32768, 65535)):
         picture.putpixel((column, 0), value)
@@ -63,18 +63,18 @@ def test_sixteen_bit_pictures_keep_their_greys(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "YCbCr"])
-def test_other_modes_become_rgb(mode: str) -> None:
+def test_open_image_other_modes_become_rgb(mode: str) -> None:
     image = open_image(upper_left_red().convert(mode))
     assert image.mode == "RGB"
     assert image.size == (40, 20)
 
 
-def test_floating_point_pixels_are_refused() -> None:
+def test_open_image_float_pixels_raise() -> None:
     with raises(DataError, "floating-point"):
         open_image(Image.new("F", (2, 2), 0.5))
 
 
-def test_what_is_no_picture_is_named(tmp_path: Path) -> None:
+def test_open_image_other_file_raises_with_formats(tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("hello")
     (tmp_path / "empty.png").write_bytes(b"")
     for name in ("text.png", "empty.png", "."):
@@ -87,7 +87,7 @@ def test_what_is_no_picture_is_named(tmp_path: Path) -> None:
         open_image(tmp_path / ("x" * 5000))
 
 
-def test_too_many_pixels_are_refused_before_they_are_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_open_image_too_many_pixels_raises_before_decoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workbench.data.images, "MAX_PIXELS", 799)
     upper_left_red().save(tmp_path / "large.png")
     for source in (tmp_path / "large.png", upper_left_red()):
@@ -95,7 +95,7 @@ def test_too_many_pixels_are_refused_before_they_are_decoded(tmp_path: Path, mon
             open_image(source)
 
 
-def test_an_image_bomb_is_told_what_is_allowed_here(tmp_path: Path) -> None:
+def test_open_image_bomb_names_limit(tmp_path: Path) -> None:
     def chunk(name: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
 
@@ -106,7 +106,7 @@ def test_an_image_bomb_is_told_what_is_allowed_here(tmp_path: Path) -> None:
         open_image(bomb)
 
 
-def test_a_torn_picture_in_memory_is_a_sentence(tmp_path: Path) -> None:
+def test_open_image_torn_in_memory_raises(tmp_path: Path) -> None:
     file = tmp_path / "torn.png"
     Image.effect_noise((50, 50), 90).save(file)
     file.write_bytes(file.read_bytes()[:300])
@@ -115,7 +115,7 @@ def test_a_torn_picture_in_memory_is_a_sentence(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP", "MPO", "DDS", "TGA"])
-def test_damaged_files_never_raise_anything_else(kind: str, tmp_path: Path) -> None:
+def test_open_image_damaged_raises_with_file_name(kind: str, tmp_path: Path) -> None:
     stream = io.BytesIO()
     exif = Image.Exif()
     exif[0x0112] = 6

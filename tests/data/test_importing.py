@@ -45,7 +45,7 @@ def imported(folder, *rows, **options):
     return report, load_examples(report.path)
 
 
-def test_trl_prompts_with_image_parts_and_privileged_context(folder):
+def test_import_trl_prompt_with_privileged_context(folder):
     prompt = [
         {"role": "system", "content": "Be short."},
         {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What colour?"}]},
@@ -60,12 +60,12 @@ def test_trl_prompts_with_image_parts_and_privileged_context(folder):
     assert report.notes == {"image mark taken out of the text": 1}
 
 
-def test_privileged_context_can_be_a_hint(folder):
+def test_import_privileged_context_becomes_hint(folder):
     _, (example,) = imported(folder, {"prompt": "Q?", "privileged_context": "look left"}, privileged_as="hint")
     assert (example.evidence.hint, example.evidence.caption) == ("look left", None)
 
 
-def test_swift_messages_with_teacher_images(folder):
+def test_import_swift_messages_with_teacher_images(folder):
     messages = [
         {"role": "user", "content": "<image>What is it?"},
         {"role": "assistant", "content": "A field."},
@@ -84,7 +84,7 @@ def test_swift_messages_with_teacher_images(folder):
     }
 
 
-def test_sharegpt_turns_and_a_completion_in_turns(folder):
+def test_import_sharegpt_turns_and_completion_turns(folder):
     _, (first, second) = imported(
         folder,
         {"conversations": [{"from": "human", "value": "<image>\nQ?"}, {"from": "gpt", "value": "A"}], "image": "a.png"},
@@ -96,7 +96,7 @@ def test_sharegpt_turns_and_a_completion_in_turns(folder):
 
 @pytest.mark.parametrize("column", ["messages", "conversations", "prompt", "question", "query"])
 @pytest.mark.parametrize("write_text", [json.dumps, repr])
-def test_turns_kept_as_text_in_a_table_do_not_show_the_student_the_answer(folder, column, write_text):
+def test_import_turns_as_text_hide_answer_from_student(folder, column, write_text):
     turns = [{"role": "user", "content": "<image>Which colour?"}, {"role": "assistant", "content": "It is red."}]
     rows = [
         {column: write_text(turns), "images": ["a.png"]},
@@ -108,13 +108,13 @@ def test_turns_kept_as_text_in_a_table_do_not_show_the_student_the_answer(folder
     assert "rows.jsonl:2" in str(report)
 
 
-def test_images_inside_the_turns_are_used_if_no_column_has_them(folder):
+def test_import_images_inside_turns_are_used(folder):
     content = [{"type": "image", "image": "a.png"}, {"type": "text", "text": "Q?"}]
     _, (example,) = imported(folder, {"prompt": [{"role": "user", "content": content}]})
     assert example.images[0].name == "a.png"
 
 
-def test_swift_objects_carry_labels_units_and_image_numbers(folder):
+def test_import_swift_objects_have_labels_and_units(folder):
     objects = {"ref": ["dog", "cat"], "bbox": [[10, 20, 30, 40], [50, 60, 70, 80]], "image_id": [0, 1]}
     norm1 = {"ref": ["dog"], "bbox": [[0.1, 0.2, 0.5, 1.0], [0, 0, 0.5, 0.5]], "bbox_type": "norm1"}
     report, (first, second) = imported(
@@ -145,7 +145,7 @@ def test_swift_objects_carry_labels_units_and_image_numbers(folder):
         ([200, 650, 200, 300], "cxcywh", "thousand"),
     ],
 )
-def test_every_box_format_and_unit_gives_the_same_pixels(folder, box, box_format, box_units):
+def test_import_box_formats_and_units_give_equal_pixels(folder, box, box_format, box_units):
     row = {"prompt": "Q?", "image": "a.png", "bbox": box}
     report, (example,) = imported(folder, row, box_format=box_format, box_units=box_units)
     assert example.evidence.boxes == (Box(20, 50, 60, 80),)
@@ -164,12 +164,12 @@ def test_every_box_format_and_unit_gives_the_same_pixels(folder, box, box_format
         {"bbox": [[20, 50, 60, 80], [1, 2]]},
     ],
 )
-def test_boxes_are_read_in_every_shape(folder, boxes):
+def test_import_boxes_of_every_nesting_are_read(folder, boxes):
     _, (example,) = imported(folder, {"prompt": "Q?", "image": "a.png", "boxes": boxes})
     assert example.evidence.boxes == (Box(20, 50, 60, 80),)
 
 
-def test_a_box_that_overshoots_by_rounding_is_cut_and_counted(folder):
+def test_import_box_past_edge_is_clipped_and_counted(folder):
     report, (example,) = imported(folder, {"prompt": "Q?", "image": "a.png", "bbox": [-0.4, 0, 200.6, 100]})
     assert example.evidence.boxes == (Box(0, 0, 200, 100),)
     assert report.notes == {"box cut at the image's edge, by a pixel at most": 1}
@@ -213,7 +213,7 @@ def test_a_box_that_overshoots_by_rounding_is_cut_and_counted(folder):
         ({"prompt": "Q?", "id": "good"}, "id repeated"),
     ],
 )
-def test_a_bad_row_is_skipped_counted_and_named(folder, row, reason):
+def test_import_bad_row_is_skipped_and_named(folder, row, reason):
     report, examples = imported(folder, {"id": "good", "prompt": "Q?"}, row, {"prompt": "Last?"})
     assert [example.question for example in examples] == ["Q?", "Last?"]
     assert report.skipped == {reason: 1}
@@ -222,13 +222,13 @@ def test_a_bad_row_is_skipped_counted_and_named(folder, row, reason):
     assert f"skipped: 1 x {reason}" in str(report)
 
 
-def test_of_many_bad_rows_the_first_are_named(folder):
+def test_import_many_bad_rows_names_the_first(folder):
     report, _ = imported(folder, {"prompt": "Q?"}, *({"prompt": ""} for _ in range(9)))
     assert report.skipped.total() == 9
     assert [where.rpartition(":")[2] for where in report.first_skipped["question is empty"]] == ["2", "3", "4"]
 
 
-def test_embedded_images_are_written_once_as_png(folder):
+def test_import_embedded_images_are_written_once_as_png(folder):
     rows = [{"prompt": "Q?", "images": [{"bytes": encoded("JPEG"), "path": "x.jpg"}]}] * 2
     source = folder / "rows.parquet"
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), source)
@@ -239,7 +239,7 @@ def test_embedded_images_are_written_once_as_png(folder):
     assert [example.images for example in load_examples(report.path)] == [(picture,)] * 2
 
 
-def test_a_saved_folder_with_image_columns_and_splits(folder):
+def test_import_saved_folder_with_images_and_splits(folder):
     features = hf_datasets.Features({"prompt": hf_datasets.Value("string"), "image": hf_datasets.Image()})
     rows = [{"prompt": "Q?", "image": {"bytes": encoded(), "path": None}}]
     split = hf_datasets.Dataset.from_list(rows, features)
@@ -250,12 +250,12 @@ def test_a_saved_folder_with_image_columns_and_splits(folder):
     assert load_examples(report.path)[0].images[0].is_file()
 
 
-def test_columns_can_be_named(folder):
+def test_import_columns_option_names_columns(folder):
     report, (example,) = imported(folder, {"prompt": "Q?", "label": 3}, columns={"answer": "label"})
     assert (example.answer, report.columns["answer"]) == ("3", "label")
 
 
-def test_limit_counts_rows_of_the_source(folder):
+def test_import_max_examples_counts_source_rows(folder):
     report, examples = imported(folder, {"prompt": "Q?"}, {"prompt": ""}, {"prompt": "R?"}, max_examples=2)
     assert (len(examples), report.skipped.total()) == (1, 1)
 
@@ -272,21 +272,21 @@ def test_limit_counts_rows_of_the_source(folder):
         ({"split": "train"}, "is one file and has no splits"),
     ],
 )
-def test_a_faulty_option_is_refused_and_leaves_nothing(folder, options, message):
+def test_import_wrong_option_raises_and_leaves_nothing(folder, options, message):
     source = write(folder, {"prompt": "Q?", "label": "x"})
     with pytest.raises(ConfigError, match=message):
         import_dataset(source, folder / "ours", **options)
     assert sorted(path.name for path in folder.iterdir()) == ["theirs"]
 
 
-def test_an_existing_destination_is_refused_and_kept(folder):
+def test_import_existing_destination_raises_and_is_kept(folder):
     (folder / "ours").mkdir()
     with raises(DataError, "ours exists"):
         import_dataset(write(folder, {"prompt": "Q?"}), folder / "ours")
     assert list((folder / "ours").iterdir()) == []
 
 
-def test_an_import_without_one_good_row_says_why_and_leaves_nothing(folder):
+def test_import_without_good_row_raises_and_leaves_nothing(folder):
     with raises(DataError, "2 x question is empty"):
         import_dataset(write(folder, {"prompt": ""}, {"text": "x"}), folder / "ours")
     assert sorted(path.name for path in folder.iterdir()) == ["theirs"]
@@ -303,7 +303,7 @@ def test_an_import_without_one_good_row_says_why_and_leaves_nothing(folder):
         ("a.parquet", b""),
     ],
 )
-def test_an_empty_file_is_called_empty(folder, name, raw):
+def test_import_empty_file_raises(folder, name, raw):
     (folder / name).write_bytes(raw)
     for read in (lambda: import_dataset(folder / name, folder / "ours"), lambda: load_examples(folder / name)):
         with raises(DataError, name, "empty") as raised:
@@ -312,19 +312,19 @@ def test_an_empty_file_is_called_empty(folder, name, raw):
     assert not (folder / "ours").exists()
 
 
-def test_rows_that_cannot_be_read_bring_no_advice_about_columns(folder):
+def test_import_unreadable_rows_give_no_column_advice(folder):
     (folder / "a.jsonl").write_text("[]\n{\n")
     with raises(DataError, "2 x row cannot be read") as raised:
         import_dataset(folder / "a.jsonl", folder / "ours")
     assert "--column" not in str(raised.value)
 
 
-def test_a_destination_that_cannot_be_written_is_one_sentence(folder):
+def test_import_unwritable_destination_raises(folder):
     with raises(DataError, "written"):
         import_dataset(write(folder, {"prompt": "Q?"}), folder / "theirs/a.png/ours")
 
 
-def test_a_row_of_our_own_columns_passes_through(folder):
+def test_import_row_with_own_columns_is_unchanged(folder):
     row = {"id": "x", "question": "Q?", "images": ["a.png"], "hint": "left", "domain": "signs", "reference": "answer K"}
     _, (example,) = imported(folder, row)
     assert (example.id, example.evidence.hint, example.domain, example.reference) == ("x", "left", "signs", "answer K")
@@ -411,7 +411,7 @@ LAID_OUT = {
 
 
 @pytest.mark.parametrize("layout", LAID_OUT)
-def test_rows_of_published_layouts_are_read_by_their_declaration(folder, layout):
+def test_import_published_layouts_follow_their_declaration(folder, layout):
     row, expected = LAID_OUT[layout]
     report, (example,) = imported(folder, row, layout=layout)
     result = {
@@ -427,7 +427,7 @@ def test_rows_of_published_layouts_are_read_by_their_declaration(folder, layout)
     assert set(report.unused) <= recorded  # what says nothing that a context could show
 
 
-def test_what_is_asked_for_goes_before_the_layout(folder):
+def test_import_options_win_over_layout(folder):
     row = {"text": "What?", "bbox": [[0.1, 0.1, 0.5, 0.5]], "image": "a.png", "name": "x"}
     options = {"layout": "vstar", "box_format": "xyxy", "box_units": "normalized", "columns": {"domain": "name"}}
     _, (example,) = imported(folder, row, **options)
@@ -436,7 +436,7 @@ def test_what_is_asked_for_goes_before_the_layout(folder):
         imported(folder, row, layout="v*star")
 
 
-def test_a_preview_draws_the_first_rows_and_leaves_nothing_else(folder):
+def test_preview_draws_first_rows_and_leaves_one_file(folder):
     rows = [
         {"text": f"Question {n}?", "bbox": [[10, 20, 30, 40]], "target_object": ["dog"], "image": "a.png"}
         for n in range(7)
@@ -457,7 +457,7 @@ def test_a_preview_draws_the_first_rows_and_leaves_nothing_else(folder):
     assert "crop, cut from the first box" in page and 'src="http' not in page
 
 
-def test_a_data_set_of_the_hub_is_read_row_by_row_where_it_is_streamed(folder, monkeypatch):
+def test_import_hub_data_set_streams_rows(folder, monkeypatch):
     monkeypatch.chdir(folder)
     data = folder / "hub"
     data.mkdir()

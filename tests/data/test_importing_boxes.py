@@ -74,7 +74,7 @@ READ = {
 
 
 @pytest.mark.parametrize("form", READ)
-def test_a_form_is_read(form):
+def test_read_boxes_form_gives_the_rectangle(form):
     value, expected = READ[form]
     assert read(value) == (expected, {})
 
@@ -129,7 +129,7 @@ UNREAD = {
 
 
 @pytest.mark.parametrize("form", UNREAD)
-def test_what_is_not_read_is_counted_by_its_name(form):
+def test_read_boxes_unread_form_is_counted(form):
     value, expected, notes = UNREAD[form]
     assert read(value) == (expected, notes)
 
@@ -152,13 +152,13 @@ def test_what_is_not_read_is_counted_by_its_name(form):
         ([COCO], "a box's area is that of corner and size (give --box-format xywh)"),
     ],
 )
-def test_a_damaged_box_is_refused(value, reason):
+def test_read_boxes_damaged_box_raises(value, reason):
     with pytest.raises(Refused) as caught:
         read(value)
     assert caught.value.reason == reason
 
 
-def test_coco_is_read_by_its_format_and_what_is_left_out_is_named():
+def test_read_boxes_coco_counts_what_it_leaves_out():
     boxes, notes = read([COCO], box_format="xywh", pictures=["a.png"])
     assert boxes == [PLAIN]
     assert notes == {
@@ -169,12 +169,12 @@ def test_coco_is_read_by_its_format_and_what_is_left_out_is_named():
     }
 
 
-def test_keys_that_state_a_format_go_before_the_option():
+def test_read_boxes_format_in_keys_wins_over_option():
     assert read(LABELED, box_format="xywh") == ([LABELED], {})
     assert read({"x": 30, "y": 40, "width": 40, "height": 40}, box_format="cxcywh") == ([PLAIN], {})
 
 
-def test_deep_nesting_is_refused():
+def test_read_boxes_deep_nesting_raises():
     value = BOX
     for _ in range(500):
         value = {"bbox": value}
@@ -182,7 +182,7 @@ def test_deep_nesting_is_refused():
         read(value)
 
 
-def test_the_report_names_objects_only_where_a_box_was_read(tmp_path):
+def test_import_report_names_objects_with_boxes_only(tmp_path):
     for name in ("a.png", "b.png"):
         Image.new("RGB", (100, 80)).save(tmp_path / name)
     row = {"question": "Where?", "images": ["a.png", "b.png"]}

@@ -47,7 +47,7 @@ def imported(folder, *rows, **options):
         ({"XMin": 10, "YMin": 20, "XMax": 50, "YMax": 60}, (10, 20, 50, 60)),
     ],
 )
-def test_box_keys_state_format_unit_and_spelling(folder, entry, corners):
+def test_import_box_keys_state_format_and_unit(folder, entry, corners):
     _, (example,) = imported(folder, ROW | {"objects": [entry]})
     box = example.evidence.boxes[0]
     assert (box.x0, box.y0, box.x1, box.y1) == corners
@@ -55,7 +55,7 @@ def test_box_keys_state_format_unit_and_spelling(folder, entry, corners):
 
 
 @pytest.mark.parametrize("key", ["img_id", "image_path", "file_name", "image_index"])
-def test_box_of_second_picture_left_out_under_every_key(folder, key):
+def test_import_box_of_second_image_is_left_out(folder, key):
     of_second = {"bbox": [1, 2, 30, 40], key: 1 if key in ("img_id", "image_index") else "b.png"}
     report, (example,) = imported(
         folder, ROW | {"images": ["a.png", "b.png"], "objects": [{"bbox": [10, 20, 50, 60]}, of_second]}
@@ -64,20 +64,20 @@ def test_box_of_second_picture_left_out_under_every_key(folder, key):
     assert report.notes["box of an image after the first left out"] == 1
 
 
-def test_turned_box_left_out_and_counted(folder):
+def test_import_rotated_box_is_left_out_and_counted(folder):
     report, (example,) = imported(folder, ROW | {"objects": [{"bbox": [10, 20, 50, 60], "angle": 30}]})
     assert example.evidence.boxes == ()
     assert report.notes == {"box left out: it is rotated": 1}
     assert "boxes" not in report.columns
 
 
-def test_unknown_format_beside_box_refused(folder):
+def test_import_unknown_box_format_skips_row(folder):
     report, examples = imported(folder, ROW, ROW | {"objects": [{"bbox": [1, 2, 30, 40], "format": "tlbr2"}]})
     assert len(examples) == 1
     assert report.skipped.total() == 1
 
 
-def test_stated_size_of_another_picture_counted(folder):
+def test_import_size_of_another_image_is_counted(folder):
     report, _ = imported(folder, ROW | {"bbox": [10, 20, 50, 60], "width": 400, "height": 200})
     assert any("width and height" in note for note in report.notes)
     same, _ = imported_again(folder, ROW | {"bbox": [10, 20, 50, 60], "width": 200, "height": 100})
@@ -101,13 +101,13 @@ def imported_again(folder, *rows):
         ("#### Title\nred", "#### Title\nred"),
     ],
 )
-def test_answer_taken_out_of_its_wrapper(folder, answer, wanted):
+def test_import_wrapped_answer_is_unwrapped(folder, answer, wanted):
     report, (example,) = imported(folder, ROW | {"answer": answer})
     assert example.answer == wanted
     assert bool(report.notes) == (answer != wanted)
 
 
-def test_worked_solution_around_answer_counted(folder):
+def test_import_solution_around_answer_is_counted(folder):
     solution = "The door on the left is the green one, and on it stands a number. <answer>27</answer>"
     report, (example,) = imported(folder, ROW | {"solution": solution})
     assert example.answer == "27"
@@ -115,7 +115,7 @@ def test_worked_solution_around_answer_counted(folder):
     assert any("worked solution" in note for note in report.notes)
 
 
-def test_short_floats_keep_digits_in_lists(folder):
+def test_import_short_floats_in_lists_keep_digits(folder):
     table = pyarrow.table(
         {
             "question": ["Q"] * 2,
@@ -137,13 +137,13 @@ def test_short_floats_keep_digits_in_lists(folder):
         ("Human: What?\n\nAssistant:", "a text that looks like turns (User: ... Assistant: ...) is one question"),
     ],
 )
-def test_marks_that_stay_in_text_counted(folder, question, note):
+def test_import_marks_that_stay_in_text_are_counted(folder, question, note):
     report, (example,) = imported(folder, ROW | {"question": question})
     assert example.question == question
     assert note in report.notes
 
 
-def test_keys_beside_turns_counted(folder):
+def test_import_keys_beside_turns_are_counted(folder):
     turns = [
         {"role": "user", "content": [{"type": "text", "text": "Which?", "cache_control": {"type": "x"}}]},
         {"role": "assistant", "content": "red", "reasoning_content": "it looks red", "name": None},
@@ -163,12 +163,12 @@ def test_keys_beside_turns_counted(folder):
         "<|header_start|>user<|header_end|>\n\nWhat?<|eot|>",
     ],
 )
-def test_written_templates_of_other_families_refused(folder, text):
+def test_import_chat_template_of_other_family_skips_row(folder, text):
     report, _ = imported(folder, ROW, ROW | {"question": text})
     assert report.skipped == {"a chat template is written into the text; give the turns instead": 1}
 
 
-def test_completion_with_turns_of_the_user_refused(folder):
+def test_import_completion_with_user_turns_skips_row(folder):
     turns = [{"role": "user", "content": "again?"}, {"role": "assistant", "content": "red"}]
     report, (example, *_) = imported(folder, ROW | {"completion": turns[1:]}, ROW | {"completion": turns})
     assert example.reference == "red"
@@ -176,12 +176,12 @@ def test_completion_with_turns_of_the_user_refused(folder):
 
 
 @pytest.mark.parametrize("question", ["\u200b", "\ufeff \u2060", "\x00\x07"])
-def test_question_that_shows_nothing_refused(folder, question):
+def test_import_invisible_question_raises(folder, question):
     with pytest.raises(DataError, match="question"):
         imported(folder, ROW | {"question": question})
 
 
-def test_missing_values_as_text_and_choices_counted(folder):
+def test_import_missing_values_as_text_are_counted(folder):
     report, _ = imported(folder, ROW | {"hint": "nan", "answer": 0, "choices": ["red", "blue"]})
     assert report.notes["hint is the text nan, kept unchanged"] == 1
     assert any(note.startswith("choices not written into the question") for note in report.notes)

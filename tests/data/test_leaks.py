@@ -35,18 +35,18 @@ ROWS = [
 
 
 @pytest.mark.parametrize(("position", "question", "answer", "reference"), ROWS)
-def test_where_an_answer_stands(position, question, answer, reference):
+def test_leak_of_locates_answer(position, question, answer, reference):
     assert leak_of(Example("a", question, answer=answer, reference=reference)) == position
 
 
-def test_earlier_turns_and_evidence_of_the_student_are_searched_too():
+def test_leak_of_searches_history_and_evidence():
     printed = Example("a", "Which?", answer="red", history=(Turn("assistant", "It is red."),))
     assert leak_of(printed) == "prompt"
     captioned = Example("a", "Which?", answer="red", evidence=Evidence(caption="a red door"))
     assert (leak_of(captioned, "plain"), leak_of(captioned, "caption")) == ("", "prompt")
 
 
-def test_rows_are_counted_and_the_first_is_named():
+def test_find_leaks_counts_rows_and_names_first():
     examples = [
         Example(str(n), *row[1:2], answer=row[2], reference=row[3], origin=f"f:{n}") for n, row in enumerate(ROWS)
     ]
@@ -58,7 +58,7 @@ def test_rows_are_counted_and_the_first_is_named():
     )
 
 
-def test_a_run_reports_them_unless_they_are_few():
+def test_report_leaks_records_frequent_leaks_only():
     folder, method = create_autospec(RunFolder, instance=True), load_method("opd")
     hidden = [Example(str(n), "Which colour is the door?", answer="red") for n in range(99)]
     report_leaks([*hidden, Example("a", "Why is it red?", answer="red")], method, folder)

@@ -26,7 +26,7 @@ from workbench.data.numerals import numbers_in, same_number, spell_numbers
         ("1/0", None),
     ],
 )
-def test_numbers_in_one_number_its_value(text, value):
+def test_numbers_in_one_number_is_its_value(text, value):
     wanted = Fraction(100) if text == "10²" else value
     assert [number for _, number in numbers_in(spell_numbers(text))] == ([] if wanted is None else [wanted])
 
@@ -41,7 +41,7 @@ def test_numbers_in_one_number_its_value(text, value):
         ("1/2", "2/4", False),
     ],
 )
-def test_same_number_decimals_by_value(item, other, same):
+def test_same_number_compares_decimals_by_value(item, other, same):
     assert same_number(item, other) is same
 
 
@@ -85,7 +85,7 @@ def test_same_number_decimals_by_value(item, other, same):
         ("re\u00add", "red", "final", 1.0),
     ],
 )
-def test_grade_other_spelling_of_the_same_answer(text, answer, rule, right):
+def test_grade_other_spelling_of_same_answer_is_right(text, answer, rule, right):
     assert grade(text, answer, rule) == right
 
 

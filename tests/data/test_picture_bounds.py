@@ -35,7 +35,7 @@ def lines(file: Path, *images: object) -> Path:
     return file
 
 
-def test_pictures_are_counted_before_one_is_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_embedded_images_are_counted_before_decoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two files of a few kB, as they were sent: one row of many pictures, and many rows of one."""
     bomb = png(7000, 7000)
     assert len(bomb) < 10_000
@@ -46,7 +46,7 @@ def test_pictures_are_counted_before_one_is_decoded(tmp_path: Path, monkeypatch:
             load_examples(file, max_bytes=2**27)
 
 
-def test_rows_that_fit_are_counted_and_can_be_read(tmp_path: Path) -> None:
+def test_rows_that_fit_are_counted(tmp_path: Path) -> None:
     file = table(tmp_path / "rows.parquet", [[png(100, 100, "RGB")]] * 5)
     tracemalloc.start()
     with pytest.raises(TooManyPicturesError) as raised:
@@ -57,7 +57,7 @@ def test_rows_that_fit_are_counted_and_can_be_read(tmp_path: Path) -> None:
     assert len(load_examples(file, max_bytes=5 * 30_000)) == 5
 
 
-def test_crops_and_turns_count_and_what_is_no_picture_does_not() -> None:
+def test_embedded_bytes_count_crops_and_turns() -> None:
     record = {"bytes": png(10, 20), "path": None}
     size = 3 * 10 * 20
     assert embedded_bytes({"crop": record}) == size
@@ -83,7 +83,7 @@ def data(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     "written", ["inside/a.png", "./inside/../inside/a.png", "{data}/inside/a.png", "linked/../data/inside/a.png"]
 )
-def test_pictures_beside_the_file_are_read(data: Path, written: str) -> None:
+def test_load_examples_images_beside_file_are_read(data: Path, written: str) -> None:
     file = lines(data / "rows.jsonl", written.format(data=data))
     assert len(load_examples(file, folders=())) == 1
 
@@ -104,7 +104,7 @@ def test_pictures_beside_the_file_are_read(data: Path, written: str) -> None:
     ],
 )
 @pytest.mark.parametrize("column", ["images", "crop", "turns"])
-def test_pictures_elsewhere_are_refused_by_name_unless_their_folder_is_allowed(
+def test_load_examples_images_elsewhere_raise_unless_allowed(
     data: Path, written: object, column: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     private = data.parent / "private"

@@ -32,7 +32,7 @@ def data(tmp_path: Path) -> Path:
     return file
 
 
-def test_such_rows_are_skipped_counted_and_named(
+def test_rows_without_counterpart_are_skipped_and_named(
     models: dict, data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     values = {"data": {"train": str(data), "eval": str(data)}, "method": {"name": "dopd", "privilege": "wrong_crop"}}

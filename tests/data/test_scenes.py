@@ -69,25 +69,25 @@ def marked(example, text: str | None = None) -> list[tuple[str, str, str]]:
 
 
 @pytest.mark.parametrize("cell", [5, 8])
-def test_full_view_is_byte_identical_whatever_a_small_tag_is(cell):
+def test_full_view_does_not_depend_on_small_tags(cell):
     views = {full_view(with_tag(SCENE, cell, tag)).tobytes() for tag in TAGS}
     assert len(views) == 1
 
 
 @pytest.mark.parametrize("cell", [5, 8])
-def test_original_and_crop_show_every_small_tag_differently(cell):
+def test_original_and_crop_differ_by_small_tag(cell):
     assert len({original(with_tag(SCENE, cell, tag)).tobytes() for tag in TAGS}) == len(TAGS)
     assert len({crop(with_tag(SCENE, cell, tag), cell).tobytes() for tag in TAGS}) == len(TAGS)
 
 
 @pytest.mark.parametrize("cell", [0, 3])
-def test_a_large_tag_changes_the_full_view_also_after_shrinking(cell):
+def test_full_view_differs_by_large_tag_when_shrunk(cell):
     shrunk = [full_view(with_tag(SCENE, cell, tag)).resize((96, 96), Image.Resampling.LANCZOS) for tag in TAGS]
     assert len({image.tobytes() for image in shrunk}) == len(TAGS)
 
 
 @pytest.mark.parametrize(("cell", "picture"), [(0, full_view), (5, lambda scene: crop(scene, 5))])
-def test_a_tag_lies_inside_one_patch_of_what_the_model_sees(cell, picture):
+def test_tag_lies_inside_one_patch(cell, picture):
     def seen(tag):
         image = picture(with_tag(SCENE, cell, tag)).resize((96, 96), Image.Resampling.BOX)
         return np.asarray(image, dtype=int)
@@ -98,12 +98,12 @@ def test_a_tag_lies_inside_one_patch_of_what_the_model_sees(cell, picture):
     assert columns.min() // 16 == columns.max() // 16
 
 
-def test_the_crop_is_the_cell_of_the_original():
+def test_crop_equals_cell_of_original():
     cut = original(SCENE).crop((2 * 192, 192, 3 * 192, 2 * 192))
     assert crop(SCENE, 5).tobytes() == cut.tobytes()
 
 
-def test_examples_depend_on_split_seed_and_index_alone():
+def test_examples_depend_on_split_seed_and_index_only():
     whole = make_examples("eval", seed=3, start=0, count=12)
     part = make_examples("eval", seed=3, start=8, count=4)
     for first, second in zip(whole[8:], part, strict=True):
@@ -114,20 +114,20 @@ def test_examples_depend_on_split_seed_and_index_alone():
     assert make_examples("eval", seed=4, start=8, count=4)[0].reference != part[0].reference
 
 
-def test_known_examples_do_not_change_between_versions():
+def test_known_examples_are_unchanged():
     """Whoever compares runs over time must get the same questions. Written down when the world was made."""
     texts = [(e.question, e.reference) for e in make_examples("eval", count=3)]
     assert texts == KNOWN
 
 
-def test_no_scene_is_both_in_train_and_in_another_split():
+def test_scenes_of_train_are_in_no_other_split():
     rng = random.Random(0)
     assert all(_digest(make_scene("train", rng)) % 4 != 0 for _ in range(200))
     for split in ("eval", "combos", "hard"):
         assert all(_digest(make_scene(split, rng)) % 4 == 0 for _ in range(200))
 
 
-def test_withheld_combinations_are_only_in_combos_and_always_there():
+def test_withheld_combinations_are_in_combos_only():
     rng = random.Random(1)
     for split in SPLITS:
         for _ in range(200):
@@ -136,14 +136,14 @@ def test_withheld_combinations_are_only_in_combos_and_always_there():
     assert {shape for shape, _ in WITHHELD} == {"circle", "square", "triangle", "star", "diamond", "cross"}
 
 
-def test_combos_asks_about_the_withheld_thing():
+def test_combos_questions_name_withheld_object():
     names = {f"{color} {shape}" for shape, color in WITHHELD}
     for example in make_examples("combos", count=40):
         if example.domain in ("tag", "compare", "relation"):
             assert any(name in example.question for name in names), example.question
 
 
-def test_hard_scenes_hold_more_things():
+def test_hard_scenes_have_more_objects():
     def sizes(split):
         return [len(example.evidence.caption.split(";")) for example in make_examples(split, count=40)]
 
@@ -151,7 +151,7 @@ def test_hard_scenes_hold_more_things():
     assert set(sizes("hard")) == {8, 9}
 
 
-def test_a_tag_read_in_the_full_view_is_visible():
+def test_large_tag_in_full_view_is_visible():
     example = requested("tag", VISIBLE, "what is the tag of the red star?")
     assert example.reference == "at top left, tag A, answer A"
     assert example.answer == "A"
@@ -163,7 +163,7 @@ def test_a_tag_read_in_the_full_view_is_visible():
     ]
 
 
-def test_a_small_tag_is_privileged_and_its_place_is_not():
+def test_small_tag_is_privileged_and_its_place_visible():
     example = requested("tag", PRIVILEGED, "what is the tag of the black cross?")
     assert marked(example) == [
         ("bottom", "location", VISIBLE),
@@ -173,7 +173,7 @@ def test_a_small_tag_is_privileged_and_its_place_is_not():
     ]
 
 
-def test_marks_also_hold_in_a_wrong_answer():
+def test_marks_hold_in_wrong_answer():
     example = requested("tag", PRIVILEGED, "what is the tag of the black cross?")
     words = marked(example, "at middle center, tag T, answer C")
     assert words[2:] == [("T", "tag", PRIVILEGED), ("C", "answer", PRIVILEGED)]
@@ -187,7 +187,7 @@ def test_marks_also_hold_in_a_wrong_answer():
         ("do the black cross and the blue circle have the same tag?", [PRIVILEGED, VISIBLE], "no"),
     ],
 )
-def test_of_two_compared_tags_one_is_privileged_and_so_is_the_answer(question, visibilities, answer):
+def test_compared_tags_one_privileged_makes_answer_privileged(question, visibilities, answer):
     example = requested("compare", PRIVILEGED, question, same=answer == "yes")
     words = [word for word in marked(example) if word[1] != "location"]
     assert [word[2] for word in words if word[1] == "tag"] == visibilities
@@ -196,7 +196,7 @@ def test_of_two_compared_tags_one_is_privileged_and_so_is_the_answer(question, v
     assert example.evidence.boxes[0].label == small
 
 
-def test_a_comparison_of_two_large_tags_is_visible():
+def test_compared_large_tags_are_visible():
     example = requested("compare", VISIBLE, "do the red star and the blue circle have the same tag?")
     assert example.reference == "at top left, tag A, at middle left, tag L, answer no"
     assert {visibility for _, _, visibility in marked(example)} == {VISIBLE}
@@ -223,14 +223,14 @@ def test_a_comparison_of_two_large_tags_is_visible():
         ),
     ],
 )
-def test_other_families_are_answered_from_the_full_view(family, question, reference, number):
+def test_other_families_are_visible_in_full_view(family, question, reference, number):
     example = requested(family, VISIBLE, question, number=number)
     assert example.reference == reference
     assert {visibility for _, _, visibility in marked(example)} == {VISIBLE}
     assert marked(example)[-1] == (example.answer, "answer", VISIBLE)
 
 
-def test_evidence_suffices_for_every_context():
+def test_scene_evidence_suffices_for_every_context():
     for split in SPLITS:
         for example in make_examples(split, count=16):
             for context in ("plain", *EVIDENCE):
@@ -241,7 +241,7 @@ def test_evidence_suffices_for_every_context():
             assert example.evidence.crop.size == (192, 192)
 
 
-def test_one_example_in_four_is_privileged_and_families_are_in_turn():
+def test_scenes_one_in_four_is_privileged_in_every_family():
     examples = make_examples("train", count=16)
     privileged = [any(m.kind == "answer" and m.truth == PRIVILEGED for m in example.marks) for example in examples]
     assert sum(privileged) == 4
@@ -249,12 +249,12 @@ def test_one_example_in_four_is_privileged_and_families_are_in_turn():
     assert {e.domain for e in make_examples("train", count=8, families=("count", "tag"))} == {"count", "tag"}
 
 
-def test_the_answer_yes_is_as_frequent_as_no():
+def test_compare_answers_are_balanced():
     answers = [example.answer for example in make_examples("eval", count=400, families=("compare",))]
     assert abs(answers.count("yes") - 200) < 3 * 10  # three standard deviations of a fair coin
 
 
-def test_every_reference_is_graded_as_right_and_no_other_answer_is():
+def test_scene_references_are_graded_right_and_others_wrong():
     examples = make_examples("eval", count=64)
     for example in examples:
         assert grade(example.reference, example.answer) == 1.0
@@ -262,7 +262,7 @@ def test_every_reference_is_graded_as_right_and_no_other_answer_is():
         assert not any(grade(example.reference, other) for other in others)
 
 
-def test_unknown_names_and_impossible_ranges_are_refused():
+def test_make_examples_unknown_names_and_ranges_raise():
     with raises(ConfigError, "evl", "eval"):
         make_examples("evl", count=1)
     with raises(ConfigError, "colour", "color"):
@@ -284,7 +284,7 @@ def test_lessons_are_deterministic_and_of_all_kinds():
     assert {len(lesson.prompt.images) for lesson in lessons} == {1, 2}
 
 
-def test_every_word_of_the_world_is_one_token_and_any_text_survives():
+def test_tokenizer_scene_words_are_one_token_each():
     tokenizer = build_processor().tokenizer
     assert len(tokenizer) <= 512
     for example in make_examples("hard", count=24):
@@ -295,14 +295,14 @@ def test_every_word_of_the_world_is_one_token_and_any_text_survives():
     assert tokenizer.decode(tokenizer(strange)["input_ids"]) == strange
 
 
-def test_special_tokens_are_distinct_and_known_as_such():
+def test_tokenizer_special_tokens_are_distinct():
     tokenizer = build_processor().tokenizer
     assert len({tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id}) == 3
     assert set(SPECIAL_TOKENS) == set(tokenizer.all_special_tokens)
     assert [tokenizer.convert_tokens_to_ids(token) for token in SPECIAL_TOKENS] == list(range(len(SPECIAL_TOKENS)))
 
 
-def test_a_question_is_revealed_by_its_description_or_by_rows_of_its_picture():
+def test_scene_turns_reveal_description_or_image_rows():
     for plain in make_examples("eval", count=8):
         printed, seen = split_into_turns(plain, "caption"), split_into_turns(plain, "rows")
         requests, *parts = printed.turns
