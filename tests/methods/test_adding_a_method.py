@@ -40,13 +40,13 @@ def contract() -> ModuleType:
 
 
 @pytest.mark.usefixtures("dropped_in")
-def test_the_file_is_found_and_within_the_budget() -> None:
+def test_worked_example_is_found_and_within_budget() -> None:
     assert NAME in wb.list_methods()
     assert FILE.count("\n") <= MOST_LINES
 
 
 @pytest.mark.usefixtures("dropped_in")
-def test_the_file_meets_the_contract_of_every_method() -> None:
+def test_worked_example_meets_method_contract() -> None:
     checks = [check for name, check in vars(contract()).items() if name.startswith("test_")]
     assert len(checks) >= 7  # as many as there were when the page was written
     for check in checks:
@@ -54,12 +54,12 @@ def test_the_file_meets_the_contract_of_every_method() -> None:
 
 
 @pytest.mark.usefixtures("dropped_in")
-def test_its_own_test_passes() -> None:
+def test_worked_example_own_test_passes() -> None:
     exec(compile(OWN_TEST, "docs/adding-a-method.md", "exec"), {})
 
 
 @pytest.mark.usefixtures("dropped_in")
-def test_it_trains_and_its_traces_say_who_was_spared(models: dict[str, Path], tmp_path: Path) -> None:
+def test_worked_example_trains_and_traces_leaked_tokens(models: dict[str, Path], tmp_path: Path) -> None:
     config = run_config(models, tmp_path, method={"name": NAME, "halving": 0.5}, training__steps=2)
     traces = wb.open_traces(wb.train(config).run_dir)
     assert list(traces.regimes) == ["GROUNDED", "LEAKED"]
@@ -72,7 +72,7 @@ def test_it_trains_and_its_traces_say_who_was_spared(models: dict[str, Path], tm
 
 
 @pytest.mark.usefixtures("dropped_in")
-def test_its_recipe_and_its_study_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_worked_example_recipe_and_study_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     recipe, text = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
     (tmp_path / "demo.yaml").write_bytes((ROOT / "configs" / "demo.yaml").read_bytes())

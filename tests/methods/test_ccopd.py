@@ -22,7 +22,7 @@ def supervised(rollouts: tuple = (), **options: object):
     return compute_step(method, policies, score_batch(method, policies, batch), seed=0), policies, batch
 
 
-def test_the_student_is_pulled_by_its_own_direction_of_the_divergence() -> None:
+def test_ccopd_divergence_direction_is_reverse_kl() -> None:
     scored, policies, batch = supervised()
     rows = batch.position
     student, frozen = policies["student"].tables["turns"][rows], policies["student@start"].tables["plain"][rows]
@@ -33,11 +33,11 @@ def test_the_student_is_pulled_by_its_own_direction_of_the_divergence() -> None:
     assert torch.allclose(supervised(divergence="forward_kl")[0].loss, forward.detach(), atol=1e-5)
 
 
-def test_without_a_history_and_with_the_weights_of_the_start_there_is_no_loss() -> None:
+def test_ccopd_without_history_at_start_has_zero_loss() -> None:
     assert supervised(student_context="plain")[0].loss.abs().max() < 1e-6
 
 
-def test_the_loss_can_be_where_the_answer_is_stated_alone() -> None:
+def test_ccopd_answer_option_has_loss_on_answer_tokens_only() -> None:
     marked = example(question="A? B.", marks=(Mark(r"^\d+ (\d+)", "answer"),))
     given = {"ids": (5, 3, 7, 0), "text": "5 3 7", "finished": True, "logprobs": None, "replies": ("1",)}
     rollouts = (Rollout(marked, 0, **given), Rollout(replace(marked, marks=()), 0, **given))
@@ -46,7 +46,7 @@ def test_the_loss_can_be_where_the_answer_is_stated_alone() -> None:
     assert float(scored.loss_normalizer[1]) == pytest.approx(0.5)  # the only supervised token of one of two answers
 
 
-def test_the_final_answer_is_found_in_the_tokens() -> None:
+def test_answer_positions_find_final_answer_tokens() -> None:
     texts = {(1, 2, 3, 4): ["so ", "the answer is ", "4", "."], (6,): ["."]}
     rollouts = tuple(
         Rollout(example(), 0, ids, "".join(values), finished=False, logprobs=None) for ids, values in texts.items()
@@ -56,7 +56,7 @@ def test_the_final_answer_is_found_in_the_tokens() -> None:
     assert answer_positions(batch).tolist() == [False, False, True, False, False]
 
 
-def test_a_run_reads_replies_and_learns_from_the_last_alone(models, tmp_path) -> None:
+def test_ccopd_run_trains_on_the_last_turn_only(models, tmp_path) -> None:
     rows = [{"question": "What is the tag? A star. It is red.", "answer": "A"}, {"question": "What?", "answer": "B"}]
     (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = run_config(

@@ -65,7 +65,7 @@ def largest_gradient(model: torch.nn.Module) -> float:
     return max(float(parameter.grad.abs().max()) for parameter in model.parameters() if parameter.grad is not None)
 
 
-def test_a_clipped_entry_adds_no_more_than_the_limit() -> None:
+def test_divergence_clip_limits_each_entry() -> None:
     learner, target = torch.tensor([[0.7, 0.2, 0.1]]).log(), torch.tensor([[0.1, 0.3, 0.6]]).log()
     terms = [0.7 * math.log(7), 0.2 * math.log(2 / 3), 0.1 * math.log(1 / 6)]
     ids = torch.zeros(1, dtype=torch.long)
@@ -83,12 +83,12 @@ def test_a_clipped_entry_adds_no_more_than_the_limit() -> None:
 
 
 @pytest.mark.parametrize("options", [{"kind": "jensen_shannon"}, {"kind": "reverse_kl", "support": "sampled"}])
-def test_a_clip_where_nothing_is_summed_is_refused(options: dict) -> None:
+def test_divergence_clip_of_sampled_kind_raises(options: dict) -> None:
     with raises(ConfigError, "clip="):
         Divergence(**options, clip=0.05)
 
 
-def test_only_right_answers_with_blocks_to_come_are_supervised() -> None:
+def test_d_opsd_supervises_right_answers_with_blocks_left() -> None:
     method, policies = load_method("d_opsd"), table_policies()
     right, wrong, unknown, long = rollouts(3, 3, 3, 7)
     batch = Batch((right, replace(wrong, reward=0.0), replace(unknown, reward=None), long))
@@ -97,7 +97,7 @@ def test_only_right_answers_with_blocks_to_come_are_supervised() -> None:
     assert result.routing.regime.tolist() == [FUTURE] * 3 + [WRONG] * 6 + [FUTURE] * 6 + [LAST]
 
 
-def test_a_step_without_a_right_answer_changes_nothing_and_is_named() -> None:
+def test_d_opsd_step_without_right_answer_changes_nothing() -> None:
     method, policies = load_method("d_opsd"), table_policies()
     batch = Batch(tuple(replace(rollout, reward=0.0) for rollout in rollouts(3, 4)))
     result = compute_step(
@@ -112,7 +112,7 @@ def test_a_step_without_a_right_answer_changes_nothing_and_is_named() -> None:
     assert "raise sampling.num_generations" in seen[0]
 
 
-def test_collapse_is_called_by_name() -> None:
+def test_health_monitor_names_collapse() -> None:
     watch = HealthMonitor()
     for step in range(1, 31):
         fraction = 1.0 if step <= 10 else 0.3
@@ -121,7 +121,7 @@ def test_collapse_is_called_by_name() -> None:
     assert "from 60 to 18" in watch.warnings["distinct_tokens"]
 
 
-def test_nothing_shown_is_exactly_nothing_lost_and_something_shown_is_not(folder: Path) -> None:
+def test_d_opsd_without_future_has_zero_loss(folder: Path) -> None:
     nothing, model = scored(folder, fraction=0.0)
     assert float(nothing.loss.abs().max()) < 1e-6
     assert largest_gradient(model) < 1e-6
@@ -131,7 +131,7 @@ def test_nothing_shown_is_exactly_nothing_lost_and_something_shown_is_not(folder
     assert largest_gradient(model) > 1e-5
 
 
-def test_the_shipped_model_reads_its_future(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_d_opsd_shipped_model_uses_its_future(monkeypatch: pytest.MonkeyPatch) -> None:
     """arXiv 2606.18195, section 3: the more of the suffix the teacher sees, the surer it is of the student's tokens."""
     monkeypatch.chdir(Path(__file__).parents[2])
     recipe, nats = load_config("configs/d_opsd.yaml"), []
@@ -149,7 +149,7 @@ def test_the_shipped_model_reads_its_future(monkeypatch: pytest.MonkeyPatch) -> 
     assert nats[0] - nats[1] > 0.02 and nats[1] - nats[2] > 0.02, nats
 
 
-def test_gradient_comes_from_the_selected_positions_alone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_d_opsd_gradient_is_at_selected_positions_only(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     forward, hidden = DiffusionPolicy.forward, []
 
     def watched(self: DiffusionPolicy, *args: object) -> ViewOutput:
@@ -166,7 +166,7 @@ def test_gradient_comes_from_the_selected_positions_alone(folder: Path, monkeypa
     assert torch.equal(learned.grad.abs().sum(-1) > 0, result.routing.regime == FUTURE)
 
 
-def test_a_run_is_recorded_with_its_denoising_steps_and_resumed_bit_for_bit(folder: Path, tmp_path: Path) -> None:
+def test_d_opsd_run_records_denoising_and_resumes_bit_for_bit(folder: Path, tmp_path: Path) -> None:
     whole = config(folder, tmp_path / "whole")
     train(whole)
     rows = open_traces(whole.run_dir).sql("SELECT * FROM tokens").to_pylist()
@@ -189,12 +189,12 @@ def test_a_run_is_recorded_with_its_denoising_steps_and_resumed_bit_for_bit(fold
     assert probes[0] == probes[1]
 
 
-def test_a_student_that_writes_from_left_to_right_is_refused(tmp_path: Path) -> None:
+def test_d_opsd_autoregressive_student_raises(tmp_path: Path) -> None:
     with raises(ConfigError, "masked diffusion"):
         build_learner(config(save_idefics3(tmp_path), tmp_path), load_method("d_opsd"))
 
 
-def test_examples_without_an_answer_are_skipped_by_name(folder: Path, tmp_path: Path) -> None:
+def test_d_opsd_examples_without_answer_are_skipped(folder: Path, tmp_path: Path) -> None:
     data = write_without_answer(tmp_path / "rows.jsonl")
     with raises(DataError, "no answer"):
         train(config(folder, tmp_path, method={"name": "d_opsd"}, data__train=str(data), data__eval=None))

@@ -32,7 +32,7 @@ def batch_of(teacher: list[float], settings: list[float], micro_batch: list[int]
     return RouteBatch(views, torch.zeros(count, dtype=torch.long), torch.arange(count), micro, (), 0)
 
 
-def test_the_four_regimes_by_hand() -> None:
+def test_dopd_regimes_equal_hand_computed() -> None:
     routing = load_method("dopd", {"trim": 0.0}).route(batch_of(TEACHER, SELF))
     assert routing.regime.tolist() == BY_HAND
     gaps = [abs(math.log(t / s)) for t, s in zip(TEACHER, SELF, strict=True)]
@@ -41,7 +41,7 @@ def test_the_four_regimes_by_hand() -> None:
     assert routing.weight.tolist() == [1.0] * 6
 
 
-def test_sure_is_measured_against_both_means() -> None:
+def test_dopd_sure_compares_with_sum_of_both_means() -> None:
     # means: teacher 0.56, self 0.22, sum 0.78
     # first token: 0.90 is above the sum, though 0.45 is below the teacher's mean
     # Second: 0.74 is above twice either mean's lower one (0.44), below the sum. Third and fourth: a gap of 2.2.
@@ -52,7 +52,7 @@ def test_sure_is_measured_against_both_means() -> None:
     assert routing.regime.tolist() == [LH, LL, HT, HT, LL]
 
 
-def test_trimming_leaves_the_largest_gaps_out_of_the_means_but_routes_them() -> None:
+def test_dopd_trim_leaves_largest_gaps_out_of_means_only() -> None:
     method = load_method("dopd", {"trim": 0.2})  # 1 of 6: the gap of 2.485
     routing = method.route(batch_of(TEACHER, SELF))
     gaps = sorted(abs(math.log(t / s)) for t, s in zip(TEACHER, SELF, strict=True))
@@ -65,7 +65,7 @@ def test_trimming_leaves_the_largest_gaps_out_of_the_means_but_routes_them() -> 
 @pytest.mark.parametrize(
     ("tokens", "above"), [(1, 0), (2, 1), (6, 1), (19, 1), (21, 1), (22, 2), (40, 2), (41, 2), (415, 21)]
 )
-def test_what_is_above_the_95_percent_quantile_of_the_gaps_is_trimmed(tokens: int, above: int) -> None:
+def test_dopd_trim_removes_gaps_above_quantile(tokens: int, above: int) -> None:
     """Gaps of 1, 2, 4, ... in random order: the quantile lies between two of them, 0.95 (n - 1) of them below it."""
     gaps = torch.linspace(0.0, 6.0, tokens, dtype=torch.double) ** 2
     gaps = gaps[torch.randperm(tokens, generator=torch.Generator().manual_seed(0))]
@@ -75,7 +75,7 @@ def test_what_is_above_the_95_percent_quantile_of_the_gaps_is_trimmed(tokens: in
     assert routing.thresholds["gap"] == pytest.approx(float(inside.mean()), rel=1e-5)
 
 
-def test_below_twenty_tokens_the_largest_gap_is_trimmed_by_hand() -> None:
+def test_dopd_trim_below_twenty_tokens_equals_hand_computed() -> None:
     # gaps 0.118, 0, 2.079, 2.485, 0, 0.182; 0.95 of the way: between 2.079 and 2.485, so that 2.485 is above.
     # Mean of the other five 0.476; sums of probabilities of the other five: (2.6 + 1.75) / 5 = 0.87
     routing = load_method("dopd").route(batch_of(TEACHER, SELF))
@@ -84,7 +84,7 @@ def test_below_twenty_tokens_the_largest_gap_is_trimmed_by_hand() -> None:
     assert routing.regime.tolist() == [LH, LL, HT, HS, LH, LL]
 
 
-def test_a_trimmed_mean_moves_a_token_to_the_high_regimes() -> None:
+def test_dopd_trimmed_mean_moves_token_to_high_regimes() -> None:
     # gaps 0.5 (three times), 1, 6: mean 1.7 of all, 0.625 without the largest. Only then is 1 a high gap.
     gaps = [0.5, 0.5, 0.5, 1.0, 6.0]
     batch = batch_of([0.5] * 5, [0.5 * math.exp(-gap) for gap in gaps])
@@ -92,7 +92,7 @@ def test_a_trimmed_mean_moves_a_token_to_the_high_regimes() -> None:
     assert load_method("dopd").route(batch).regime.tolist()[3:] == [HT, HT]
 
 
-def test_normalizing_the_gap_moves_no_token_between_high_and_low() -> None:
+def test_dopd_normalize_keeps_high_and_low_regimes() -> None:
     # an increasing affine map on values and mean alike
     plain = load_method("dopd").route(batch_of(TEACHER, SELF)).regime
     for kind in ("zscore", "minmax"):
@@ -100,7 +100,7 @@ def test_normalizing_the_gap_moves_no_token_between_high_and_low() -> None:
         assert torch.equal(plain >= HT, other >= HT)
 
 
-def test_means_per_micro_batch_are_those_of_its_own_tokens() -> None:
+def test_dopd_micro_batch_scope_uses_its_own_means() -> None:
     method = load_method("dopd", {"trim": 0.0, "stat_scope": "micro_batch"})
     routing = method.route(batch_of(TEACHER, SELF, micro_batch=[0, 0, 0, 1, 1, 1]))
     for group, inside in ((0, slice(0, 3)), (1, slice(3, 6))):
@@ -109,7 +109,7 @@ def test_means_per_micro_batch_are_those_of_its_own_tokens() -> None:
         assert routing.thresholds[f"gap_{group}"] == pytest.approx(alone.thresholds["gap"])
 
 
-def test_losses_of_the_regimes_are_those_of_the_paper() -> None:
+def test_dopd_losses_of_regimes_equal_paper() -> None:
     regimes = load_method("dopd").regimes
     result = {
         name: (entry.losses[0].target, entry.losses[0].divergence.kind, entry.losses[0].weight)
@@ -129,7 +129,7 @@ def test_losses_of_the_regimes_are_those_of_the_paper() -> None:
     }
 
 
-def test_without_privilege_a_live_self_teaches_nothing() -> None:
+def test_dopd_plain_privilege_live_self_has_zero_loss() -> None:
     # the control of the paper's Table 8: KL(s || sg s) is zero in value and gradient
     policies = table_policies()
     method = load_method("dopd", {"privilege": "plain"})
@@ -152,6 +152,6 @@ def test_without_privilege_a_live_self_teaches_nothing() -> None:
         ({"trim": "many"}, "must be a number"),
     ],
 )
-def test_wrong_options_are_named(options: dict, sentence: str) -> None:
+def test_dopd_wrong_option_raises(options: dict, sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
         load_method("dopd", options)

@@ -26,7 +26,7 @@ def run(name: str, *, micro_batch_size: int = 0, backward: bool = False):
 
 
 @pytest.mark.parametrize("name", list_methods())
-def test_says_what_it_is(name: str) -> None:
+def test_method_has_source_and_option_help(name: str) -> None:
     doc = method_module(name).__doc__
     assert "Source:" in doc
     for key, (_, default, option) in describe_options(name).items():
@@ -35,7 +35,7 @@ def test_says_what_it_is(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", list_methods())
-def test_builds_with_its_defaults_and_one_view_learns(name: str) -> None:
+def test_method_builds_with_one_learner_view(name: str) -> None:
     method = load_method(name)
     assert method.name == name
     assert [view.learns for view in method.views.values()].count(True) == 1
@@ -44,7 +44,7 @@ def test_builds_with_its_defaults_and_one_view_learns(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", list_methods())
-def test_every_position_has_exactly_one_regime_and_a_finite_loss(name: str) -> None:
+def test_method_gives_every_position_one_regime_and_finite_loss(name: str) -> None:
     scored, _ = run(name)
     regime = scored.routing.regime
     assert regime.shape == (sum(LENGTHS),)
@@ -57,7 +57,7 @@ def test_every_position_has_exactly_one_regime_and_a_finite_loss(name: str) -> N
 
 
 @pytest.mark.parametrize("name", list_methods())
-def test_only_the_learner_gets_gradient(name: str) -> None:
+def test_method_sends_gradient_to_learner_only(name: str) -> None:
     scored, policies = run(name, backward=True)
     grads = {key: table.grad for key, table in policies["student"].tables.items()}
     displayed = scored.method.views[scored.method.learner].context
@@ -69,7 +69,7 @@ def test_only_the_learner_gets_gradient(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", list_methods())
-def test_micro_batches_change_neither_routing_nor_gradient(name: str) -> None:
+def test_method_micro_batches_keep_routing_and_gradient(name: str) -> None:
     whole, policies = run(name, backward=True)
     pieces, others = run(name, micro_batch_size=1, backward=True)
     displayed = whole.method.views[whole.method.learner].context
@@ -81,7 +81,7 @@ def test_micro_batches_change_neither_routing_nor_gradient(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", list_methods())
-def test_ten_steps_lower_the_loss_under_the_first_routing(name: str) -> None:
+def test_method_ten_steps_lower_the_loss(name: str) -> None:
     method, policies = load_method(name), table_policies()
     scored_batch = score_batch(method, policies, Batch(groups(*LENGTHS)))
     first = compute_step(method, policies, scored_batch, seed=1).routing
@@ -97,7 +97,7 @@ def test_ten_steps_lower_the_loss_under_the_first_routing(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", list_methods())
-def test_what_the_router_saw_is_what_is_recorded(name: str) -> None:
+def test_method_records_scores_that_the_router_used(name: str) -> None:
     scored, _ = run(name)
     assert list(scored.scores) == list(scored.method.views)
     for score in scored.scores.values():

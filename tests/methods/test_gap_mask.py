@@ -37,20 +37,20 @@ def dropped(**options) -> list[int]:
         ("information", "lowest", 1, [5]),
     ],
 )
-def test_drops_the_end_of_the_ranking(gap: str, drop: str, count: int, expected: list[int]) -> None:
+def test_gap_mask_drops_end_of_ranking(gap: str, drop: str, count: int, expected: list[int]) -> None:
     assert dropped(gap=gap, drop=drop, fraction=count / 6 + 1e-6) == expected
 
 
-def test_of_equal_gaps_exactly_the_share_is_dropped() -> None:
+def test_gap_mask_equal_gaps_drops_exact_fraction() -> None:
     assert dropped(gap="information", drop="lowest", fraction=0.5) == [0, 2, 5]
 
 
-def test_nothing_and_everything() -> None:
+def test_gap_mask_fraction_zero_and_one() -> None:
     assert dropped(fraction=0.0) == []
     assert dropped(fraction=1.0) == [0, 1, 2, 3, 4, 5]
 
 
-def test_the_supervisor_is_the_view_that_gaps_are_measured_with_where_they_are_shown_the_same() -> None:
+def test_gap_mask_equal_contexts_share_one_view() -> None:
     assert "supervisor" not in load_method("gap_mask", {"privilege": "crop", "gap_context": "crop"}).views
     method = load_method("gap_mask", {"privilege": "plain", "gap_context": "crop"})
     assert method.views["supervisor"].context == "plain"

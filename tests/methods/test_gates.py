@@ -37,14 +37,14 @@ def supervised(name: str, **options) -> tuple[StepResult, torch.Tensor, torch.Te
 
 
 @pytest.mark.parametrize(("threshold", "undecided"), [(0.0, [0, 1, 1, 1]), (0.8, [0, 0, 0, 1]), (1.5, [0, 0, 0, 0])])
-def test_eopd_gates_by_the_entropy_of_the_teacher(threshold: float, undecided: list[int]) -> None:
+def test_eopd_routes_by_teacher_entropy(threshold: float, undecided: list[int]) -> None:
     scores = {"teacher": printed([-1.0] * 4, [0.0, 0.3, 0.8, 1.5])}  # at the threshold itself: not above it
     routing = routed("eopd", scores, threshold=threshold)
     assert routing.regime.tolist() == undecided
     assert routing.thresholds == {"teacher_entropy": threshold}
 
 
-def test_eopd_adds_forward_kl_where_the_gate_is_open_and_keeps_reverse_kl_everywhere() -> None:
+def test_eopd_adds_forward_kl_at_open_gate() -> None:
     scored, student, teacher = supervised("eopd", threshold=1.2, forward_weight=0.5)
     entropy = torch.distributions.Categorical(logits=teacher).entropy()
     open_gate = entropy > 1.2
@@ -53,12 +53,12 @@ def test_eopd_adds_forward_kl_where_the_gate_is_open_and_keeps_reverse_kl_everyw
     assert torch.allclose(scored.loss, expected, atol=1e-5)
 
 
-def test_a_gate_that_never_opens_is_opd() -> None:
+def test_eopd_closed_gate_equals_opd() -> None:
     closed, _, _ = supervised("eopd", threshold=math.log(11) + 0.01)
     assert torch.allclose(closed.loss, supervised("opd")[0].loss, atol=1e-6)
 
 
-def test_a_student_that_cannot_follow_keeps_more_of_the_choices_under_eopd() -> None:
+def test_eopd_student_that_cannot_follow_keeps_more_choices() -> None:
     # one row of logits for two places: the teacher is undecided between 0 and 1, then between 1 and 2. Reverse KL rests
     # at the normalized product of both, which is token 1 alone; the forward KL that is added pulls to 0 and 2 as well
     teacher = LogitTablePolicy("teacher", {"plain": torch.tensor([[4.0, 4, -4, -4], [-4.0, 4, 4, -4]])})
@@ -92,18 +92,18 @@ STUDENT, TEACHER = printed([-1.0, -1, -2, -1], [0.2, 2.2, 1.2, 0.2]), printed([-
         ("either", 1.0, [0, 1, 2, 3], 0.0),
     ],
 )
-def test_tip_keeps_the_highest_scores(select: str, fraction: float, kept: list[int], score: float) -> None:
+def test_tip_keeps_highest_scores(select: str, fraction: float, kept: list[int], score: float) -> None:
     routing = routed("tip", {"student": STUDENT, "teacher": TEACHER}, select=select, fraction=fraction)
     assert (routing.regime == 0).nonzero().squeeze(-1).tolist() == kept
     assert routing.thresholds["score"] == pytest.approx(score)
 
 
-def test_tip_scores_are_finite_where_all_tokens_are_alike() -> None:
+def test_tip_scores_of_equal_tokens_are_finite() -> None:
     same = printed([-1.0] * 4, [0.5] * 4)
     assert routed("tip", {"student": same, "teacher": same}).regime.tolist() == [0, 0, 1, 1]
 
 
-def test_tip_divides_by_the_tokens_that_it_kept() -> None:
+def test_tip_divides_by_kept_tokens() -> None:
     scored, student, teacher = supervised("tip", fraction=0.5)
     kept = scored.routing.regime == 0
     assert kept.sum() == 9
@@ -113,7 +113,7 @@ def test_tip_divides_by_the_tokens_that_it_kept() -> None:
     assert float((cut.loss * cut.loss_normalizer).sum()) == pytest.approx(total / 2, rel=1e-5)
 
 
-def test_all_tokens_kept_is_opd() -> None:
+def test_tip_all_tokens_kept_equals_opd() -> None:
     everything, _, _ = supervised("tip", fraction=1.0)
     opd, _, _ = supervised("opd", loss_aggregation="token_mean")
     assert torch.allclose(everything.loss, opd.loss) and torch.allclose(everything.loss_normalizer, opd.loss_normalizer)

@@ -24,7 +24,7 @@ def gradient(rollouts: tuple) -> tuple[torch.Tensor, list[int]]:
     return policies["student"].tables["plain"].grad, scored.routing.regime.tolist()
 
 
-def test_a_right_answer_is_raised_and_a_wrong_one_lowered_by_as_much() -> None:
+def test_grpo_gradient_equals_hand_computed() -> None:
     result, regimes = gradient(graded(0.0, 1.0))
     assert regimes == [1] * 3 + [0] * 2
     table = table_policies()["student"].tables["plain"].detach().requires_grad_()
@@ -35,6 +35,6 @@ def test_a_right_answer_is_raised_and_a_wrong_one_lowered_by_as_much() -> None:
 
 
 @pytest.mark.parametrize("rewards", [(0.0, 0.0), (1.0, 1.0), (None, None)])
-def test_a_question_whose_answers_are_all_alike_says_nothing(rewards: tuple) -> None:
+def test_grpo_group_of_equal_rewards_has_no_gradient(rewards: tuple) -> None:
     result, regimes = gradient(graded(*rewards))
     assert regimes == [2] * 5 and not result.any()

@@ -41,7 +41,7 @@ def grad(policies: dict) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
-def test_a_teacher_equal_to_the_student_moves_nothing(objective: str) -> None:
+def test_mopd_teacher_equal_to_student_has_no_gradient(objective: str) -> None:
     policies = table_policies()
     policies["teacher"] = LogitTablePolicy("teacher", dict(policies["student"].tables))
     scored = supervised(policies, rollouts(3, 5), objective=objective, top_k=4, ratio_high=0.0)
@@ -50,7 +50,7 @@ def test_a_teacher_equal_to_the_student_moves_nothing(objective: str) -> None:
         assert scored.routing.advantage.abs().max() == 0.0
 
 
-def test_tokens_outside_the_band_are_dropped_and_not_clipped() -> None:
+def test_mopd_tokens_outside_ratio_band_are_dropped() -> None:
     ratio = torch.tensor([1.0, 4.9, 5.1, 0.21, 0.19])
     logprob, same = torch.full((5,), math.log(0.02)), torch.zeros(5, dtype=torch.long)
     student = TokenScores(logprob, logprob, logprob, same)
@@ -68,7 +68,7 @@ def test_tokens_outside_the_band_are_dropped_and_not_clipped() -> None:
     assert unbound.regime.tolist() == [KEPT] * 5 and unbound.weight.tolist() == [1.0] * 5
 
 
-def test_the_gradient_is_that_of_the_formula_and_nothing_else_is_differentiated() -> None:
+def test_mopd_gradient_equals_formula() -> None:
     created = tuple(replace(rollout, logprobs=tuple([-2.0] * len(rollout.ids))) for rollout in rollouts(3, 5))
     policies = table_policies()
     for table in policies["teacher"].tables.values():
@@ -88,7 +88,7 @@ def test_the_gradient_is_that_of_the_formula_and_nothing_else_is_differentiated(
     assert scored.method.regimes["KEPT"].target == "teacher"
 
 
-def test_the_band_lowers_the_variance_of_gradients_from_stale_answers() -> None:
+def test_mopd_ratio_band_lowers_gradient_variance() -> None:
     writer, options = table_policy("stale", 7), SamplingOptions(5)
     result = {}
     for band in ({}, {"ratio_low": 0.0, "ratio_high": 1e9}):
@@ -105,7 +105,7 @@ def test_the_band_lowers_the_variance_of_gradients_from_stale_answers() -> None:
     assert result["without"] > 5 * result["with"], result
 
 
-def test_truncation_without_the_correction_pulls_at_equality_and_with_it_does_not() -> None:
+def test_mopd_truncation_without_correction_pulls_at_equality() -> None:
     logits = torch.randn(6, 11, generator=torch.Generator().manual_seed(0))
     written = torch.zeros(6, dtype=torch.long)
     ids = logits.topk(4).indices
@@ -120,7 +120,7 @@ def test_truncation_without_the_correction_pulls_at_equality_and_with_it_does_no
     assert corrected.grad.abs().max() < 1e-6
 
 
-def test_outcomes_are_compared_inside_a_group() -> None:
+def test_group_relative_advantage_equals_hand_computed() -> None:
     first, second = example(0), example(1)
     created = zip(
         rollouts(1, 1, 1, 1, 1, 1),
@@ -147,7 +147,7 @@ class Counted(LogitTablePolicy):
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("size", [0, 1, 3])
-def test_each_teacher_reads_its_own_domain_once_and_no_other(size: int, objective: str) -> None:
+def test_mopd_teacher_scores_its_own_domain_once(size: int, objective: str) -> None:
     policies = table_policies()
     members = {}
     for seed, domain in ((2, "color"), (3, "count")):
@@ -180,7 +180,7 @@ def test_each_teacher_reads_its_own_domain_once_and_no_other(size: int, objectiv
     assert torch.allclose(grad(policies), reference, atol=1e-6)
 
 
-def test_a_domain_without_a_teacher_is_named_and_counted() -> None:
+def test_mopd_domain_without_teacher_is_skipped() -> None:
     examples = [example(idx, domain=domain) for idx, domain in enumerate(("color", "tag", "tag", "shape"))]
     usable, lacking = split_by_teacher(examples, ("color", "count"))
     assert [entry.domain for entry in usable] == ["color"] and [item.domain for item, _ in lacking] == [
@@ -194,7 +194,7 @@ def test_a_domain_without_a_teacher_is_named_and_counted() -> None:
     assert split_by_teacher(examples, None) == (examples, [])
 
 
-def test_options_that_contradict_are_refused() -> None:
+def test_mopd_contradicting_options_raise() -> None:
     with raises(ConfigError, "ratio_high=0"):
         load_method("mopd", {"ratio_high": 0.5})
     with raises(ConfigError, "method.advantage_clip"):

@@ -48,14 +48,14 @@ def annotated(values: tuple[Rollout, ...], *peers: tuple[Rollout, ...], **option
         ("none", "rr", False),
     ],
 )
-def test_a_peer_speaks_if_it_knows_the_question(exchange: str, star: str, heard: bool) -> None:
+def test_opcod_peer_that_knows_the_question_gives_feedback(exchange: str, star: str, heard: bool) -> None:
     (feedback, facts), *_ = annotated(answers("ww", "ww"), answers(star, "ww"), exchange=exchange)
     position = "top left" if "r" in star else "bottom"
     assert feedback == (f"hint: at {position}" if heard else None)
     assert facts["gate_open"] == float(star in ("rw",)) and facts["lines_kept"] == float(heard)
 
 
-def test_a_line_that_tells_an_answer_is_dropped_unless_the_control_keeps_it() -> None:
+def test_opcod_line_with_answer_is_dropped_unless_leak() -> None:
     values, peer = answers("w", "w"), answers("r", "r")
     (star, facts), (reds, _) = annotated(values, peer)
     assert (star, reds) == (
@@ -70,7 +70,7 @@ def test_a_line_that_tells_an_answer_is_dropped_unless_the_control_keeps_it() ->
     assert wrong[0] == "hint: at bottom"
 
 
-def test_the_anchor_keeps_the_clauses_that_name_what_the_question_asks_about() -> None:
+def test_opcod_anchor_keeps_clauses_of_the_question() -> None:
     """Worked by hand. The question's words: what, color, is, the, star; with one question of its family all but the
     common ones are anchors, so color and star are. "two stars" names a star; "at top left" and "I like trains" name
     neither; "color red" and "answer red" hold the answer.
@@ -88,7 +88,7 @@ def test_the_anchor_keeps_the_clauses_that_name_what_the_question_asks_about() -
     assert load_method("opcod").options.anchor  # as in the paper
 
 
-def test_a_line_about_something_else_is_dropped() -> None:
+def test_opcod_line_off_topic_is_dropped() -> None:
     peer = [replace(answer, remarks=("look at the stars\nI like trains\nit is red",)) for answer in answers("w", "w")]
     (star, facts), (reds, _) = annotated(tuple(peer), answers("r", "r"), feedback="reply", anchor=True)
     assert star == "hint: look at the stars" and facts["lines_off_topic"] == 2.0
@@ -97,7 +97,7 @@ def test_a_line_about_something_else_is_dropped() -> None:
     assert star == "hint: look at the stars and I like trains" and facts["lines_telling"] == 1.0
 
 
-def test_words_that_a_whole_family_shares_anchor_nothing() -> None:
+def test_opcod_words_of_whole_family_anchor_nothing() -> None:
     pairs = ("red star", "blue ring"), ("green cross", "pink square"), ("black disc", "white bar")
     family = [
         example(idx, question=f"do the {element} and the {other} have the same tag?", domain="compare", answer="yes")
@@ -122,7 +122,7 @@ def test_words_that_a_whole_family_shares_anchor_nothing() -> None:
     assert annotated(answers_of_peer, unsure, exchange="ungated", leak=True)[0][0] == "hint: answer 0"
 
 
-def test_a_peer_that_does_not_know_may_be_made_to_speak_of_another_question() -> None:
+def test_opcod_ungated_peer_speaks_of_another_question() -> None:
     values, peer = answers("w", "w"), answers("w", "r")
     (star, facts), _ = annotated(values, peer, exchange="ungated", noise=1.0, leak=True, anchor=True)
     assert star is None and facts["lines_off_topic"] == 3.0
@@ -130,7 +130,7 @@ def test_a_peer_that_does_not_know_may_be_made_to_speak_of_another_question() ->
     assert star == f"hint: {' and '.join(RIGHT[REDS.id].split(', '))}" == reds  # of the question that it knows
 
 
-def test_another_right_answer_of_its_own_is_shown_and_never_the_answer_itself() -> None:
+def test_opcod_own_other_right_answer_is_shown() -> None:
     matches = [feedback for feedback, _ in annotated(answers("rw", "rr"), exchange="none")]
     assert matches == [
         None,
@@ -149,7 +149,7 @@ def supervised(rollouts: tuple[Rollout, ...], *peers: tuple[Rollout, ...]):
     return scored, policies["student"].tables["plain"].grad
 
 
-def test_nothing_to_show_is_no_loss_and_no_gradient_at_all() -> None:
+def test_opcod_without_feedback_has_zero_loss_and_gradient() -> None:
     rollouts = tuple(replace(group, reward=0.0) for group in groups(3, 1, 7, 5))
     scored, gradient = supervised(rollouts, rollouts)
     assert scored.loss.tolist() == [0.0] * 16 and bool((gradient == 0).all())
@@ -160,7 +160,7 @@ def test_nothing_to_show_is_no_loss_and_no_gradient_at_all() -> None:
     assert bool((gradient != 0).any()) and bool((scored.loss[scored.routing.regime == 0] == 0).all())
 
 
-def test_each_peer_is_asked_about_each_answer() -> None:
+def test_opcod_peers_reply_to_each_answer() -> None:
     students = table_policies()
     students = {"student": students["student"], "ann": students["teacher"]}
     written = {name: groups(3, 2) for name in students}
@@ -172,18 +172,18 @@ def test_each_peer_is_asked_about_each_answer() -> None:
     assert [item.remarks for item in again["ann"]] == remarks["ann"]
 
 
-def test_a_run_without_a_peer_is_refused(models: dict, tmp_path) -> None:
+def test_opcod_without_peer_raises(models: dict, tmp_path) -> None:
     with raises(ConfigError, "2 students", "models.peers"):
         run_config(models, tmp_path, method={"name": "opcod"})
     run_config(models, tmp_path, method={"name": "opcod", "exchange": "none"})
 
 
-def test_what_can_have_no_effect_is_refused() -> None:
+def test_opcod_option_without_effect_raises() -> None:
     with raises(ConfigError, "method.noise=0.5"):
         load_method("opcod", {"noise": 0.5, "feedback": "reply"})
 
 
-def test_a_run_learns_from_what_a_peer_writes_when_asked(models: dict, tmp_path) -> None:
+def test_opcod_run_trains_on_peer_replies(models: dict, tmp_path) -> None:
     method = {"name": "opcod", "feedback": "reply", "exchange": "ungated", "anchor": False, "leak": True}
     config = run_config(
         models,

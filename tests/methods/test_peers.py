@@ -47,14 +47,14 @@ def weights(config: RunConfig, learner: str) -> dict[str, torch.Tensor]:
     return load_policy(list_checkpoints(config.run_dir)[-1].weights(learner), learner).model.state_dict()
 
 
-def test_the_student_learns_as_it_would_alone(pair: RunConfig, models: dict, tmp_path: Path) -> None:
+def test_peers_student_trains_as_alone(pair: RunConfig, models: dict, tmp_path: Path) -> None:
     alone = run_config(models, tmp_path, method=METHOD)
     train(alone)
     assert [line["loss"] for line in metrics(alone)] == [line["loss"] for line in metrics(pair)]
     assert all(torch.equal(value, weights(pair, "student")[name]) for name, value in weights(alone, "student").items())
 
 
-def test_each_draws_and_learns_for_itself(pair: RunConfig) -> None:
+def test_peers_sample_and_train_separately(pair: RunConfig) -> None:
     assert all(line["loss"] != line["ann/loss"] for line in metrics(pair))
     values, other = weights(pair, "student"), weights(pair, "ann")
     assert any(not torch.equal(values[name], other[name]) for name in values)
@@ -64,7 +64,7 @@ def test_each_draws_and_learns_for_itself(pair: RunConfig) -> None:
     assert requested == {(0, "student"), (0, "ann"), (4, "student"), (4, "ann")}
 
 
-def test_every_row_says_whose_it_is(pair: RunConfig) -> None:
+def test_peers_rows_name_their_learner(pair: RunConfig) -> None:
     traces = open_traces(pair.run_dir)
     rows = traces.sql("SELECT learner, sampled_by, count(*) AS n FROM rollouts GROUP BY ALL ORDER BY 1").to_pylist()
     assert rows == [{"learner": name, "sampled_by": name, "n": 24} for name in ("ann", "student")]
@@ -80,7 +80,7 @@ def test_every_row_says_whose_it_is(pair: RunConfig) -> None:
     assert probes["learner"].to_pylist() == ["ann", "student"]
 
 
-def test_a_resumed_run_equals_an_uninterrupted_one(pair: RunConfig, models: dict, tmp_path: Path) -> None:
+def test_peers_resumed_run_equals_uninterrupted(pair: RunConfig, models: dict, tmp_path: Path) -> None:
     config = two(models, tmp_path)
     train(config)
     (list_checkpoints(config.run_dir)[-1].weights("ann") / "model.safetensors").write_bytes(b"torn")
@@ -91,12 +91,12 @@ def test_a_resumed_run_equals_an_uninterrupted_one(pair: RunConfig, models: dict
 
 
 @pytest.mark.parametrize("name", ["student", "teacher", "an n", "ann/b", ""])
-def test_a_name_that_means_something_else_is_refused(name: str, models: dict, tmp_path: Path) -> None:
+def test_peers_reserved_name_raises(name: str, models: dict, tmp_path: Path) -> None:
     with raises(ConfigError, "models.peers"):
         two(models, tmp_path, models__peers={name: "x"})
 
 
-def test_every_student_of_a_run_is_asked_again(pair: RunConfig) -> None:
+def test_peers_are_all_evaluated_again(pair: RunConfig) -> None:
     result = evaluate_run(pair.run_dir, contexts=["plain"], max_examples=2)
     before = {
         (row.policy, row.example_id): row.text
@@ -107,12 +107,12 @@ def test_every_student_of_a_run_is_asked_again(pair: RunConfig) -> None:
     assert all(row.text == before[row.policy, row.example_id] for row in result)
 
 
-def test_check_looks_at_every_learner(pair: RunConfig) -> None:
+def test_peers_are_all_checked(pair: RunConfig) -> None:
     names = [item.name for item in check_config(pair)]
     assert "loss in chunks = at once" in names and "ann: loss in chunks = at once" in names
 
 
-def test_a_study_asks_each_learner_and_compares_it_with_its_own_start(models: dict, tmp_path: Path) -> None:
+def test_peers_in_study_compare_with_their_own_start(models: dict, tmp_path: Path) -> None:
     config = two(models, tmp_path, models__peers={"ann": str(models["teacher"])}, training__steps=1, data__eval=None)
     base = tmp_path / "base.yaml"
     base.write_text(config.to_yaml())

@@ -30,12 +30,12 @@ def gradient(rollouts: tuple, **options: object) -> torch.Tensor:
     return policies["student"].tables["plain"].grad
 
 
-def test_a_wrong_answer_is_shown_the_first_right_sibling() -> None:
+def test_sdpo_wrong_answer_gets_first_right_sibling() -> None:
     displayed = [sibling.feedback for sibling in show_siblings(graded(0.0, 1.0, 1.0, 0.0, 0.0, None))]
     assert displayed == ["reference: text 1", None, None, "reference: text 2", None, None]
 
 
-def test_tokens_go_where_their_answer_goes() -> None:
+def test_sdpo_tokens_follow_regime_of_their_answer() -> None:
     policies, method = table_policies(), load_method("sdpo")
     scored_batch = score_batch(method, policies, Batch(graded(0.0, 1.0, 0.0, 0.0)))
     scored = compute_step(method, policies, scored_batch, seed=0)
@@ -44,13 +44,13 @@ def test_tokens_go_where_their_answer_goes() -> None:
 
 
 @pytest.mark.parametrize("rewards", [(0.0, 0.0), (1.0, 1.0), (None, None)])
-def test_a_group_without_both_contributes_exactly_nothing(rewards: tuple) -> None:
+def test_sdpo_group_without_both_adds_nothing(rewards: tuple) -> None:
     alone, beside = gradient(graded(0.0, 1.0)), gradient(graded(0.0, 1.0, *rewards))
     assert torch.allclose(beside * 14, alone * 5)  # only the number of positions that the mean is over has changed
     assert not gradient(graded(*rewards)).any()
 
 
-def test_divided_by_the_told_tokens_alone_as_in_the_reference_code() -> None:
+def test_sdpo_normalize_by_supervised_equals_reference_code() -> None:
     few, many = graded(0.0, 1.0), graded(0.0, 1.0, 1.0, 1.0)  # 3 told tokens of 5, and of 14
     alone = gradient(few, normalize_by="supervised")
     assert torch.allclose(alone, gradient(few) * 5 / 3)
@@ -60,7 +60,7 @@ def test_divided_by_the_told_tokens_alone_as_in_the_reference_code() -> None:
 @pytest.mark.parametrize(
     "sampling", [{}, {"temperature": 0.5}, {"temperature": 2.0, "top_k": 3}, {"top_p": 0.6}], ids=str
 )
-def test_a_fresh_answer_has_ratio_1_whatever_it_was_sampled_with(sampling: dict) -> None:
+def test_sampler_ratio_of_fresh_answer_is_one(sampling: dict) -> None:
     policies, method = table_policies(), load_method("sdpo")
     rollouts = sample_rollouts(
         policies["student"],
@@ -75,7 +75,7 @@ def test_a_fresh_answer_has_ratio_1_whatever_it_was_sampled_with(sampling: dict)
     assert torch.allclose(scored.routing.weight, torch.ones_like(scored.routing.weight), atol=1e-6)
 
 
-def test_steps_without_any_right_answer_move_nothing_and_are_counted(models, tmp_path) -> None:
+def test_sdpo_steps_without_right_answer_change_nothing(models, tmp_path) -> None:
     steps = []
     config = run_config(
         models,
@@ -98,14 +98,14 @@ def test_steps_without_any_right_answer_move_nothing_and_are_counted(models, tmp
 @pytest.mark.parametrize(
     "method", [{"name": "sdpo"}, {"name": "mopd", "outcome": 0.5}, {"name": "opcod", "exchange": "none"}]
 )
-def test_groups_of_one_are_refused_where_answers_are_compared(method: dict, models, tmp_path) -> None:
+def test_method_that_compares_answers_needs_two_per_prompt(method: dict, models, tmp_path) -> None:
     with raises(ConfigError, "least 2", "num_generations=1"):
         run_config(models, tmp_path, method=method, sampling__num_generations=1)
     run_config(models, tmp_path, method=method)
 
 
 @pytest.mark.parametrize("name", ["sdpo", "opcod"])
-def test_data_without_answers_are_refused_by_what_judges_them(name: str, models, tmp_path) -> None:
+def test_method_that_grades_needs_answers(name: str, models, tmp_path) -> None:
     peers = {"ann": str(models["student"])} if name == "opcod" else {}
     values = {"models__peers": peers, "data__train": str(write_without_answer(tmp_path / "rows.jsonl"))}
     config = run_config(models, tmp_path, method={"name": name}, data__eval=None, **values)

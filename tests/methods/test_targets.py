@@ -33,7 +33,7 @@ def in_expectation(method: Method) -> Method:
 
 
 @pytest.mark.parametrize("strength", [0.0, 0.5, 1.0, 1.25])
-def test_exopd_rests_on_the_line_from_reference_to_teacher(strength: float) -> None:
+def test_exopd_rests_between_reference_and_teacher(strength: float) -> None:
     policies = table_policies()
     reference, teacher = (
         policies[who].tables["plain"].detach()[0].log_softmax(-1) for who in ("student@start", "teacher")
@@ -54,7 +54,7 @@ def test_exopd_rests_on_the_line_from_reference_to_teacher(strength: float) -> N
         assert (student.grad.abs().max() < 1e-6) == at_rest
 
 
-def test_exopd_of_strength_one_is_opd_on_the_sampled_token() -> None:
+def test_exopd_strength_one_equals_opd() -> None:
     grads = []
     for name, options in (
         ("exopd", {"strength": 1.0}),
@@ -68,7 +68,7 @@ def test_exopd_of_strength_one_is_opd_on_the_sampled_token() -> None:
 
 @pytest.mark.parametrize("top_k", [0, 4])
 @pytest.mark.parametrize("tail", ["bucket", "renormalize"])
-def test_sdft_learns_nothing_from_a_copy_that_is_shown_nothing_more(top_k: int, tail: str) -> None:
+def test_sdft_copy_without_evidence_has_zero_loss(top_k: int, tail: str) -> None:
     policies = table_policies()
     scored = learn(
         load_method("sdft", {"privilege": "plain", "top_k": top_k, "tail": tail}), policies, Batch(rollouts(7, 4))
@@ -80,7 +80,7 @@ def test_sdft_learns_nothing_from_a_copy_that_is_shown_nothing_more(top_k: int, 
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
-def test_lm_kd_mixes_the_tokens_of_the_data_and_the_teacher(alpha: float) -> None:
+def test_lm_kd_mixes_data_and_teacher(alpha: float) -> None:
     policies, method = table_policies(), load_method("lm_kd", {"alpha": alpha})
     written = sample_rollouts(
         policies["student"],
@@ -101,6 +101,6 @@ def test_lm_kd_mixes_the_tokens_of_the_data_and_the_teacher(alpha: float) -> Non
     assert scored.loss_normalizer.tolist() == pytest.approx([0.2] * 5)
 
 
-def test_without_a_share_of_the_teacher_none_is_loaded() -> None:
+def test_lm_kd_alpha_zero_loads_no_teacher() -> None:
     assert load_method("lm_kd", {"alpha": 0.0}).policies == ("student",)
     assert load_method("lm_kd").policies == ("student", "teacher")

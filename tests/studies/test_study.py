@@ -98,7 +98,7 @@ def answers(study: Study) -> list[dict]:
     return sorted(rows, key=lambda row: [str(row[key]) for key in ("variant", "seed", "data", "context", "example_id")])
 
 
-def test_every_run_is_an_ordinary_run(finished: Study) -> None:
+def test_study_runs_are_ordinary_runs(finished: Study) -> None:
     assert {(job.name, job.status, job.step) for job in find_jobs(finished.folder)} == {
         (f"{method}-s{seed}", "finished", 4) for method in ("opd", "dopd") for seed in (0, 1)
     }
@@ -109,7 +109,7 @@ def test_every_run_is_an_ordinary_run(finished: Study) -> None:
     }
 
 
-def test_questions_that_lack_what_a_context_shows_are_counted_in_the_report(models: dict, tmp_path: Path) -> None:
+def test_study_questions_without_evidence_are_counted(models: dict, tmp_path: Path) -> None:
     samples = Path("data/samples/samples.jsonl").resolve()
     rows = [json.loads(line) for line in samples.read_text().splitlines()][:4]
     for row in rows:
@@ -134,7 +134,7 @@ def test_questions_that_lack_what_a_context_shows_are_counted_in_the_report(mode
     assert text.count("not evaluated:") == 1
 
 
-def test_every_row_was_asked_the_same_questions(finished: Study) -> None:
+def test_study_rows_answer_the_same_questions(finished: Study) -> None:
     rows = answers(finished)
     assert len(rows) == (2 * 16 + 8) * (2 + 4)  # two models as they are, two variants of two seeds
     requested: dict[tuple, set] = {}
@@ -148,7 +148,7 @@ def test_every_row_was_asked_the_same_questions(finished: Study) -> None:
     assert len({frozenset(item) for item in requested.values()}) == 1
 
 
-def test_the_tables_numbers_are_those_of_its_questions(finished: Study) -> None:
+def test_study_tables_equal_their_questions(finished: Study) -> None:
     """Every accuracy, confidence, length and truncated share of results.parquet, and the table's lines."""
     rows, result = answers(finished), pq.read_table(finished.folder / "results.parquet").to_pylist()
     checked = 0
@@ -192,7 +192,7 @@ def test_the_tables_numbers_are_those_of_its_questions(finished: Study) -> None:
         assert re.search(rf"\| {name} \| 2 \| {100 * np.mean(selected):.1f} % \|", section), section
 
 
-def test_the_table_says_how_it_came_about(finished: Study) -> None:
+def test_study_report_has_provenance(finished: Study) -> None:
     table = (finished.folder / "table.md").read_text()
     for part in (
         "seeds 0, 1; baseline: opd",
@@ -209,7 +209,7 @@ def test_the_table_says_how_it_came_about(finished: Study) -> None:
     assert "plotly" in (finished.folder / "figure.html").read_text()
 
 
-def test_any_row_can_be_what_the_others_are_compared_with(study_copy: Study, capsys: pytest.CaptureFixture) -> None:
+def test_study_against_any_row_equals_report(study_copy: Study, capsys: pytest.CaptureFixture) -> None:
     """From the answers alone, with the numbers of the report; nothing is written."""
     before = sorted((file, file.stat().st_mtime_ns) for file in study_copy.folder.rglob("*"))
     assert main(["study", str(study_copy.folder), "--against", "opd"]) == 0
@@ -236,7 +236,7 @@ def test_any_row_can_be_what_the_others_are_compared_with(study_copy: Study, cap
     assert sorted((file, file.stat().st_mtime_ns) for file in study_copy.folder.rglob("*")) == before
 
 
-def test_what_is_done_is_not_done_again(study_copy: Study) -> None:
+def test_study_finished_tasks_are_not_repeated(study_copy: Study) -> None:
     before = {file: file.stat().st_mtime_ns for file in study_copy.folder.glob("*/questions.parquet")}
     lines: list[str] = []
     assert run_study(study_copy, say=lines.append)
@@ -244,7 +244,7 @@ def test_what_is_done_is_not_done_again(study_copy: Study) -> None:
     assert {file: file.stat().st_mtime_ns for file in study_copy.folder.glob("*/questions.parquet")} == before
 
 
-def test_half_a_run_and_a_dead_worker_go_on_and_end_the_same(study_copy: Study, finished: Study) -> None:
+def test_study_stopped_run_and_dead_worker_resume_equal(study_copy: Study, finished: Study) -> None:
     """One run was stopped, one was never begun, one was left out; then the training process is killed from outside."""
     stopped, absent = study_copy.config(study_copy.variants[1], 0), study_copy.config(study_copy.variants[0], 1)
     shutil.rmtree(stopped.run_dir)
@@ -288,9 +288,7 @@ def test_half_a_run_and_a_dead_worker_go_on_and_end_the_same(study_copy: Study, 
     assert answers(study_copy) == answers(finished)
 
 
-def test_a_stopped_and_then_killed_study_goes_on_and_ends_the_same(
-    models: dict, tmp_path: Path, finished: Study
-) -> None:
+def test_study_stopped_then_killed_resumes_equal(models: dict, tmp_path: Path, finished: Study) -> None:
     """Asked to stop, every run saves; killed outright, its worker notices. The same command does the rest."""
     file = study_file(models, tmp_path)
     command = [sys.executable, "-m", "workbench", "study", str(file)]
@@ -312,9 +310,7 @@ def test_a_stopped_and_then_killed_study_goes_on_and_ends_the_same(
     assert answers(load_study(file)) == answers(finished)
 
 
-def test_other_overrides_start_nothing_and_leave_what_is_there(
-    study_copy: Study, capsys: pytest.CaptureFixture
-) -> None:
+def test_study_other_overrides_start_nothing(study_copy: Study, capsys: pytest.CaptureFixture) -> None:
     before = {file: file.read_bytes() for file in study_copy.folder.rglob("*.json")}
     assert main(["study", str(study_copy.source), "overrides.training.steps=7"]) == 2
     output = capsys.readouterr().err
@@ -322,7 +318,7 @@ def test_other_overrides_start_nothing_and_leave_what_is_there(
     assert {file: file.read_bytes() for file in study_copy.folder.rglob("*.json")} == before
 
 
-def test_two_studies_of_one_name_do_not_share_a_folder(study_copy: Study) -> None:
+def test_study_of_same_name_does_not_share_folder(study_copy: Study) -> None:
     values = yaml.safe_load(study_copy.source.read_text()) | {"variants": {"other": {"method.name": "opd"}}}
     other = study_copy.source.with_name("other.yaml")
     other.write_text(yaml.safe_dump(values, sort_keys=False))
@@ -331,7 +327,7 @@ def test_two_studies_of_one_name_do_not_share_a_folder(study_copy: Study) -> Non
     assert not (study_copy.folder / "other-s0").exists()
 
 
-def test_a_seed_that_failed_is_named_and_the_rest_is_reported(study_copy: Study, capsys: pytest.CaptureFixture) -> None:
+def test_study_failed_seed_is_named_and_rest_reported(study_copy: Study, capsys: pytest.CaptureFixture) -> None:
     """A folder of other settings is in the way of one seed; one variant's loss is no number."""
     clash = study_copy.config(study_copy.variants[1], 1).run_dir
     text = (clash / "config.yaml").read_text()
@@ -368,7 +364,7 @@ def test_a_seed_that_failed_is_named_and_the_rest_is_reported(study_copy: Study,
     assert result.num_seeds == 1
 
 
-def test_a_difference_says_over_how_many_seeds_where_the_baseline_lost_one(study_copy: Study) -> None:
+def test_study_difference_names_number_of_paired_seeds(study_copy: Study) -> None:
     """dopd has two seeds and opd one: what is paired are those that both have, in the report and in the app."""
     (study_copy.config(study_copy.variants[0], 1).run_dir / "questions.parquet").unlink()
     table = write_report(study_copy).read_text()
@@ -385,7 +381,7 @@ def test_a_difference_says_over_how_many_seeds_where_the_baseline_lost_one(study
     assert row["gain_interval"].endswith("]")
 
 
-def test_no_finished_run_is_a_sentence(models: dict, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_study_report_without_finished_run_raises(models: dict, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     file = study_file(models, tmp_path)
     assert main(["study", str(file), "--report"]) == 2
     assert "has no finished run" in capsys.readouterr().err
@@ -393,7 +389,7 @@ def test_no_finished_run_is_a_sentence(models: dict, tmp_path: Path, capsys: pyt
         collect(load_study(file))
 
 
-def test_one_process_runs_a_study_at_a_time(study_copy: Study) -> None:
+def test_study_is_run_by_one_process(study_copy: Study) -> None:
     import fcntl  # noqa: PLC0415
 
     with (study_copy.folder / ".claim").open("a") as held:
@@ -402,7 +398,7 @@ def test_one_process_runs_a_study_at_a_time(study_copy: Study) -> None:
             run_study(study_copy)
 
 
-def test_questions_added_later_are_asked_of_what_was_trained(study_copy: Study) -> None:
+def test_study_added_questions_are_evaluated_later(study_copy: Study) -> None:
     values = yaml.safe_load(study_copy.source.read_text())
     values["evaluate"].append({"data": "scenes:combos?count=8"})
     study_copy.source.write_text(yaml.safe_dump(values, sort_keys=False))
@@ -425,7 +421,7 @@ def collect_fails(study: Study) -> list[str]:
     return re.findall("evaluated on other questions", str(caught.value))
 
 
-def test_a_run_starts_from_the_student_of_the_one_before(models: dict, tmp_path: Path) -> None:
+def test_study_run_starts_from_student_of_former(models: dict, tmp_path: Path) -> None:
     """Both at once if it could; what follows a run that fails is named and fails, too."""
     variants = {
         "first": {},

@@ -12,7 +12,7 @@ from workbench.studies.measures import Arm, compare, values_of, verdict
 REPLICATES = 2_000
 
 
-def test_weights_are_drawings_with_replacement() -> None:
+def test_bootstrap_weights_are_draws_with_replacement() -> None:
     drawn = weights(7, key="a", num_replicates=50)
     counts = drawn * 7
     assert np.allclose(counts, counts.round()) and np.allclose(drawn.sum(1), 1.0)
@@ -21,7 +21,7 @@ def test_weights_are_drawings_with_replacement() -> None:
     assert not np.array_equal(drawn, weights(7, key="a", num_replicates=50, seed=1))
 
 
-def test_replicates_are_what_loops_give() -> None:
+def test_bootstrap_replicates_equal_loops() -> None:
     """Every replicate spelled out: the drawn seeds, and in each of them the same drawn questions."""
     rng = np.random.default_rng(0)
     values = rng.normal(size=(2, 3, 5))
@@ -35,7 +35,7 @@ def test_replicates_are_what_loops_give() -> None:
             assert result[replicate, line] == pytest.approx(looped)
 
 
-def test_questions_alone_have_the_width_of_the_textbook() -> None:
+def test_bootstrap_of_questions_equals_textbook_interval() -> None:
     """All seeds agree, so only questions vary: the interval is 1.96 standard errors to either side."""
     outcomes = (np.arange(400) % 4 == 0).astype(float)
     first = np.tile(outcomes, (5, 1))
@@ -46,7 +46,7 @@ def test_questions_alone_have_the_width_of_the_textbook() -> None:
     assert high == pytest.approx(0.25 + 1.96 * error, abs=0.2 * error)
 
 
-def test_both_factors_add_up() -> None:
+def test_bootstrap_variance_adds_seeds_and_questions() -> None:
     """Seed effects and question effects: the variance of replicates is that of both, each divided by its own number."""
     rng = np.random.default_rng(1)
     of_seed, of_question = rng.normal(size=(12, 1)), rng.normal(size=(1, 300))
@@ -55,7 +55,7 @@ def test_both_factors_add_up() -> None:
     assert drawn.var() == pytest.approx(of_seed.var() / 12 + of_question.var() / 300, rel=0.06)
 
 
-def test_pairing_sees_what_separate_intervals_do_not() -> None:
+def test_bootstrap_pairing_finds_small_difference() -> None:
     """Half of the questions are hard for both; one is right two questions in a hundred more often."""
     rng = np.random.default_rng(2)
     second = (rng.random((1, 500)) < 0.5).astype(float).repeat(4, axis=0)
@@ -78,7 +78,7 @@ def test_pairing_sees_what_separate_intervals_do_not() -> None:
         (0.0, 0.0, 1.0, 0.99, 1.0),
     ],
 )
-def test_how_often_the_interval_is_right_is_what_the_docstring_says(
+def test_bootstrap_coverage_equals_docstring(
     of_seed: float, of_question: float, noise: float, low: float, high: float
 ) -> None:
     """Five seeds, 200 questions, no true difference: the share of simulated studies whose interval holds zero."""
@@ -94,7 +94,7 @@ def test_how_often_the_interval_is_right_is_what_the_docstring_says(
     assert low <= held / 200 <= high
 
 
-def test_an_interval_is_the_middle_of_the_replicates() -> None:
+def test_interval_is_middle_of_replicates() -> None:
     assert interval(np.arange(1001.0)) == pytest.approx((25.0, 975.0))
 
 
@@ -120,7 +120,7 @@ def row(
     return Arm(name, kind, tuple(range(len(right))), {("data", "plain"): answers}, **values)
 
 
-def test_measures_of_a_run_are_those_of_evaluate() -> None:
+def test_study_measures_equal_evaluate() -> None:
     rng = np.random.default_rng(3)
     right, sure = (rng.random((2, 40)) < 0.6).astype(float), rng.random((2, 40))
     item = row("x", "variant", right.tolist(), sure.tolist(), "vvvp" * 10)
@@ -163,7 +163,7 @@ def test_measures_of_a_run_are_those_of_evaluate() -> None:
             assert result[seed, visibility, "accuracy"].count == expected.count
 
 
-def test_the_gap_recovered_is_between_the_start_and_the_teacher() -> None:
+def test_gap_recovered_is_between_start_and_teacher() -> None:
     """Start 40 % of 200 questions, teacher 90 %, variant 65 %: half of the gap; none if the teacher is not better."""
     questions = np.arange(200) / 200
     base = row("untrained", "student", [(questions < 0.4).astype(float).tolist()], [[0.5] * 200], "v" * 200)
@@ -190,7 +190,7 @@ def test_the_gap_recovered_is_between_the_start_and_the_teacher() -> None:
     ]
 
 
-def test_only_seeds_that_both_have_are_compared() -> None:
+def test_compare_pairs_common_seeds_only() -> None:
     first = row("a", "variant", [[1, 1, 1, 1], [0, 0, 0, 0]], [[0.5] * 4] * 2)
     second = row("b", "variant", [[0, 0, 0, 0]], [[0.5] * 4])
     second.seeds = (1,)
@@ -205,7 +205,7 @@ def test_only_seeds_that_both_have_are_compared() -> None:
     assert not [item for item in compare([first, second], "b", num_replicates=REPLICATES) if item.against == "b"]
 
 
-def test_a_trace_measure_varies_by_seed_alone() -> None:
+def test_trace_measure_varies_by_seed_only() -> None:
     item = row("a", "variant", [[1, 1, 1, 1]] * 3, [[0.5] * 4] * 3)
     item.trace = {"HT/last third": np.array([0.1, 0.2, 0.3])}
     (result,) = [entry for entry in compare([item], "a", num_replicates=REPLICATES) if entry.measure == "HT/last third"]
@@ -226,11 +226,11 @@ def test_a_trace_measure_varies_by_seed_alone() -> None:
         ("length", -2.0, -1.0, "lower"),
     ],
 )
-def test_a_verdict_needs_an_interval_clear_of_zero(measure: str, low: float, high: float, output: str) -> None:
+def test_verdict_needs_interval_clear_of_zero(measure: str, low: float, high: float, output: str) -> None:
     assert verdict(measure, low, high) == output
 
 
-def test_what_training_repaired_and_broke_is_counted_against_the_start() -> None:
+def test_repaired_and_broken_count_against_start() -> None:
     base = row("untrained", "student", [[1, 1, 0, 0]], [[0.5] * 4])
     trained = row("x", "variant", [[1, 0, 1, 1], [1, 1, 0, 0]], [[0.5] * 4] * 2)
     result = {

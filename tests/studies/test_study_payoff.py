@@ -10,7 +10,7 @@ def value(context: str, number: float, visibility: str = "visible", row: str = "
     )
 
 
-def test_evidence_that_helps_its_reader_can_pay() -> None:
+def test_payoff_helpful_evidence_can_pay() -> None:
     (line,) = payoff(
         [value("plain", 0.328), value("crop", 0.854), value("plain", 0.3, "all"), value("crop", 0.9, "all")]
     )
@@ -19,18 +19,18 @@ def test_evidence_that_helps_its_reader_can_pay() -> None:
     )
 
 
-def test_less_than_two_points_cannot_pay_whatever_is_shown() -> None:
+def test_payoff_below_two_points_cannot_pay() -> None:
     (line,) = payoff([value("plain", 0.943), value("crop", 0.932), value("hint", 0.96)])
     assert line.startswith("- **eval: privilege cannot pay**")
     assert line.endswith("93.2% with crop, 96.0% with hint")
 
 
-def test_where_no_visibility_is_known_all_questions_count() -> None:
+def test_payoff_without_visibility_counts_all_questions() -> None:
     (line,) = payoff([value("plain", 0.5, "all"), value("boxes", 0.6, "all")])
     assert "50.0% of all questions right without evidence, 60.0% with boxes" in line
 
 
-def test_nothing_is_claimed_of_what_was_not_asked() -> None:
+def test_payoff_without_both_contexts_is_empty() -> None:
     assert payoff([value("plain", 0.5)]) == []
     assert payoff([value("crop", 0.5)]) == []
     assert payoff([value("plain", 0.5, row="untrained"), value("crop", 0.9, row="untrained")]) == []

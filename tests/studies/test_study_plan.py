@@ -41,7 +41,7 @@ def load(base: Path, /, *overrides: str, **values: object) -> Study:
     return load_study(file, overrides)
 
 
-def test_a_file_is_variants_times_seeds(base: Path) -> None:
+def test_load_study_is_variants_times_seeds(base: Path) -> None:
     study = load(base)
     assert [(variant.name, variant.note, variant.config.method["name"]) for variant in study.variants] == [
         ("opd", "", "opd"),
@@ -61,7 +61,7 @@ def test_a_file_is_variants_times_seeds(base: Path) -> None:
     ]
 
 
-def test_reference_contexts_are_evaluated_by_references_alone(base: Path) -> None:
+def test_reference_contexts_are_for_references_only(base: Path) -> None:
     entry = {"data": "scenes:eval?count=8", "contexts": ["plain"], "reference_contexts": ["plain", "crop"]}
     (questions,) = load(base, evaluate=[entry]).evaluate
     assert (questions.contexts, questions.for_references().contexts) == (("plain",), ("plain", "crop"))
@@ -71,7 +71,7 @@ def test_reference_contexts_are_evaluated_by_references_alone(base: Path) -> Non
         load(base, evaluate=[entry | {"reference_contexts": ["nonsense"]}])
 
 
-def test_two_variants_of_equal_settings_are_refused(base: Path) -> None:
+def test_load_study_equal_variants_raise(base: Path) -> None:
     """Naming a method resets its options, so "naive" below has lost its crop and is vanilla under another name."""
     variants = {"vanilla": {"method.name": "opd", "method.privilege": "plain"}, "naive": {"method.name": "opd"}}
     with raises(ConfigError, "vanilla", "naive"):
@@ -82,7 +82,7 @@ def test_two_variants_of_equal_settings_are_refused(base: Path) -> None:
     assert len(load(base, variants=variants | later).usable) == 3
 
 
-def test_a_grid_is_multiplied_into_every_variant(base: Path) -> None:
+def test_grid_multiplies_every_variant(base: Path) -> None:
     study = load(base, grid={"method.privilege": ["crop", "boxes+caption"], "training.learning_rate": [1e-4]})
     assert [variant.name for variant in study.variants] == [
         f"{method} privilege={context} learning_rate=0.0001"
@@ -95,7 +95,7 @@ def test_a_grid_is_multiplied_into_every_variant(base: Path) -> None:
     assert ambiguous.variants[0].name == "opd steps=1 every=1 probe_every=1"
 
 
-def test_a_variant_without_the_grid_is_there_once(base: Path) -> None:
+def test_grid_false_variant_occurs_once(base: Path) -> None:
     variants = {"dopd": {"method.name": "dopd"}, "opsa": {"grid": False, "method.name": "opsa", "training.steps": 1}}
     study = load(base, variants=variants, baseline="opsa", grid={"training.steps": [1, 2]})
     assert [(variant.name, variant.config.training.steps) for variant in study.variants] == [
@@ -105,7 +105,7 @@ def test_a_variant_without_the_grid_is_there_once(base: Path) -> None:
     ]
 
 
-def test_the_seed_in_a_path_is_that_of_the_run_and_checked_so(base: Path, tmp_path: Path) -> None:
+def test_seed_in_path_is_that_of_the_run(base: Path, tmp_path: Path) -> None:
     image = tmp_path / "one.png"
     Image.new("RGB", (8, 8)).save(image)
     row = {"question": "What?", "images": [str(image)], "answer": "a"}
@@ -119,12 +119,12 @@ def test_the_seed_in_a_path_is_that_of_the_run_and_checked_so(base: Path, tmp_pa
         load(base, variants=variants, seeds=[4])
 
 
-def test_overrides_of_the_command_reach_the_runs_and_the_study(base: Path) -> None:
+def test_command_overrides_reach_runs_and_study(base: Path) -> None:
     study = load(base, "overrides.training.steps=5", "seeds=[9]", "parallel=1")
     assert (study.variants[0].config.training.steps, study.seeds, study.parallel) == (5, (9,), 1)
 
 
-def test_a_peer_is_asked_as_it_starts_too(base: Path, models: dict) -> None:
+def test_references_include_start_of_peers(base: Path, models: dict) -> None:
     peers = {"models.peers": {"ann": str(models["teacher"])}}
     study = load(base, variants={"alone": {"method.name": "opd"}, "both": {"method.name": "opd", **peers}})
     assert [(item.row, item.learner) for item in study.references()] == [
@@ -145,7 +145,7 @@ def test_a_peer_is_asked_as_it_starts_too(base: Path, models: dict) -> None:
     assert 'models.peers.ann "./no" is not a model folder' in missing.faults["b"]
 
 
-def test_two_students_are_two_rows_of_what_they_started_from(base: Path, models: dict) -> None:
+def test_references_of_two_students_are_two_rows(base: Path, models: dict) -> None:
     study = load(
         base,
         variants={"a": {"method.name": "opd"}, "b": {"method.name": "opd", "models.teacher": str(models["student"])}},
@@ -200,7 +200,7 @@ def test_two_students_are_two_rows_of_what_they_started_from(base: Path, models:
     ],
     ids=str,
 )
-def test_a_mistake_in_the_file_is_a_sentence(base: Path, values: dict, sentence: str) -> None:
+def test_load_study_mistake_raises(base: Path, values: dict, sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
         load(base, **values)
 
@@ -216,13 +216,13 @@ def test_a_mistake_in_the_file_is_a_sentence(base: Path, values: dict, sentence:
     ],
     ids=str,
 )
-def test_a_variant_that_cannot_be_built_is_named_and_the_others_go_on(base: Path, values: dict, sentence: str) -> None:
+def test_load_study_broken_variant_is_named_and_others_usable(base: Path, values: dict, sentence: str) -> None:
     study = load(base, variants={"opd": {"method.name": "opd"}, "wrong": values})
     assert [item.name for item in study.usable] == ["opd"]
     assert pytest.raises(AssertionError, match=sentence).matches(AssertionError(study.faults["wrong"])), study.faults
 
 
-def test_evidence_that_the_data_lack_is_found_before_anything_runs(base: Path, tmp_path: Path) -> None:
+def test_missing_evidence_is_found_before_runs(base: Path, tmp_path: Path) -> None:
     data = tmp_path / "bare.jsonl"
     data.write_text("".join(json.dumps({"question": "what?", "answer": "red"}) + "\n" for _ in range(3)))
     variants = {"opd": {"method.name": "opd"}, "hinted": {"method.name": "opd", "method.privilege": "hint"}}
@@ -235,7 +235,7 @@ def test_evidence_that_the_data_lack_is_found_before_anything_runs(base: Path, t
         load(base, evaluate=[{"data": str(data)}])
 
 
-def test_evidence_behind_the_first_rows_is_found(base: Path, tmp_path: Path) -> None:
+def test_evidence_after_first_rows_is_found(base: Path, tmp_path: Path) -> None:
     rows = [{"question": "what?", "answer": "red"}] * 70 + [{"question": "what?", "answer": "red", "hint": "left"}]
     data = tmp_path / "late.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -244,7 +244,7 @@ def test_evidence_behind_the_first_rows_is_found(base: Path, tmp_path: Path) -> 
     ).faults
 
 
-def test_a_run_of_other_settings_is_not_taken_for_this_one(base: Path) -> None:
+def test_run_of_other_settings_is_not_reused(base: Path) -> None:
     study = load(base)
     config = study.config(study.variants[0], 0)
     assert other_settings(config) is None
@@ -264,7 +264,7 @@ WIDE = (
 
 
 @pytest.mark.slow
-def test_shipped_studies_can_be_built_but_for_what_has_to_be_made() -> None:
+def test_shipped_studies_load() -> None:
     load = functools.cache(load_examples)  # they share most of their questions
     for file in sorted(Path("configs/studies").glob("*.yaml")):
         study = load_study(file, load=load)
@@ -273,12 +273,12 @@ def test_shipped_studies_can_be_built_but_for_what_has_to_be_made() -> None:
             assert len(study.seeds) >= (3 if file.stem in WIDE else 5), file
 
 
-def test_names_of_runs_are_folders() -> None:
+def test_run_name_is_a_folder_name() -> None:
     assert run_name("dopd boxes+caption", 2) == "dopd-boxes+caption-s2"
     assert run_name("../x", 0) == "x-s0"
 
 
-def test_a_variant_may_start_where_another_ended(base: Path) -> None:
+def test_starts_from_is_final_student_of_variant(base: Path) -> None:
     study = load(base, variants={"first": {}, "second": {"starts_from": "first"}, "third": {"starts_from": "second"}})
     second, third = study.config(study.variants[1], 3), study.config(study.variants[2], 3)
     assert second.models.student == str(study.folder / "first-s3" / "checkpoint-000002" / "student")
@@ -286,7 +286,7 @@ def test_a_variant_may_start_where_another_ended(base: Path) -> None:
     assert [reference.row for reference in study.references()] == ["untrained", "teacher"]
 
 
-def test_what_a_variant_starts_after_must_stand_above_it(base: Path) -> None:
+def test_starts_from_later_variant_raises(base: Path) -> None:
     with raises(ConfigError, "variants.a.starts_from", "b"):
         load(base, variants={"a": {"starts_from": "b"}, "b": {}})
     study = load(base, variants={"ok": {}, "broken": {"method.name": "nosuch"}, "next": {"starts_from": "broken"}})
