@@ -9,7 +9,7 @@ import workbench as wb
 ROOT = Path(__file__).parent.parent
 
 
-def test_pages_build_without_a_warning(tmp_path: Path) -> None:
+def test_api_pages_build_without_warning(tmp_path: Path) -> None:
     assert "python docs/api.py\n" in (ROOT / "Makefile").read_text()
     command = [sys.executable, "docs/api.py", tmp_path]
     done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, timeout=600)

@@ -65,14 +65,14 @@ def test_every_option_has_help_text() -> None:
     assert [(name, action.dest) for name, action in options if not action.help] == []
 
 
-def test_train_prints_a_summary_and_what_to_do_next(config_file: Path, capsys: pytest.CaptureFixture) -> None:
+def test_train_prints_summary_and_next_commands(config_file: Path, capsys: pytest.CaptureFixture) -> None:
     out = printed(capsys, "train", config_file, "name=printed", "training.steps=1", "data.eval=null")
     assert "dopd · 1 steps · finished" in out
     assert "workbench show" in out
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_stopped_training_exits_with_130_and_says_how_to_go_on(
+def test_train_stopped_exits_130_with_resume_command(
     number: int, config_file: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     step = Trainer.step
@@ -87,7 +87,7 @@ def test_a_stopped_training_exits_with_130_and_says_how_to_go_on(
     assert read_job(run).status == "finished"
 
 
-def test_every_reading_command_works_on_a_run(run: Path, capsys: pytest.CaptureFixture) -> None:
+def test_reading_commands_print_the_run(run: Path, capsys: pytest.CaptureFixture) -> None:
     summary = printed(capsys, "summary", run)
     for part in (
         "dopd · 2 steps · finished",
@@ -107,7 +107,7 @@ def test_every_reading_command_works_on_a_run(run: Path, capsys: pytest.CaptureF
     assert re.search("student +caption +all +all +3 ", table) and re.search("teacher +plain", table)
 
 
-def test_eval_asks_runs_and_models_by_kind_and_visibility(
+def test_eval_prints_accuracy_by_kind_and_visibility(
     run: Path, models: dict, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     data = "scenes:eval?count=16"
@@ -142,13 +142,13 @@ def test_eval_asks_runs_and_models_by_kind_and_visibility(
         )
 
 
-def test_check_prints_the_table_and_its_verdict(config_file: Path, capsys: pytest.CaptureFixture) -> None:
+def test_check_prints_table_and_verdict(config_file: Path, capsys: pytest.CaptureFixture) -> None:
     out = printed(capsys, "check", config_file)
     assert "sampler = student on plain" in out
     assert "WRONG" not in out
 
 
-def test_methods_and_options_list_what_there_is(capsys: pytest.CaptureFixture) -> None:
+def test_methods_and_options_list_all(capsys: pytest.CaptureFixture) -> None:
     listed = printed(capsys, "methods")
     assert all(f"  {name} " in listed for name in list_methods())
     assert "method.beta_light=0.6" in printed(capsys, "methods", "dopd")
@@ -156,7 +156,7 @@ def test_methods_and_options_list_what_there_is(capsys: pytest.CaptureFixture) -
     assert "method.fraction=0.2" in printed(capsys, "options", "--method", "opsa")
 
 
-def test_import_makes_data_that_trains(config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_import_output_trains(config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     Image.new("RGB", (30, 30), (200, 0, 0)).save(tmp_path / "a.png")
     row = {
         "messages": [{"role": "user", "content": "<image>what?"}, {"role": "assistant", "content": "red"}],
@@ -171,7 +171,7 @@ def test_import_makes_data_that_trains(config_file: Path, tmp_path: Path, capsys
     printed(capsys, "check", config_file, f"data.train={data}", "data.eval=null", "method.privilege=caption")
 
 
-def test_pretrain_makes_a_model_that_trains(config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_pretrain_output_trains(config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     sizes = {"text_width": 16, "vision_width": 16, "text_layers": 1, "vision_layers": 1, "heads": 2}
     (tmp_path / "p.yaml").write_text(
         yaml.safe_dump({"output_dir": str(tmp_path / "model"), "steps": 1, "batch_size": 2, "eval_count": 0, **sizes})
@@ -189,13 +189,13 @@ def test_pretrain_makes_a_model_that_trains(config_file: Path, tmp_path: Path, c
     assert "finished" in out
 
 
-def test_resume_remembers_what_was_changed(run_copy: Path, capsys: pytest.CaptureFixture) -> None:
+def test_resume_stores_changed_keys(run_copy: Path, capsys: pytest.CaptureFixture) -> None:
     assert "2 steps · finished" in printed(capsys, "resume", run_copy, "training.save_total_limit=1")
     assert yaml.safe_load((run_copy / "config.yaml").read_text())["training"]["save_total_limit"] == 1
     assert "sampling.top_k" in printed(capsys, "resume", run_copy, "sampling.top_k=3", status=2)
 
 
-def test_a_run_with_the_name_of_a_number_resumes(run_copy: Path, capsys: pytest.CaptureFixture) -> None:
+def test_resume_run_named_like_a_number(run_copy: Path, capsys: pytest.CaptureFixture) -> None:
     for name in ("2024", "true # x", "1e5"):
         moved = run_copy.rename(run_copy.parent / name)
         assert "finished" in printed(capsys, "resume", moved)
@@ -261,7 +261,7 @@ BAD_DATA = {
 
 
 @pytest.mark.parametrize("fault", BAD_DATA)
-def test_faulty_data_is_a_sentence(
+def test_train_faulty_data_is_one_sentence(
     fault: str, config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     make, overrides, sentence = BAD_DATA[fault]
@@ -271,7 +271,7 @@ def test_faulty_data_is_a_sentence(
     assert re.search(sentence, error), error
 
 
-def test_an_unreadable_image_among_good_ones_is_skipped_and_said(
+def test_train_unreadable_image_is_skipped_and_named(
     config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     (tmp_path / "torn.png").write_bytes((tmp_path / red(tmp_path)).read_bytes()[:40])
@@ -310,7 +310,7 @@ def test_an_unreadable_image_among_good_ones_is_skipped_and_said(
         (["nonsense"], "must look like key.subkey=value"),
     ],
 )
-def test_a_faulty_configuration_is_a_sentence(
+def test_train_faulty_config_is_one_sentence(
     overrides: list[str], sentence: str, config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     error = printed(capsys, "train", config_file, f"output_dir={tmp_path}", "name=bad", *overrides, status=2)
@@ -319,7 +319,7 @@ def test_a_faulty_configuration_is_a_sentence(
     assert printed(capsys, "train", config_file, f"output_dir={tmp_path}", "name=bad", *overrides, status=2) == error
 
 
-def test_a_run_that_never_began_can_be_started_again(
+def test_train_run_that_never_began_starts_again(
     config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     common = ["train", config_file, f"output_dir={tmp_path}", "training.steps=1", "data.eval=null"]
@@ -329,7 +329,7 @@ def test_a_run_that_never_began_can_be_started_again(
     assert "exists. Continue it with" in printed(capsys, *common, status=2)
 
 
-def test_a_teacher_of_another_vocabulary_is_a_sentence(
+def test_train_teacher_of_other_vocabulary_raises(
     config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     other = save_llava(tmp_path / "llava")
@@ -342,7 +342,7 @@ def test_a_teacher_of_another_vocabulary_is_a_sentence(
         assert "teacher has another vocabulary than student" in error
 
 
-def test_a_model_without_an_end_token_is_a_sentence(
+def test_train_model_without_end_token_raises(
     models: dict, config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     bare = Path(shutil.copytree(models["student"], tmp_path / "bare"))
@@ -354,7 +354,7 @@ def test_a_model_without_an_end_token_is_a_sentence(
     assert "has an end token" in error and "generation_config.json" in error
 
 
-def test_damaged_runs_are_sentences(run_copy: Path, capsys: pytest.CaptureFixture) -> None:
+def test_damaged_runs_are_one_sentence(run_copy: Path, capsys: pytest.CaptureFixture) -> None:
     for checkpoint in list_checkpoints(run_copy):
         weights = checkpoint.student / "model.safetensors"
         weights.write_bytes(weights.read_bytes()[:-9])
@@ -401,20 +401,18 @@ def test_damaged_runs_are_sentences(run_copy: Path, capsys: pytest.CaptureFixtur
     ],
     ids=str,
 )
-def test_other_mistakes_are_sentences(
+def test_wrong_arguments_are_one_sentence(
     arguments: list[str], sentence: str, run: Path, capsys: pytest.CaptureFixture
 ) -> None:
     assert sentence in printed(capsys, *(argument.format(run=run) for argument in arguments), status=2)
 
 
-def test_questions_that_nobody_can_be_asked_are_no_table(
-    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_eval_without_evidence_raises(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert main(["eval", str(run), "--data", str(rows(tmp_path, {})), "--contexts", "hint"]) == 2
     assert 'has "hint", which context "hint" needs' in capsys.readouterr().err
 
 
-def test_weights_that_are_no_number_are_named_before_the_first_step(
+def test_train_non_finite_weights_raise_before_first_step(
     models: dict, config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     broken = Path(shutil.copytree(models["teacher"], tmp_path / "broken"))
@@ -435,7 +433,7 @@ def test_weights_that_are_no_number_are_named_before_the_first_step(
     assert "teacher: 1 weights of" in error and "are infinite or NaN" in error and name in error
 
 
-def test_as_a_program_it_says_the_same_and_lets_its_reader_go(run: Path) -> None:
+def test_program_error_has_no_traceback_and_closed_pipe_ends(run: Path) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = f'"{sys.executable}" -m workbench'
     wrong = subprocess.run(
@@ -449,7 +447,7 @@ def test_as_a_program_it_says_the_same_and_lets_its_reader_go(run: Path) -> None
     assert piped.stderr == "" and piped.stdout.startswith("  name=")
 
 
-def test_an_argument_of_thousands_of_signs_is_cut_in_the_message(capsys: pytest.CaptureFixture[str]) -> None:
+def test_argument_error_shortens_long_values(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["train", "configs/demo.yaml", "-" + "9" * 5000 + "=1"])
     assert ended.value.code == 2

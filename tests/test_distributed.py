@@ -174,7 +174,7 @@ def pair(alone: RunConfig, models: dict, tmp_path_factory: pytest.TempPathFactor
     return *configs, going_on, *launch("-c", RUNS, *files, str(going_on.run_dir))
 
 
-def test_two_processes_train_what_one_trains(pair: tuple, alone: RunConfig, models: dict, tmp_path: Path) -> None:
+def test_two_processes_train_as_one(pair: tuple, alone: RunConfig, models: dict, tmp_path: Path) -> None:
     config, *_, first, second = pair
     assert "3 steps · finished" in first.stdout and not second.stdout, first.stderr + second.stderr
     assert_same_run(alone, config)
@@ -194,7 +194,7 @@ def test_two_processes_train_what_one_trains(pair: tuple, alone: RunConfig, mode
     assert_same_run(alone, going_on)
 
 
-def test_sharded_they_train_the_same_and_write_the_same_files(pair: tuple, alone: RunConfig) -> None:
+def test_sharded_run_trains_and_writes_as_one(pair: tuple, alone: RunConfig) -> None:
     config = pair[2]
     assert_same_run(alone, config)
     saved = [list_checkpoints(each.run_dir)[-1].path for each in (alone, config)]
@@ -207,7 +207,7 @@ def test_sharded_they_train_the_same_and_write_the_same_files(pair: tuple, alone
             torch.testing.assert_close(values[name], theirs[name], rtol=1e-3, atol=2e-4)
 
 
-def test_sharded_adapters_are_trained_as_in_one_process(pair: tuple, models: dict, tmp_path: Path) -> None:
+def test_sharded_adapters_train_as_one_process(pair: tuple, models: dict, tmp_path: Path) -> None:
     """The start is the same weights with the adapters off; what is saved is the adapters alone."""
     pytest.importorskip("peft")
     config, item = pair[3], lora_config(models, tmp_path)
@@ -226,7 +226,7 @@ def test_sharded_adapters_are_trained_as_in_one_process(pair: tuple, models: dic
     assert_same_run(item, config, rel=1e-2)
 
 
-def test_text_alone_is_trained_as_in_one_process(pair: tuple, models: dict, tmp_path: Path) -> None:
+def test_text_only_run_trains_as_one_process(pair: tuple, models: dict, tmp_path: Path) -> None:
     item = text_config(models, tmp_path)
     train(item)
     assert_same_run(item, pair[1])
@@ -238,7 +238,7 @@ def test_text_alone_is_trained_as_in_one_process(pair: tuple, models: dict, tmp_
 
 
 @pytest.mark.parametrize("sharded", [True, False], ids=["parts", "whole"])
-def test_when_a_process_dies_the_others_stop_with_one_sentence_and_the_run_goes_on(
+def test_lost_process_stops_others_and_run_resumes(
     sharded: bool, pair: tuple, alone: RunConfig, models: dict, tmp_path: Path
 ) -> None:
     if sharded:
@@ -256,7 +256,7 @@ def test_when_a_process_dies_the_others_stop_with_one_sentence_and_the_run_goes_
     assert_same_run(alone, config)
 
 
-def test_what_accelerate_is_told_of_sharding_is_done_or_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_requested_sharding_follows_accelerate_or_raises(monkeypatch: pytest.MonkeyPatch) -> None:
     for recipe in ("one-node-8", "several-nodes", "one-node-8-fsdp2"):
         result = load_config_from_file(str(ROOT / "configs" / "accelerate" / f"{recipe}.yaml"))
         kind = "FSDP" if recipe.endswith("fsdp2") else "MULTI_GPU"
@@ -280,13 +280,13 @@ def test_what_accelerate_is_told_of_sharding_is_done_or_refused(monkeypatch: pyt
         requested_sharding()
 
 
-def test_blocks_are_even_and_every_process_needs_a_prompt() -> None:
+def test_local_range_is_even_and_needs_a_prompt_per_rank() -> None:
     assert [list(ProcessGroup(rank, 3).local_range(8)) for rank in range(3)] == [[0, 1], [2, 3, 4], [5, 6, 7]]
     with raises(ConfigError, "training.batch_size=2"):
         ProcessGroup(0, 3).require_prompts(2)
 
 
-def test_a_device_that_is_not_there_is_refused_with_those_that_are(
+def test_choose_device_unavailable_names_available(
     models: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
@@ -305,7 +305,7 @@ def test_a_device_that_is_not_there_is_refused_with_those_that_are(
         choose_device("cpu:0", ProcessGroup(0, 2))
 
 
-def test_what_does_not_go_with_shards_is_refused(models: dict, tmp_path: Path) -> None:
+def test_sharding_with_unsupported_options_raises(models: dict, tmp_path: Path) -> None:
     for key, value in (("models.compile", "inductor"), ("models.teacher_dtype", "int8")):
         settings = {"student": str(models["student"]), "teacher": str(models["teacher"]), key.partition(".")[2]: value}
         with raises(ConfigError, key, "sharded weights"):
@@ -313,7 +313,7 @@ def test_what_does_not_go_with_shards_is_refused(models: dict, tmp_path: Path) -
     require_shardable(run_config(models, tmp_path))
 
 
-def test_who_fails_in_a_pass_of_all_leaves_and_who_is_left_says_so() -> None:
+def test_lockstep_failure_exits_and_others_report() -> None:
     process_group = ProcessGroup(0, 2)  # without connections: a message would fail
     process_group.in_lockstep, process_group.remedy = True, "start again"
     with pytest.raises(MemoryError) as values, process_group.propagate_errors():

@@ -49,16 +49,16 @@ def is_there(position: str) -> bool:
     return any(has(importlib.import_module(f"workbench.{name}"), [first, *rest]) for name in CLASSES)
 
 
-def test_there_are_rows() -> None:
+def test_glossary_has_rows() -> None:
     assert len(ROWS) > 60
 
 
-def test_confidence_is_explained_as_it_is_where_it_is_shown() -> None:
+def test_glossary_confidence_equals_shown_text() -> None:
     assert f"| **confidence** | {CONFIDENCE} |" in (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(("term", "where"), ROWS, ids=[term for term, _ in ROWS])
-def test_the_place_is_there(term: str, where: str) -> None:
+def test_glossary_place_exists(term: str, where: str) -> None:
     places = re.findall(r"`([\w./]+)`", where)
     for position in places:
         if re.fullmatch(r"[\w.]*[.][\w.]+|[\w/.]+/[\w/.]*|\w+\.py", position):

@@ -64,7 +64,7 @@ def test_wheel_has_recipes_models_and_samples(wheel: Path) -> None:
     assert not [file for file in needed if f"workbench/files/builtin/{file.relative_to(ROOT)}" not in names]
 
 
-def test_init_and_built_in_recipe_train_without_a_clone(command: Path, tmp_path: Path) -> None:
+def test_init_and_built_in_recipe_train_without_clone(command: Path, tmp_path: Path) -> None:
     printed = run(command, "init", "my-project", cwd=tmp_path)
     assert "workbench train recipe.yaml" in printed
     project = tmp_path / "my-project"
@@ -80,7 +80,7 @@ def test_init_and_built_in_recipe_train_without_a_clone(command: Path, tmp_path:
         assert Path(models["student"]).is_relative_to(command.parents[1])
 
 
-def test_app_opens_with_the_built_in_recipes(command: Path, tmp_path: Path) -> None:
+def test_app_opens_with_built_in_recipes(command: Path, tmp_path: Path) -> None:
     env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

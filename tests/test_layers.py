@@ -112,7 +112,7 @@ def test_exceptions_are_used() -> None:
     assert imports() >= ENTRIES
 
 
-def test_names_of_modules_are_computed_in_three_files_only() -> None:
+def test_computed_module_names_are_in_three_files_only() -> None:
     computing = {
         file.relative_to(PACKAGE).as_posix()
         for file in PACKAGE.rglob("*.py")
@@ -121,7 +121,7 @@ def test_names_of_modules_are_computed_in_three_files_only() -> None:
     assert computing == COMPUTING
 
 
-def test_import_by_text_is_seen() -> None:
+def test_imported_names_include_import_by_text() -> None:
     assert "workbench.cli" in imported_names(parse('importlib.import_module("workbench.cli")'))
     assert "workbench.cli" in imported_names(parse('command = [sys.executable, "-m", "workbench.cli"]'))
     assert names_at_run_time(parse("importlib.import_module(name)"))
@@ -139,7 +139,7 @@ def heads(file: Path) -> set[str]:
     return result
 
 
-def test_the_page_opens_without_transformers() -> None:
+def test_app_start_does_not_import_transformers() -> None:
     """They take seconds to import, and a page that shows runs needs them only to score or check something."""
     files = module_files()
     seen, todo = set(), ["workbench.app.layout", "workbench.studies.compare"]
@@ -166,7 +166,7 @@ def test_functions_keep_to_their_budget() -> None:
     assert not over
 
 
-def test_a_method_keeps_to_its_budget() -> None:
+def test_methods_keep_to_their_budget() -> None:
     over = [
         f"{file.name}: {lines} lines, budget {MAX_METHOD_LINES}"
         for file in (PACKAGE / "methods").glob("*.py")

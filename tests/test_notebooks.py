@@ -27,12 +27,12 @@ def names(file: Path) -> str:
     return file.stem
 
 
-def test_there_are_six() -> None:
+def test_notebooks_are_numbered_one_to_six() -> None:
     assert [file.name[:2] for file in NOTEBOOKS] == ["01", "02", "03", "04", "05", "06"]
 
 
 @pytest.mark.parametrize("file", NOTEBOOKS, ids=names)
-def test_runs_in_a_fresh_kernel(file: Path, tmp_path: Path) -> None:
+def test_notebook_runs_in_fresh_kernel(file: Path, tmp_path: Path) -> None:
     notebook = nbformat.read(file, as_version=4)
     for cell in notebook.cells:
         for pattern, shorter in SHORTER.items():
@@ -46,7 +46,7 @@ def test_runs_in_a_fresh_kernel(file: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("file", NOTEBOOKS, ids=names)
-def test_what_is_stored_was_run_in_order_and_is_small(file: Path) -> None:
+def test_notebook_stored_outputs_are_in_order_and_small(file: Path) -> None:
     notebook = nbformat.read(file, as_version=4)
     nbformat.validate(notebook)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
@@ -63,14 +63,14 @@ def test_what_is_stored_was_run_in_order_and_is_small(file: Path) -> None:
 
 
 @pytest.mark.parametrize("file", NOTEBOOKS, ids=names)
-def test_what_is_stored_names_no_folder_of_a_machine(file: Path) -> None:
+def test_notebook_stored_outputs_name_no_machine_folder(file: Path) -> None:
     text = re.sub(r'"image/png": "[^"]*"', "", file.read_text(encoding="utf-8"))
     assert without_paths(text) == text
     assert not re.findall(r"(?:/tmp|/home|/root|/Users|/work|[A-Z]:\\\\Users)\b[^\"\s]*", text)
 
 
 @pytest.mark.parametrize("file", [*NOTEBOOKS, FOLDER / "README.md", *sorted((ROOT / "docs").rglob("*.md"))], ids=names)
-def test_links_lead_somewhere(file: Path) -> None:
+def test_notebook_links_exist(file: Path) -> None:
     text = file.read_text(encoding="utf-8")
     if file.suffix == ".ipynb":
         text = "\n".join(

@@ -69,7 +69,7 @@ def test_opd_loop_on_other_family_prints_loss_of_opd(
     assert_the_same(capsys, tmp_path / "runs", save(tmp_path / "student", 0), save(tmp_path / "teacher", 1), steps=1)
 
 
-def test_opd_loop_is_short_and_imports_nothing_of_the_workbench() -> None:
+def test_opd_loop_is_short_and_imports_no_workbench() -> None:
     text = EXAMPLE.read_text()
     assert len(text.splitlines()) <= 150
     imported = {

@@ -27,7 +27,7 @@ def test_links_lead_to_files() -> None:
     assert not [target for target in targets if "://" not in target and not (ROOT / target).exists()]
 
 
-def test_guide_names_every_room_and_files_that_exist() -> None:
+def test_guide_names_every_subpackage_and_existing_files() -> None:
     rooms = [room for room in ROOMS if (PACKAGE / room).is_dir()]
     assert re.findall(r"^\| `(\w+)/` \|", GUIDE, re.MULTILINE) == rooms
     starts = re.findall(r"^\| `(\w+)/` \|.*\| (.*) \|$", GUIDE, re.MULTILINE)

@@ -3,7 +3,7 @@ import pytest
 from workbench.seeding import EpochOrder, derive_seed, draw_uniform
 
 
-def test_seeds_differ_by_every_part_and_by_nothing_else() -> None:
+def test_derive_seed_differs_by_every_part() -> None:
     keys = [("a", 1), ("a", 2), ("b", 1), (1, "a"), ("a", 1, 0), ("a", 11), ("a1", 1)]
     assert len({derive_seed(*key) for key in keys}) == len(keys)
     assert derive_seed("sample", 0, 1) == derive_seed("sample", 0, 1)
@@ -18,14 +18,14 @@ def test_uniform_draws_are_uniform() -> None:
 
 
 @pytest.mark.parametrize(("count", "size"), [(10, 3), (3, 10), (1, 4), (7, 7)])
-def test_every_example_is_met_once_an_epoch(count: int, size: int) -> None:
+def test_epoch_order_has_every_example_once_per_epoch(count: int, size: int) -> None:
     order = EpochOrder(count, seed=5)
     met = [position for step in range(1, 4 * count + 1) for position in order.batch(step, size)]
     for epoch in range(len(met) // count):
         assert sorted(met[epoch * count : (epoch + 1) * count]) == list(range(count))
 
 
-def test_the_order_of_a_step_needs_no_step_before_it() -> None:
+def test_epoch_order_batch_needs_no_earlier_step() -> None:
     order = EpochOrder(10, seed=1)
     steps = [order.batch(step, 3) for step in range(1, 20)]
     assert [EpochOrder(10, seed=1).batch(step, 3) for step in (19, 7, 1)] == [steps[18], steps[6], steps[0]]

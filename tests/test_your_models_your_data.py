@@ -27,7 +27,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_the_page_can_be_followed(folder: Path, capsys: pytest.CaptureFixture) -> None:
+def test_page_commands_run_from_empty_folder(folder: Path, capsys: pytest.CaptureFixture) -> None:
     names, output = {}, {}
     for language, text in BLOCK.findall(PAGE.read_text("utf-8")):
         if language == "yaml":
