@@ -33,7 +33,7 @@ def ending_with(folder: Path, target: Path, *tokens: str) -> Path:
     return target
 
 
-def test_all_end_tokens_are_one_action_of_every_policy(models: dict, tmp_path: Path) -> None:
+def test_end_tokens_are_one_action_of_every_policy(models: dict, tmp_path: Path) -> None:
     teacher = ending_with(models["teacher"], tmp_path / "teacher", "<assistant>", "<user>")
     names = ("teacher", "student@start", "student@ema")
     policies = load_policies(names, student=models["student"], teacher=teacher)
@@ -56,7 +56,7 @@ def test_all_end_tokens_are_one_action_of_every_policy(models: dict, tmp_path: P
         assert torch.allclose(merged[:, rest], apart[:, rest])
 
 
-def test_the_sampler_writes_one_end_and_its_log_prob_is_of_all(models: dict, tmp_path: Path) -> None:
+def test_sampler_draws_one_end_with_log_prob_of_all_ends(models: dict, tmp_path: Path) -> None:
     student = ending_with(models["student"], tmp_path / "student", "<assistant>", "<user>")
     policy = load_policies((), student=student)["student"]
     bias = torch.zeros(policy.vocabulary)
@@ -75,7 +75,7 @@ def test_the_sampler_writes_one_end_and_its_log_prob_is_of_all(models: dict, tmp
 
 
 @pytest.mark.parametrize("divergence", ["forward_kl", "reverse_kl", "jensen_shannon"])
-def test_a_student_that_stops_with_another_token_is_not_punished(divergence: str) -> None:
+def test_merged_ends_do_not_punish_another_end_token(divergence: str) -> None:
     """Three tokens by hand: half of the mass on one end or on the other, half on text."""
     half = torch.log(torch.tensor(0.5))
     learner, target = torch.full((2, 1, 3), -30.0)
@@ -104,7 +104,7 @@ def test_a_student_that_stops_with_another_token_is_not_punished(divergence: str
     assert gradients[0].abs().max() > 0.05 and gradients[1].abs().max() < 1e-6
 
 
-def test_the_gradient_of_merged_ends_is_that_of_the_sum_of_their_probabilities() -> None:
+def test_merged_ends_gradient_is_that_of_their_sum() -> None:
     torch.manual_seed(0)
     hidden, weight, target = torch.randn(5, 4), torch.randn(7, 4), torch.randn(5, 7)
     ends, rest = [2, 5, 6], [0, 1, 3, 4]
@@ -135,7 +135,7 @@ def test_the_gradient_of_merged_ends_is_that_of_the_sum_of_their_probabilities()
     assert torch.allclose(linear.weight.grad, matrix.grad, atol=1e-5)
 
 
-def test_an_end_that_is_ordinary_text_for_another_is_refused(models: dict, tmp_path: Path) -> None:
+def test_end_token_that_is_text_for_teacher_raises(models: dict, tmp_path: Path) -> None:
     teacher = ending_with(models["teacher"], tmp_path / "teacher", "red")
     with raises(PolicyError, "red", "generation_config"):
         load_policies(("teacher",), student=models["student"], teacher=teacher)
@@ -154,7 +154,7 @@ def test_heads_of_two_sizes_are_cut_to_the_smaller(models: dict) -> None:
         assert policy.forward([prompt], [(300,)]).logits(torch.arange(1)).shape == (1, 151_936)
 
 
-def test_a_teacher_with_another_tokenizer_is_told_what_would_be_needed(models: dict, tmp_path: Path) -> None:
+def test_teacher_with_other_tokenizer_raises_with_remedy(models: dict, tmp_path: Path) -> None:
     folder = shutil.copytree(models["teacher"], tmp_path / "teacher")
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
     vocabulary = tokenizer["model"]["vocab"]

@@ -34,20 +34,20 @@ def written(policy: AutoregressivePolicy, prompts: list[Prompt]) -> tuple[list[P
     return flat(prompts, policy.sample(prompts, SEEDS, SamplingOptions(LENGTH)))
 
 
-def test_what_is_sampled_is_read_with_the_same_log_probs(policy: AutoregressivePolicy, prompts: list[Prompt]) -> None:
+def test_policy_samples_and_scores_equal_log_probs(policy: AutoregressivePolicy, prompts: list[Prompt]) -> None:
     displayed, rows = written(policy, prompts)
     sampled = torch.tensor([logprob for item in rows for logprob in item.logprobs])
     assert torch.allclose(logprobs(policy, displayed, [row.ids for row in rows]), sampled, atol=CLOSE)
 
 
-def test_a_row_alone_is_read_as_in_a_padded_batch(policy: AutoregressivePolicy, prompts: list[Prompt]) -> None:
+def test_policy_row_alone_equals_padded_batch(policy: AutoregressivePolicy, prompts: list[Prompt]) -> None:
     displayed, rows = written(policy, prompts)
     completions = [item.ids[: 1 + row % LENGTH] for row, item in enumerate(rows)]  # all of another length
     alone = [logprobs(policy, [prompt], [ids]) for prompt, ids in zip(displayed, completions, strict=True)]
     assert torch.allclose(logprobs(policy, displayed, completions), torch.cat(alone), atol=CLOSE)
 
 
-def test_no_completion_token_sees_the_ones_after_it(policy: AutoregressivePolicy, prompts: list[Prompt]) -> None:
+def test_policy_scores_are_causal(policy: AutoregressivePolicy, prompts: list[Prompt]) -> None:
     ids = (300, 301, 302, 303, 304, 305)
     changed = (*ids[:3], 310, 311, 312)
     first, second = (logprobs(policy, prompts[:1], [completion]) for completion in (ids, changed))
@@ -55,7 +55,7 @@ def test_no_completion_token_sees_the_ones_after_it(policy: AutoregressivePolicy
     assert not torch.allclose(first[4:], second[4:], atol=CLOSE)
 
 
-def test_logits_are_those_of_the_model_itself(policy: AutoregressivePolicy, prompts: list[Prompt]) -> None:
+def test_policy_logits_equal_those_of_model(policy: AutoregressivePolicy, prompts: list[Prompt]) -> None:
     completion = (300, 301, 302)
     inputs, start, _ = policy.model_inputs(prompts[:1], [completion])
     with torch.no_grad():
@@ -64,16 +64,14 @@ def test_logits_are_those_of_the_model_itself(policy: AutoregressivePolicy, prom
     assert torch.allclose(mine, whole[:, : policy.vocabulary], atol=1e-5)
 
 
-def test_images_count(policy: AutoregressivePolicy, prompts: list[Prompt]) -> None:
+def test_policy_scores_depend_on_images(policy: AutoregressivePolicy, prompts: list[Prompt]) -> None:
     """A view that lost its pixels would be scored silently."""
     other = dataclasses.replace(prompts[0], images=prompts[2].images, key="other|plain")
     first, second = (logprobs(policy, [prompt], [(300, 301)]) for prompt in (prompts[0], other))
     assert not torch.allclose(first, second, atol=1e-3)
 
 
-def test_views_of_other_prompt_lengths_agree_on_the_completion(
-    policy: AutoregressivePolicy, prompts: list[Prompt]
-) -> None:
+def test_policy_views_of_other_lengths_align_completions(policy: AutoregressivePolicy, prompts: list[Prompt]) -> None:
     completions = [(300,), (301, 302, 303, 304), (305, 306)]
     starts = set()
     for view in (prompts, [prompts[1]] * 3, [prompts[2], prompts[0], prompts[2]]):
@@ -87,7 +85,7 @@ def test_views_of_other_prompt_lengths_agree_on_the_completion(
 
 
 @pytest.mark.parametrize("recomputes", [False, True], ids=["prompts shared", "images shared"])
-def test_shared_prompts_give_the_hidden_states_and_the_gradient_of_prompts_read_per_row(
+def test_policy_shared_prompts_equal_prompts_per_row(
     policy: AutoregressivePolicy, prompts: list[Prompt], recomputes: bool
 ) -> None:
     rows = [prompts[0], prompts[1], prompts[0], prompts[2], prompts[0], prompts[1]]
@@ -113,7 +111,7 @@ def test_shared_prompts_give_the_hidden_states_and_the_gradient_of_prompts_read_
         assert torch.allclose(gradient[name], value, atol=1e-4 * (1 + float(value.abs().max()))), name
 
 
-def test_rows_with_and_without_images_share_a_batch(policy: AutoregressivePolicy, prompts: list[Prompt]) -> None:
+def test_policy_batch_mixes_rows_with_and_without_images(policy: AutoregressivePolicy, prompts: list[Prompt]) -> None:
     text = Prompt((), "what is the color of the sky?", key="text|plain")
     if policy.model.config.model_type == "paligemma":  # its processor has no way to write such a prompt
         with pytest.raises(PolicyError, match="prompt"):
@@ -125,7 +123,7 @@ def test_rows_with_and_without_images_share_a_batch(policy: AutoregressivePolicy
     assert torch.allclose(logprobs(policy, displayed, completions), torch.cat(alone), atol=CLOSE)
 
 
-def test_a_completion_depends_on_its_own_seed_alone(policy: AutoregressivePolicy, prompts: list[Prompt]) -> None:
+def test_policy_completion_depends_on_its_own_seed(policy: AutoregressivePolicy, prompts: list[Prompt]) -> None:
     options = SamplingOptions(LENGTH)
     together = policy.sample(prompts, SEEDS, options)
     for position, values in enumerate(SEEDS):
@@ -139,7 +137,7 @@ def test_a_completion_depends_on_its_own_seed_alone(policy: AutoregressivePolicy
     assert len({item.ids for settings in together for item in settings}) == 6
 
 
-def test_answers_that_ended_leave_an_evaluation_and_change_nothing(
+def test_policy_evaluation_drops_finished_rows_unchanged(
     policy: AutoregressivePolicy, prompts: list[Prompt], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sampled = SamplingOptions(LENGTH, temperature=1.0)
@@ -165,7 +163,7 @@ def test_answers_that_ended_leave_an_evaluation_and_change_nothing(
     assert all(item.entropies is None for item in stayed)
 
 
-def test_image_placeholders_are_never_sampled(policy: AutoregressivePolicy, prompts: list[Prompt]) -> None:
+def test_policy_never_samples_image_placeholders(policy: AutoregressivePolicy, prompts: list[Prompt]) -> None:
     placeholder = policy.model.config.image_token_id
     bias = torch.zeros(policy.model.get_output_embeddings().weight.shape[0])
     bias[placeholder] = 1e4
@@ -178,7 +176,7 @@ def test_image_placeholders_are_never_sampled(policy: AutoregressivePolicy, prom
         handle.remove()
 
 
-def test_a_longer_limit_does_not_change_the_beginning(idefics3: AutoregressivePolicy, prompts: list[Prompt]) -> None:
+def test_policy_longer_limit_keeps_the_beginning(idefics3: AutoregressivePolicy, prompts: list[Prompt]) -> None:
     short, long = (idefics3.sample(prompts, SEEDS, SamplingOptions(length)) for length in (4, 20))
     for first, second in zip(flat(prompts, short)[1], flat(prompts, long)[1], strict=True):
         assert second.ids[: len(first.ids)] == first.ids
@@ -187,9 +185,7 @@ def test_a_longer_limit_does_not_change_the_beginning(idefics3: AutoregressivePo
 @pytest.mark.parametrize(
     "options", [{"temperature": 0.0}, {"top_k": 1}, {"top_p": 1e-6}, {"temperature": 1e-6}], ids=str
 )
-def test_all_ways_to_ask_for_the_most_likely_token_agree(
-    options: dict, idefics3: AutoregressivePolicy, prompts: list[Prompt]
-) -> None:
+def test_policy_greedy_options_agree(options: dict, idefics3: AutoregressivePolicy, prompts: list[Prompt]) -> None:
     for item in flat(prompts, idefics3.sample(prompts, SEEDS, SamplingOptions(LENGTH, **options)))[1]:
         assert item.logprobs  # of the whole distribution, not of the one that was cut
         assert max(item.logprobs) < -1e-3
@@ -201,7 +197,7 @@ def test_all_ways_to_ask_for_the_most_likely_token_agree(
 
 
 @pytest.mark.parametrize("options", [{}, {"top_k": 3}, {"top_p": 0.5}, {"top_k": 3, "top_p": 0.5}, {"temperature": 2}])
-def test_tokens_come_as_often_as_their_probability_says(
+def test_policy_samples_follow_probabilities(
     options: dict, idefics3: AutoregressivePolicy, prompts: list[Prompt]
 ) -> None:
     count = 4000
@@ -240,7 +236,7 @@ def with_stops(policy: AutoregressivePolicy, declared: object, end_token: str | 
         policy.tokenizer.eos_token = before
 
 
-def test_all_declared_end_tokens_end_an_answer(idefics3: AutoregressivePolicy, prompts: list[Prompt]) -> None:
+def test_policy_every_declared_end_token_ends_an_answer(idefics3: AutoregressivePolicy, prompts: list[Prompt]) -> None:
     usual = flat(prompts, idefics3.sample(prompts, SEEDS, SamplingOptions(LENGTH)))[1]
     others = (usual[0].ids[2], usual[1].ids[4])
     several = with_stops(idefics3, list(others), "<end_of_utterance>")
@@ -255,12 +251,12 @@ def test_all_declared_end_tokens_end_an_answer(idefics3: AutoregressivePolicy, p
         assert len(item.logprobs) == len(item.ids)
 
 
-def test_a_model_without_an_end_token_is_refused(idefics3: AutoregressivePolicy) -> None:
+def test_policy_without_end_token_raises(idefics3: AutoregressivePolicy) -> None:
     with raises(PolicyError, "eos_token_id"):
         with_stops(idefics3, None, None)
 
 
-def test_the_pad_token_may_be_the_end_token(folders: dict, idefics3: AutoregressivePolicy, prompts: list) -> None:
+def test_policy_pad_token_may_be_end_token(folders: dict, idefics3: AutoregressivePolicy, prompts: list) -> None:
     other = load_policy(folders["idefics3"], "student")
     other.tokenizer.pad_token = other.tokenizer.eos_token
     completions = [(300, other.tokenizer.eos_token_id), (301,), (302, 303, other.tokenizer.eos_token_id)]
@@ -272,7 +268,7 @@ def test_the_pad_token_may_be_the_end_token(folders: dict, idefics3: Autoregress
 @pytest.mark.parametrize(
     "text", ["red circle", "naïve café", "日本語 text", "🙂🙃", "a\tb\n c  d", "<end_of_utterance", "\ufffd end"]
 )
-def test_token_texts_joined_are_the_text(text: str, idefics3: AutoregressivePolicy) -> None:
+def test_token_texts_join_to_the_text(text: str, idefics3: AutoregressivePolicy) -> None:
     ids = idefics3.answer_ids(text)
     texts = idefics3.token_texts(ids)
     assert len(texts) == len(ids)
@@ -280,7 +276,7 @@ def test_token_texts_joined_are_the_text(text: str, idefics3: AutoregressivePoli
     assert idefics3.text(ids) == text
 
 
-def test_an_answer_cut_inside_a_character_keeps_every_token(idefics3: AutoregressivePolicy) -> None:
+def test_token_texts_of_cut_character_keep_every_token(idefics3: AutoregressivePolicy) -> None:
     whole = idefics3.answer_ids("ab🙂")[:-1]
     for length in range(1, len(whole) + 1):
         texts = idefics3.token_texts(whole[:length])
@@ -288,20 +284,20 @@ def test_an_answer_cut_inside_a_character_keeps_every_token(idefics3: Autoregres
         assert "".join(texts) == idefics3.tokenizer.decode(list(whole[:length]))
 
 
-def test_answers_of_the_data_hold_no_image_and_no_end(idefics3: AutoregressivePolicy) -> None:
+def test_answer_ids_of_special_tokens_raise(idefics3: AutoregressivePolicy) -> None:
     for token in ("<image>", "<end_of_utterance>"):
         with raises(DataError, f'"{token}"'):
             idefics3.answer_ids(f"red {token} blue")
     assert idefics3.answer_ids("red")[-1] == idefics3.tokenizer.eos_token_id
 
 
-def test_nothing_to_read_is_nothing(idefics3: AutoregressivePolicy, prompts: list[Prompt]) -> None:
+def test_policy_without_completions_has_no_hidden_states(idefics3: AutoregressivePolicy, prompts: list[Prompt]) -> None:
     assert idefics3.forward(prompts, [(), (), ()]).hidden.shape == (0, 32)
     some = idefics3.forward(prompts, [(300, 301), (), (302,)])
     assert some.hidden.shape == (3, 32)
 
 
-def test_a_copy_is_frozen_and_does_not_follow(folders: dict, prompts: list[Prompt]) -> None:
+def test_policy_copy_is_frozen(folders: dict, prompts: list[Prompt]) -> None:
     student = load_policy(folders["idefics3"], "student")
     start = student.copy("student@start")
     before = logprobs(start, prompts[:1], [(300, 301)])

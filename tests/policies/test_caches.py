@@ -21,7 +21,7 @@ def hybrid(request: pytest.FixtureRequest, tmp_path: Path) -> AutoregressivePoli
     return text_policy(tmp_path, request.param, HYBRID[request.param])
 
 
-def test_answers_to_one_prompt_are_read_as_the_model_itself_reads_each(hybrid: AutoregressivePolicy) -> None:
+def test_unrepeatable_cache_scores_equal_model(hybrid: AutoregressivePolicy) -> None:
     hybrid.model.requires_grad_(True)
     ids = torch.tensor([token for completion in COMPLETIONS for token in completion])
     output = hybrid.forward(ROWS, COMPLETIONS)
@@ -30,7 +30,7 @@ def test_answers_to_one_prompt_are_read_as_the_model_itself_reads_each(hybrid: A
     assert torch.allclose(score(output, ids).logprob, expected, atol=1e-5)
 
 
-def test_what_is_sampled_has_the_log_probs_of_the_model_itself(hybrid: AutoregressivePolicy) -> None:
+def test_unrepeatable_cache_samples_have_log_probs_of_model(hybrid: AutoregressivePolicy) -> None:
     written = hybrid.sample([SHORT, LONG], [[1, 2, 3], [4, 5]], SamplingOptions(9))
     for prompt, values in zip((SHORT, LONG), written, strict=True):
         assert len({entry.ids for entry in values}) == len(values)

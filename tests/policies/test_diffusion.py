@@ -57,7 +57,7 @@ def logprobs(policy: DiffusionPolicy, prompts: list[Prompt], written: list[Compl
     return score(output, torch.tensor([token for item in written for token in item.ids])).logprob
 
 
-def test_what_is_written_is_read_with_the_same_log_probs(policy, prompts, written) -> None:
+def test_diffusion_samples_and_scores_equal_log_probs(policy, prompts, written) -> None:
     rows = [prompts[row] for row in (0, 0, 1, 2, 2)]
     sampled = torch.tensor([value for entry in written for value in entry.logprobs])
     assert torch.allclose(logprobs(policy, rows, written), sampled, atol=1e-4)
@@ -65,7 +65,7 @@ def test_what_is_written_is_read_with_the_same_log_probs(policy, prompts, writte
     assert torch.allclose(alone, sampled, atol=1e-4)
 
 
-def test_two_tokens_a_step_block_after_block(written) -> None:
+def test_diffusion_commits_two_tokens_per_step_by_block(written) -> None:
     for item in written:
         steps = item.denoising.steps
         assert sorted(set(steps)) == list(range(item.denoising.num_steps))
@@ -77,14 +77,14 @@ def test_two_tokens_a_step_block_after_block(written) -> None:
         ]
 
 
-def test_an_answer_depends_on_its_own_seed_alone(policy, prompts, written) -> None:
+def test_diffusion_answer_depends_on_its_own_seed(policy, prompts, written) -> None:
     (again,) = policy.sample([prompts[0]], [[2]], OPTIONS)[0]
     assert (again.ids, again.denoising) == (written[1].ids, written[1].denoising)
     greedy = [policy.sample([prompts[0]], [[seed]], replace(OPTIONS, temperature=0.0))[0][0].ids for seed in (1, 2)]
     assert greedy[0] == greedy[1] != written[0].ids
 
 
-def test_one_end_closes_the_canvas_and_padding_is_never_written(policy, prompts) -> None:
+def test_diffusion_end_closes_canvas_without_padding(policy, prompts) -> None:
     eager = policy.copy("eager")
     end = eager.tokenizer.eos_token_id
     with torch.no_grad():  # a head that likes the end token at every position
@@ -99,7 +99,7 @@ def test_one_end_closes_the_canvas_and_padding_is_never_written(policy, prompts)
     assert torch.allclose(logprobs(eager, [prompts[0]] * len(ended), ended), sampled, atol=1e-4)
 
 
-def test_a_token_is_read_before_its_step_and_sees_nothing_later(policy, prompts, written) -> None:
+def test_diffusion_scores_token_before_its_step(policy, prompts, written) -> None:
     item = max(written, key=lambda entry: len(entry.ids))
     before = logprobs(policy, [prompts[0]], [item])
     steps, changed = torch.tensor(item.denoising.steps), item.denoising.num_steps - 3
@@ -116,7 +116,7 @@ def rollout(item: Completion) -> Rollout:
     return Rollout(example(0), 0, item.ids, "", item.finished, item.logprobs, 1.0, denoising=item.denoising)
 
 
-def test_the_future_shows_a_share_of_later_blocks_and_nothing_of_the_own_one(policy, written) -> None:
+def test_diffusion_future_shows_fraction_of_later_blocks(policy, written) -> None:
     item = rollout(written[0])
     displayed = build_prompt(example(0), "future:0.5", item).future
     assert displayed == build_prompt(example(0), "future:0.5", item).future
@@ -131,7 +131,7 @@ def test_the_future_shows_a_share_of_later_blocks_and_nothing_of_the_own_one(pol
     assert build_prompt(example(0), "future", item).future != displayed
 
 
-def test_behind_a_committed_end_there_is_no_future() -> None:
+def test_diffusion_future_after_end_is_empty() -> None:
     order = DenoisingTrace((0, 1, 0, 1, 3, 2), 4, 16)
     displayed = build_prompt(
         example(0), "future:1", Rollout(example(0), 0, (9, 9, 9, 9, 9, 2), "", True, denoising=order)
@@ -139,7 +139,7 @@ def test_behind_a_committed_end_there_is_no_future() -> None:
     assert [len(places) for places in displayed] == [12, 12, 8, 0]
 
 
-def test_reading_with_a_future_changes_what_is_before_it_and_share_zero_nothing(policy, written) -> None:
+def test_diffusion_future_changes_earlier_positions_only(policy, written) -> None:
     item = rollout(written[0])
     hidden = {}
     for context in ("plain", "future:0", "future:0.5"):
@@ -150,12 +150,12 @@ def test_reading_with_a_future_changes_what_is_before_it_and_share_zero_nothing(
 
 
 @pytest.mark.parametrize("context", ["future:2", "future:x", "future+future:0.5", "plain+future"])
-def test_a_future_that_is_none_is_refused(context: str) -> None:
+def test_parse_context_wrong_future_raises(context: str) -> None:
     with raises(ConfigError, "future"):
         parse_context(context)
 
 
-def test_only_a_view_that_reads_a_denoised_answer_is_shown_its_future(policy, written) -> None:
+def test_future_context_needs_a_denoised_rollout(policy, written) -> None:
     with raises(DataError, "rollout"):
         build_prompt(example(0), "caption+future")
     left_to_right = replace(rollout(written[0]), denoising=None)
@@ -167,14 +167,14 @@ def test_only_a_view_that_reads_a_denoised_answer_is_shown_its_future(policy, wr
     assert build_prompt(example(0), "caption+future", dummy_rollout(example(0))).future == ()
 
 
-def test_a_given_answer_is_read_from_left_to_right_at_the_models_pace(policy) -> None:
+def test_diffusion_given_answer_is_denoised_left_to_right(policy) -> None:
     order = policy.denoising_schedule(tuple(range(30, 37)))
     assert order == DenoisingTrace((0, 0, 1, 1, 2, 2, 3), 4, 16)
     with raises(PolicyError, "17 tokens", "of 16"):
         policy.denoising_schedule(tuple(range(30, 47)))
 
 
-def test_a_run_sets_the_pace_of_all_and_a_saved_model_keeps_it(folder: Path, tmp_path: Path) -> None:
+def test_diffusion_pace_is_shared_and_saved(folder: Path, tmp_path: Path) -> None:
     names = ("student", "student@start", "teacher")
     policies = load_policies(
         names, student=folder, teacher=folder, block=8, steps_per_block=3, max_completion_length=24
@@ -190,7 +190,7 @@ def test_a_run_sets_the_pace_of_all_and_a_saved_model_keeps_it(folder: Path, tmp
         loaded.set_denoising_steps(8, 9)
 
 
-def test_kinds_of_models_are_not_mixed(folder: Path, tmp_path: Path) -> None:
+def test_diffusion_and_autoregressive_models_do_not_mix(folder: Path, tmp_path: Path) -> None:
     left_to_right = save_idefics3(tmp_path)
     with raises(PolicyError, "denoising"):
         load_policies(("teacher",), student=folder, teacher=left_to_right, max_completion_length=8)
@@ -200,13 +200,13 @@ def test_kinds_of_models_are_not_mixed(folder: Path, tmp_path: Path) -> None:
         load_policies((), student=folder, max_completion_length=512)
 
 
-def test_too_long_a_prompt_is_refused_with_its_length(folder: Path) -> None:
+def test_diffusion_too_long_prompt_raises_with_length(folder: Path) -> None:
     student = load_policies((), student=folder, max_completion_length=480)["student"]
     with raises(PolicyError, "most 32"):
         student.check_prompt(build_prompt(replace(example(0), question="word " * 40), "plain"))
 
 
-def test_a_masked_model_without_images_reads_text(policy: DiffusionPolicy, tmp_path: Path) -> None:
+def test_diffusion_text_model_scores_text_only(policy: DiffusionPolicy, tmp_path: Path) -> None:
     torch.manual_seed(0)
     values = policy.tokenizer
     tokenizer = PreTrainedTokenizerFast(

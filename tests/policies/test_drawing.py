@@ -30,7 +30,7 @@ def of_transformers(logits: torch.Tensor, options: SamplingOptions) -> torch.Ten
 
 
 @pytest.mark.parametrize("temperature", [0.3, 0.7, 1.0, 1.6])
-def test_top_k_and_top_p_leave_what_transformers_leaves(temperature: float) -> None:
+def test_top_k_and_top_p_equal_transformers(temperature: float) -> None:
     for seed, top_k, top_p in itertools.product(range(4), (0, 1, 2, 5, 12, 40, 60), (0.05, 0.3, 0.5, 0.9, 0.999, 1.0)):
         logits = 2 * torch.randn(40, generator=torch.Generator().manual_seed(seed))
         options = SamplingOptions(1, temperature=temperature, top_k=top_k, top_p=top_p)
@@ -39,14 +39,14 @@ def test_top_k_and_top_p_leave_what_transformers_leaves(temperature: float) -> N
         assert (ours - theirs).abs().max() < 2 / DRAWS, (top_k, top_p)
 
 
-def test_top_p_is_a_share_of_the_top_k_by_hand() -> None:
+def test_top_p_is_fraction_of_top_k() -> None:
     # 0.4, 0.3, 0.2, 0.1; the first two have 0.7. Half of 0.7 is reached by the first, half of 1 only by the second.
     logits = torch.tensor([0.4, 0.3, 0.2, 0.1]).log()
     assert shares(logits, SamplingOptions(1, top_k=2, top_p=0.5)).tolist() == [1.0, 0.0, 0.0, 0.0]
     assert shares(logits, SamplingOptions(1, top_p=0.5)).tolist() == pytest.approx([4 / 7, 3 / 7, 0, 0], abs=1e-4)
 
 
-def test_entries_level_with_the_last_of_the_top_k_are_kept() -> None:
+def test_top_k_keeps_ties_with_the_last() -> None:
     logits = torch.tensor([0.4, 0.2, 0.2, 0.2]).log()
     options = SamplingOptions(1, top_k=2)
     assert of_transformers(logits, options).tolist() == pytest.approx([0.4, 0.2, 0.2, 0.2])

@@ -58,7 +58,7 @@ def gaps(folder: Path, output: Path, **values: object) -> list[float]:
 
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("family", ["gpt2", "opt"])
-def test_a_models_own_dropout_is_off_unless_it_is_asked_for(family: str, recompute: bool, tmp_path: Path) -> None:
+def test_dropout_of_model_is_off_by_default(family: str, recompute: bool, tmp_path: Path) -> None:
     folder = save(family, tmp_path / "model")
     models = {"gradient_checkpointing": recompute}
     assert max(gaps(folder, tmp_path / "off", models=models)) < 1e-5
@@ -66,9 +66,7 @@ def test_a_models_own_dropout_is_off_unless_it_is_asked_for(family: str, recompu
 
 
 @pytest.mark.parametrize("precision", ["no", "bf16"])
-def test_answers_are_sampled_in_the_precision_in_which_they_are_scored(
-    precision: str, models: dict, tmp_path: Path
-) -> None:
+def test_sampling_precision_is_that_of_scoring(precision: str, models: dict, tmp_path: Path) -> None:
     config = run_config(models, tmp_path, training__mixed_precision=precision)
     train(config)
     steps = [line["sampler_logprob_gap"] for line in RunFolder(config.run_dir).metrics("train")]
@@ -76,7 +74,7 @@ def test_answers_are_sampled_in_the_precision_in_which_they_are_scored(
     assert min(steps) < 1e-6 and max(steps) < (1e-5 if precision == "no" else 3e-3)
 
 
-def test_recomputed_activations_give_the_same_gradient(models: dict, tmp_path: Path) -> None:
+def test_gradient_checkpointing_gives_equal_gradient(models: dict, tmp_path: Path) -> None:
     """And are recomputed: layers see their inputs twice."""
     gradients, passes = [], []
     for recompute in (False, True):
@@ -94,7 +92,7 @@ def test_recomputed_activations_give_the_same_gradient(models: dict, tmp_path: P
     assert passes == [1, 2] and torch.allclose(*gradients, rtol=1e-5)
 
 
-def test_an_adapters_dropout_is_that_of_the_key(models: dict, tmp_path: Path) -> None:
+def test_dropout_of_adapter_follows_key(models: dict, tmp_path: Path) -> None:
     peft = pytest.importorskip("peft")
     folder = tmp_path / "adapter"
     from workbench.policies.autoregressive import load_policy  # noqa: PLC0415

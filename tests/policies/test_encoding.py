@@ -30,16 +30,14 @@ def text_of(encoder: PromptEncoder, encoded: dict) -> str:
     return encoder.tokenizer.decode(encoded["input_ids"][0])
 
 
-def test_a_prompt_has_one_start_token_and_its_image_tokens(encoder: PromptEncoder) -> None:
+def test_encode_has_one_start_token_and_image_tokens(encoder: PromptEncoder) -> None:
     ids = encoder.encode(Prompt((picture(1), picture(2)), "what is this?"))["input_ids"][0].tolist()
     assert ids.count(encoder.tokenizer.bos_token_id) == 1
     assert ids.count(encoder.tokenizer.convert_tokens_to_ids("<image>")) == 18  # nine for each
     assert encoder.tokenizer.decode(ids).endswith("what is this?<end_of_utterance><assistant>")
 
 
-def test_a_prompt_starts_once_whether_template_or_tokenizer_says_so(
-    policy: AutoregressivePolicy, prompts: list
-) -> None:
+def test_encode_start_token_of_template_and_tokenizer_is_one(policy: AutoregressivePolicy, prompts: list) -> None:
     """Of every family, with a tokenizer that adds a start token; and an engine is handed the same tokens."""
     encoder_of_copy = PromptEncoder(copy.deepcopy(policy.processor))
     tokenizer, bos = encoder_of_copy.tokenizer, encoder_of_copy.tokenizer.bos_token
@@ -56,7 +54,7 @@ def test_a_prompt_starts_once_whether_template_or_tokenizer_says_so(
         assert len(images) == len(prompt.images) and prompt.text in text
 
 
-def test_pictures_are_prepared_once_for_all_texts_beside_them(policy: AutoregressivePolicy, prompts: list) -> None:
+def test_encode_prepares_images_once_for_all_texts(policy: AutoregressivePolicy, prompts: list) -> None:
     values, fresh = PromptEncoder(policy.processor), PromptEncoder(policy.processor)
     for prompt in prompts:
         for text in (prompt.text, "and now?"):
@@ -79,7 +77,7 @@ def test_pictures_are_prepared_once_for_all_texts_beside_them(policy: Autoregres
     assert prepared
 
 
-def test_images_stay_in_the_turn_that_brings_them(encoder: PromptEncoder) -> None:
+def test_encode_keeps_images_in_their_turn(encoder: PromptEncoder) -> None:
     turns = (Turn("user", "one", (picture(1),)), Turn("assistant", "yes"))
     prompt = Prompt((picture(2),), "two", turns)
     ids = encoder.encode(prompt)
@@ -89,14 +87,14 @@ def test_images_stay_in_the_turn_that_brings_them(encoder: PromptEncoder) -> Non
     assert torch.equal(ids["pixel_values"][0], torch.stack(single))
 
 
-def test_earlier_turns_come_before_the_question(encoder: PromptEncoder) -> None:
+def test_encode_puts_history_before_question(encoder: PromptEncoder) -> None:
     turns = (Turn("system", "be short"), Turn("user", "hello"), Turn("assistant", "yes"))
     text = text_of(encoder, encoder.encode(Prompt((picture(1),), "and now?", turns)))
     places = [text.index(part) for part in ("be short", "hello", "yes", "<image>", "and now?")]
     assert places == sorted(places)
 
 
-def test_two_prompts_of_one_name_are_not_mixed_up(encoder: PromptEncoder) -> None:
+def test_encode_prompts_of_equal_name_stay_apart(encoder: PromptEncoder) -> None:
     prompt = Prompt((picture(1),), "one", key="1|plain")
     variants = [
         prompt,
@@ -110,7 +108,7 @@ def test_two_prompts_of_one_name_are_not_mixed_up(encoder: PromptEncoder) -> Non
         assert all(torch.equal(result[name], fresh[name]) for name in fresh)
 
 
-def test_rows_of_two_files_without_ids_are_different_prompts(encoder: PromptEncoder, tmp_path: Path) -> None:
+def test_encode_rows_of_two_files_without_ids_stay_apart(encoder: PromptEncoder, tmp_path: Path) -> None:
     for name in ("train", "eval"):
         (tmp_path / f"{name}.jsonl").write_text(f'{{"question": "a {name} question"}}\n')
     prompts = [build_prompt(load_examples(tmp_path / f"{name}.jsonl")[0], "plain") for name in ("train", "eval")]
@@ -121,14 +119,12 @@ def test_rows_of_two_files_without_ids_are_different_prompts(encoder: PromptEnco
     ] == [True, True]
 
 
-def test_an_equal_prompt_is_encoded_once(encoder: PromptEncoder) -> None:
+def test_encode_equal_prompt_is_cached(encoder: PromptEncoder) -> None:
     first = encoder.encode(build_prompt(example(), "crop"))
     assert encoder.encode(build_prompt(example(), "crop")) is first
 
 
-def test_the_oldest_prompts_are_forgotten_when_there_is_no_room(
-    encoder: PromptEncoder, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_encode_cache_drops_oldest_prompts(encoder: PromptEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workbench.policies.encoding, "CACHE_BYTES", 300_000)  # two prompts of about 120 kB
     prompts = [Prompt((picture(n),), "what?", key=f"{n}|plain") for n in range(3)]
     first, *_, last = [encoder.encode(prompt) for prompt in prompts]
@@ -143,21 +139,21 @@ def test_the_oldest_prompts_are_forgotten_when_there_is_no_room(
 
 @pytest.mark.parametrize("where", ["question", "turn"])
 @pytest.mark.parametrize("token", ["<image>", "<end_of_utterance>", "<global-img>", "<bos>"])
-def test_a_special_token_as_text_is_refused(where: str, token: str, policy: AutoregressivePolicy) -> None:
+def test_encode_special_token_as_text_raises(where: str, token: str, policy: AutoregressivePolicy) -> None:
     output = f"what is {token} here"
     prompt = Prompt((), output) if where == "question" else Prompt((), "what?", (Turn("user", output),))
     with raises(PolicyError, f'"{token}"'):
         policy.check_prompt(prompt)
 
 
-def test_too_long_a_prompt_says_how_long(idefics3: AutoregressivePolicy) -> None:
+def test_encode_too_long_prompt_raises_with_length(idefics3: AutoregressivePolicy) -> None:
     encoder = PromptEncoder(idefics3.processor, max_prompt_length=20)
     encoder.encode(Prompt((picture(1),), "what?"))
     with raises(PolicyError, "far|plain", "most 20"):
         encoder.encode(Prompt((picture(1), picture(2)), "what?", key="far|plain"))
 
 
-def test_what_a_chat_template_refuses_is_a_sentence(folders: dict) -> None:
+def test_encode_error_of_chat_template_is_one_sentence(folders: dict) -> None:
     processor = load_policy(folders["idefics3"], "student").processor
     processor.chat_template = (
         "{% for part in messages[0]['content'] %}{{ part['text'] }}{% endfor %}"
@@ -168,12 +164,12 @@ def test_what_a_chat_template_refuses_is_a_sentence(folders: dict) -> None:
         PromptEncoder(processor).encode(Prompt((), "what?", before, key="7|plain"))
 
 
-def test_half_a_character_is_a_sentence(encoder: PromptEncoder) -> None:
+def test_encode_half_a_character_raises(encoder: PromptEncoder) -> None:
     with pytest.raises(PolicyError, match="prompt"):
         encoder.encode(Prompt((), "half \ud83d of one"))
 
 
-def test_images_of_any_shape_are_taken_or_refused_with_a_sentence(policy: AutoregressivePolicy) -> None:
+def test_encode_image_of_any_shape_works_or_raises(policy: AutoregressivePolicy) -> None:
     for size in ((1, 1), (1, 900), (900, 1), (3, 500)):
         prompt = Prompt((Image.new("RGB", size, (9, 200, 30)),), "what?")
         try:
@@ -182,14 +178,14 @@ def test_images_of_any_shape_are_taken_or_refused_with_a_sentence(policy: Autore
             assert "cannot encode prompt" in str(error) or "tokens" in str(error)
 
 
-def test_a_language_model_alone_takes_text_and_no_images(idefics3: AutoregressivePolicy) -> None:
+def test_encode_image_for_language_model_raises(idefics3: AutoregressivePolicy) -> None:
     encoder = PromptEncoder(idefics3.tokenizer)
     assert encoder.encode(Prompt((), "what is this?"))["input_ids"].shape[0] == 1
     with raises(PolicyError, "1 image"):
         encoder.encode(Prompt((picture(1),), "what?"))
 
 
-def test_collate_pads_ids_on_the_left_and_pixels_with_zeros() -> None:
+def test_collate_pads_ids_left_and_pixels_with_zeros() -> None:
     item = {
         "input_ids": torch.tensor([[5, 6]]),
         "attention_mask": torch.ones(1, 2).long(),
@@ -209,7 +205,7 @@ def test_collate_pads_ids_on_the_left_and_pixels_with_zeros() -> None:
     assert batch["pixel_values"][0, 1].sum() == 0
 
 
-def test_a_template_with_another_number_of_images_is_refused(policy: AutoregressivePolicy) -> None:
+def test_encode_template_with_other_image_count_raises(policy: AutoregressivePolicy) -> None:
     """A processor would else hand over pixels that no token stands for."""
     if policy.processor.chat_template is None:  # PaliGemma: the marks are placed by its processor
         return

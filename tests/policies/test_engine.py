@@ -89,7 +89,7 @@ def steps(models: dict, folder: Path, engine: OtherModel | None) -> Trainer:
     return trainer
 
 
-def test_a_run_with_an_engine_is_the_run_without_and_stale_weights_show(models: dict, tmp_path: Path) -> None:
+def test_engine_run_equals_run_without_and_stale_weights_show(models: dict, tmp_path: Path) -> None:
     without = steps(models, tmp_path / "without", None)
     engine = OtherModel(models["teacher"])
     result = steps(models, tmp_path / "with", engine)
@@ -106,7 +106,7 @@ def test_a_run_with_an_engine_is_the_run_without_and_stale_weights_show(models: 
     )
 
 
-def test_an_engine_that_reads_another_prompt_is_refused(models: dict, prompts: list) -> None:
+def test_engine_with_other_prompt_raises(models: dict, prompts: list) -> None:
     student = load_policy(models["student"], "student")
     student.engine = OtherModel(models["teacher"], shift=True)
     with raises(PolicyError, "one|plain"):
@@ -114,7 +114,7 @@ def test_an_engine_that_reads_another_prompt_is_refused(models: dict, prompts: l
 
 
 @pytest.mark.parametrize("dora", [False, True])
-def test_adapters_are_added_in(dora: bool, models: dict) -> None:
+def test_engine_gets_merged_adapters(dora: bool, models: dict) -> None:
     peft = pytest.importorskip("peft")
     student, plain = (load_policy(models["student"], "student") for _ in range(2))
     student.add_adapter(peft.LoraConfig(r=2, target_modules=r".*text_model.*q_proj", use_dora=dora))
@@ -132,7 +132,7 @@ def test_adapters_are_added_in(dora: bool, models: dict) -> None:
         assert torch.allclose(plain.model(input_ids=text).logits, wanted, atol=1e-4)
 
 
-def test_whichever_end_an_engine_draws_is_written_as_the_one_that_stands_for_all(models: dict, prompts: list) -> None:
+def test_engine_end_tokens_become_the_common_end(models: dict, prompts: list) -> None:
     class EndsOtherwise(OtherModel):
         def generate(self, requests: list, seeds: list, options: SamplingOptions, stop: frozenset, never: list) -> list:
             read = [tuple(self._encode(request)["input_ids"][0].tolist()) for request in requests]
@@ -149,7 +149,7 @@ def test_whichever_end_an_engine_draws_is_written_as_the_one_that_stands_for_all
     assert written == Completion((5, end), (-1.0, -2.0), True)
 
 
-def test_an_engine_has_a_precision_of_its_own(models: dict, prompts: list) -> None:
+def test_engine_has_its_own_precision(models: dict, prompts: list) -> None:
     class Asks(OtherModel):
         def generate(self, *arguments: object) -> list:
             assert not torch.is_autocast_enabled("cpu")
@@ -161,7 +161,7 @@ def test_an_engine_has_a_precision_of_its_own(models: dict, prompts: list) -> No
         assert student.sample(prompts[:1], [[1]], SamplingOptions(2))[0][0].ids
 
 
-def test_an_engine_is_told_not_to_draw_rows_of_the_head_that_stand_for_no_token(models: dict, prompts: list) -> None:
+def test_engine_never_draws_unused_rows_of_head(models: dict, prompts: list) -> None:
     class Listens(OtherModel):
         def generate(self, requests: list, seeds: list, options: SamplingOptions, stop: frozenset, never: list) -> list:
             self.never = never
@@ -174,7 +174,7 @@ def test_an_engine_is_told_not_to_draw_rows_of_the_head_that_stand_for_no_token(
     assert student.engine.never == [*student._placeholders, rows - 3, rows - 2, rows - 1]
 
 
-def test_what_an_engine_would_leave_out_is_refused(models: dict, tmp_path: Path) -> None:
+def test_engine_with_unsupported_option_raises(models: dict, tmp_path: Path) -> None:
     config = run_config(models, tmp_path, method={"name": "spd"}, sampling__backend="vllm")
     method = config.load_method()
     with raises(ConfigError, "sampling.backend=transformers"):
@@ -196,7 +196,7 @@ def given(monkeypatch: pytest.MonkeyPatch, config: RunConfig) -> tuple[list[Lear
     return learners, requests
 
 
-def test_students_of_a_run_share_one_engine(models: dict, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_engine_is_shared_by_students(models: dict, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     of = {"student": str(models["student"]), "peers": {"ann": str(models["teacher"])}}
     config = run_config(models, tmp_path, method={"name": "opcod"}, models=of, sampling__backend="vllm")
     learners, requested = given(monkeypatch, config)
@@ -209,14 +209,12 @@ def test_students_of_a_run_share_one_engine(models: dict, monkeypatch: pytest.Mo
         given(monkeypatch, other)
 
 
-def test_an_engine_writes_in_the_precision_that_the_student_reads_in(
-    models: dict, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_engine_precision_is_that_of_scoring(models: dict, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     config = run_config(models, tmp_path, sampling__backend="vllm", training__mixed_precision="bf16")
     assert given(monkeypatch, config)[1][0]["dtype"] == "bfloat16"
 
 
-def test_an_engine_does_not_fill_masks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_engine_for_masked_diffusion_raises(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     folder = str(save_modernvbert(tmp_path / "masked"))
     of = {"student": folder, "teacher": folder}
     config = run_config(of, tmp_path, method={"name": "opd"}, sampling__backend="vllm")
@@ -225,6 +223,6 @@ def test_an_engine_does_not_fill_masks(monkeypatch: pytest.MonkeyPatch, tmp_path
 
 
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vllm is installed")
-def test_vllm_is_asked_for_where_it_is_absent(models: dict) -> None:
+def test_engine_without_vllm_names_the_package(models: dict) -> None:
     with raises(ConfigError, "package vllm"):
         VllmEngine(str(models["student"]), dtype="float32", memory=0.1, trust_remote_code=False)

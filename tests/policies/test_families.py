@@ -45,7 +45,7 @@ def config(request: pytest.FixtureRequest, tmp_path: Path) -> RunConfig:
 
 
 @pytest.mark.parametrize("family", [*VIDEO_FAMILIES, "gemma3", "paligemma", "llava_next"])
-def test_adapters_learn_over_half_precision(family: str, tmp_path: Path) -> None:
+def test_family_adapters_train_over_half_precision(family: str, tmp_path: Path) -> None:
     """What is advised for real models: the model in bfloat16, adapters in float32."""
     folders = {name: ALL[family](tmp_path / name, seed) for seed, name in enumerate(("student", "teacher"))}
     settings = {name: str(folder) for name, folder in folders.items()} | {"dtype": "bfloat16", "lora": {"rank": 2}}
@@ -57,7 +57,7 @@ def test_adapters_learn_over_half_precision(family: str, tmp_path: Path) -> None
     assert any(value.any() for name, value in saved.items() if "lora_B" in name) and not result.warnings
 
 
-def test_the_whole_way(config: RunConfig) -> None:
+def test_family_is_checked_trained_saved_and_resumed(config: RunConfig) -> None:
     checks = check_config(config)
     assert is_good(checks), [check for check in checks if check.status == "WRONG"]
     start = load_policy(config.models.student, "student").model.state_dict()

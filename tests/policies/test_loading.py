@@ -27,7 +27,7 @@ def edit(file: Path, change) -> None:
     file.write_text(json.dumps(values))
 
 
-def test_the_names_of_views_become_policies(models: dict[str, Path]) -> None:
+def test_load_policies_are_keyed_by_name(models: dict[str, Path]) -> None:
     names = ("student", "student@start", "student@ema", "teacher", "teacher:ocr")
     policies = load_policies(names, **models, teachers={"ocr": str(models["teacher"])}, max_completion_length=12)
     assert tuple(policies) == names
@@ -39,7 +39,7 @@ def test_the_names_of_views_become_policies(models: dict[str, Path]) -> None:
     assert torch.equal(weights[0], weights[2]) and not torch.equal(weights[0], weights[3])
 
 
-def test_policies_that_make_the_same_of_a_prompt_prepare_it_once(folder: Path, models: dict[str, Path]) -> None:
+def test_load_policies_equal_encoders_are_shared(folder: Path, models: dict[str, Path]) -> None:
     policies = load_policies(("teacher",), **models)
     assert policies["student"].encoder is policies["teacher"].encoder
     edit(folder / "processor_config.json", lambda values: values["image_processor"].update(rescale_factor=0.5))
@@ -47,13 +47,13 @@ def test_policies_that_make_the_same_of_a_prompt_prepare_it_once(folder: Path, m
     assert policies["student"].encoder is not policies["teacher"].encoder
 
 
-def test_a_teacher_that_is_not_given_is_asked_for(models: dict[str, Path]) -> None:
+def test_load_policies_missing_teacher_raises(models: dict[str, Path]) -> None:
     for name in ("teacher", "teacher:ocr"):
         with raises(ConfigError, f'"{name}"'):
             load_policies((name,), student=models["student"])
 
 
-def test_a_completion_longer_than_the_model_is_refused(models: dict[str, Path]) -> None:
+def test_load_policies_too_long_completion_raises(models: dict[str, Path]) -> None:
     with raises(ConfigError, "sampling.max_completion_length=512"):
         load_policies((), student=models["student"], max_completion_length=512)
 
@@ -68,7 +68,7 @@ def test_a_completion_longer_than_the_model_is_refused(models: dict[str, Path]) 
     ],
 )
 @pytest.mark.parametrize("damage", ["missing", "torn", "empty"])
-def test_a_damaged_model_folder_is_named(name: str, sentence: str, damage: str, folder: Path) -> None:
+def test_load_policies_damaged_folder_is_named(name: str, sentence: str, damage: str, folder: Path) -> None:
     file = folder / name
     if damage == "missing":
         file.unlink()
@@ -80,13 +80,13 @@ def test_a_damaged_model_folder_is_named(name: str, sentence: str, damage: str, 
         load_policy(folder, "teacher")
 
 
-def test_weights_of_another_size_are_named(folder: Path) -> None:
+def test_load_policies_weights_of_other_size_are_named(folder: Path) -> None:
     edit(folder / "config.json", lambda values: values["text_config"].update(hidden_size=64))
     with raises(PolicyError, "[401"):
         load_policy(folder, "teacher")
 
 
-def test_a_teacher_that_numbers_a_token_differently_is_refused(models: dict, folder: Path) -> None:
+def test_load_policies_other_token_ids_raise(models: dict, folder: Path) -> None:
     def swap(values: dict) -> None:
         vocabulary = values["model"]["vocab"]
         vocabulary["red"], vocabulary["green"] = vocabulary["green"], vocabulary["red"]
@@ -102,7 +102,7 @@ def test_a_teacher_that_numbers_a_token_differently_is_refused(models: dict, fol
         )
 
 
-def test_teachers_by_domain_are_one_policy_and_load_each_model_once(models: dict) -> None:
+def test_load_policies_teachers_by_domain_load_each_model_once(models: dict) -> None:
     first, second = str(models["teacher"]), str(models["student"])
     policies = load_policies(
         ("teacher",), student=second, teacher=second, teachers={"color": first, "count": second, "shape": first}
@@ -124,7 +124,7 @@ def resized(folder: Path, extra: int, target: Path) -> Path:
     return target
 
 
-def test_a_padded_head_is_cut_to_the_entries_that_both_have(models: dict, tmp_path: Path) -> None:
+def test_load_policies_padded_head_is_cut_to_shared_entries(models: dict, tmp_path: Path) -> None:
     padded = resized(models["teacher"], 13, tmp_path / "padded")
     for student, teacher in ((models["student"], padded), (padded, models["student"])):
         policies = load_policies(("teacher",), student=student, teacher=teacher)
@@ -137,13 +137,13 @@ def test_a_padded_head_is_cut_to_the_entries_that_both_have(models: dict, tmp_pa
             assert torch.allclose(logits.softmax(-1).sum(-1), torch.ones(2))
 
 
-def test_heads_smaller_than_the_tokenizer_are_refused(models: dict, tmp_path: Path) -> None:
+def test_load_policies_head_smaller_than_tokenizer_raises(models: dict, tmp_path: Path) -> None:
     small = resized(models["teacher"], -3, tmp_path / "small")
     with raises(PolicyError, "head", "entries"):
         load_policies(("teacher",), student=models["student"], teacher=small)
 
 
-def test_a_tokenizer_without_an_end_is_no_obstacle_if_the_model_names_one(folder: Path) -> None:
+def test_load_policies_end_token_may_come_from_model(folder: Path) -> None:
     policy = load_policy(folder, "student")
     policy.tokenizer.eos_token = None
     policy.tokenizer.pad_token = None

@@ -28,7 +28,7 @@ FAMILIES = [
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_log_probs_are_those_of_the_model_s_own_forward_pass(family: str, tmp_path: Path) -> None:
+def test_newer_family_log_probs_equal_model(family: str, tmp_path: Path) -> None:
     policy = load_policy(ALL[family](tmp_path), "student")
     assert policy.prove().off.keys() == OFF.get(family, set()) and not policy.proof.differs
     small, several = picture(1, (96, 64)), (picture(2, (72, 120)), picture(3, (64, 64)))
@@ -49,7 +49,7 @@ def test_log_probs_are_those_of_the_model_s_own_forward_pass(family: str, tmp_pa
             assert torch.allclose(torch.tensor(item.logprobs), plain_logprobs(policy, prompt, item.ids), atol=1e-4)
 
 
-def test_indices_into_patches_go_on_counting_from_prompt_to_prompt() -> None:
+def test_collate_patch_indices_continue_over_prompts() -> None:
     """Molmo 2's: the first prompt has 2 crops of 4 patches, so the second one's patches begin at 8."""
     ids = torch.tensor([[1, 2]])
     text = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}

@@ -52,7 +52,7 @@ def expansion(family: str, created: dict) -> list[str]:
 
 
 @pytest.mark.parametrize("several", [True, False], ids=["several images", "no image"])
-def test_ids_and_pixels_are_those_of_the_familys_rules(
+def test_processor_ids_and_pixels_follow_family_rules(
     several: bool, family: str, policy: AutoregressivePolicy, folders: dict
 ) -> None:
     images = [picture(seed, size) for seed, size in enumerate(PICTURES)] if several else []
@@ -80,7 +80,7 @@ def test_ids_and_pixels_are_those_of_the_familys_rules(
 
 
 @pytest.mark.skipif(not is_torchvision_available(), reason="the official processors need torchvision")
-def test_the_official_processors_read_the_same(folders: dict) -> None:
+def test_processor_equals_official_processor(folders: dict) -> None:
     for family in VIDEO_FAMILIES:
         config = AutoConfig.from_pretrained(folders[family])
         official = load_processor(folders[family], config)
@@ -94,7 +94,7 @@ def test_the_official_processors_read_the_same(folders: dict) -> None:
                 assert torch.allclose(first[name].float(), second[name].float(), atol=0.05), (family, name)
 
 
-def test_every_rule_is_the_official_classs_own(policy: AutoregressivePolicy) -> None:
+def test_processor_rules_are_those_of_official_class(policy: AutoregressivePolicy) -> None:
     kind = type(policy.processor)
     if is_torchvision_available():
         kind = images_only(kind)
@@ -104,9 +104,7 @@ def test_every_rule_is_the_official_classs_own(policy: AutoregressivePolicy) -> 
         assert getattr(kind, rule) is getattr(official, rule)
 
 
-def test_the_video_part_is_kept_when_the_processor_is_saved(
-    family: str, policy: AutoregressivePolicy, tmp_path, folders
-):
+def test_processor_saved_keeps_video_part(family: str, policy: AutoregressivePolicy, tmp_path, folders):
     policy.processor.save_pretrained(tmp_path)
     before, after = (
         json.loads((folder / "processor_config.json").read_text()) for folder in (folders[family], tmp_path)
@@ -115,7 +113,7 @@ def test_the_video_part_is_kept_when_the_processor_is_saved(
     assert after["processor_class"] == before["processor_class"] == type(policy.processor).__name__
 
 
-def test_folders_of_older_layouts_load(folders: dict, tmp_path: Path) -> None:
+def test_processor_of_older_folder_layout_loads(folders: dict, tmp_path: Path) -> None:
     """A file for each part and the template as JSON, as on the hub before processor_config.json."""
     folder = shutil.copytree(folders["qwen2_vl"], tmp_path / "model")
     settings = json.loads((folder / "processor_config.json").read_text())
@@ -135,7 +133,7 @@ def test_folders_of_older_layouts_load(folders: dict, tmp_path: Path) -> None:
     assert settings["video_processor"].items() <= saved["video_processor"].items()
 
 
-def test_without_its_image_processor_the_folder_is_named(folders: dict, tmp_path: Path) -> None:
+def test_processor_without_image_processor_names_folder(folders: dict, tmp_path: Path) -> None:
     folder = shutil.copytree(folders["qwen3_vl"], tmp_path / "model")
     (folder / "processor_config.json").unlink()
     with raises(PolicyError, "/model"):
@@ -143,7 +141,7 @@ def test_without_its_image_processor_the_folder_is_named(folders: dict, tmp_path
 
 
 @pytest.mark.parametrize("name", QWEN)
-def test_packed_pixel_rows_go_with_their_prompts_into_any_micro_batch(name: str, folders: dict) -> None:
+def test_packed_pixels_follow_prompts_into_micro_batches(name: str, folders: dict) -> None:
     policy = load_policy(folders[name], "student")
     prompts = [
         Prompt((picture(1, (60, 40)),), "one", key="1"),
@@ -163,7 +161,7 @@ def test_packed_pixel_rows_go_with_their_prompts_into_any_micro_batch(name: str,
 
 
 @pytest.mark.parametrize("name", QWEN)
-def test_positions_of_three_axes_do_not_depend_on_the_padding(name: str, folders: dict) -> None:
+def test_three_axis_positions_do_not_depend_on_padding(name: str, folders: dict) -> None:
     policy = load_policy(folders[name], "student")
     prompts = [
         Prompt((picture(1),), "short", key="1"),
@@ -182,7 +180,7 @@ def test_positions_of_three_axes_do_not_depend_on_the_padding(name: str, folders
         assert not torch.equal(alone[0], alone[2])  # an image is two-dimensional
 
 
-def test_collating_needs_no_image_in_the_first_prompt(folders: dict) -> None:
+def test_collate_needs_no_image_in_first_prompt(folders: dict) -> None:
     policy = load_policy(folders["qwen2_vl"], "student")
     text, seen = (policy.encoder.encode(Prompt(images, "what?")) for images in ((), (picture(1),)))
     for order in ([text, seen], [seen, text]):

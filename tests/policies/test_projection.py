@@ -58,7 +58,7 @@ def num_hooks(model: nn.Module) -> int:
 
 
 @pytest.mark.parametrize("rank", [1, 5, 16])
-def test_a_projector_is_symmetric_idempotent_and_has_its_rank(moments: dict, rank: int) -> None:
+def test_projector_is_symmetric_idempotent_of_its_rank(moments: dict, rank: int) -> None:
     for values in (*moments.values(), torch.zeros(16, 16, dtype=torch.float64)):
         for space in (gradient_subspace(values, rank), random_subspace(16, rank, 0)):
             P = space.projector
@@ -67,7 +67,7 @@ def test_a_projector_is_symmetric_idempotent_and_has_its_rank(moments: dict, ran
             assert float(P.trace()) == pytest.approx(rank, abs=1e-5)
 
 
-def test_the_subspace_is_that_of_the_stacked_gradients(student: AutoregressivePolicy, examples: list[Example]) -> None:
+def test_subspace_is_that_of_stacked_gradients(student: AutoregressivePolicy, examples: list[Example]) -> None:
     """Gradients by a finite difference, one entry at a time, against what the moments say."""
     example = examples[0]
     name = next(name for name in find_projections(student.model, "last") if name.endswith("v_proj"))
@@ -99,7 +99,7 @@ def test_the_subspace_is_that_of_the_stacked_gradients(student: AutoregressivePo
     assert sum(value**2 for value in by_hand) == pytest.approx(requested, rel=2e-2)
 
 
-def test_full_rank_changes_neither_logits_nor_samples(
+def test_projection_of_full_rank_keeps_logits_and_samples(
     student: AutoregressivePolicy, examples: list[Example], moments: dict
 ) -> None:
     projectors = {name: gradient_subspace(values, len(values)).projector for name, values in moments.items()}
@@ -109,7 +109,7 @@ def test_full_rank_changes_neither_logits_nor_samples(
         assert written(student, examples) == answers
 
 
-def test_folded_weights_write_as_hooks_do_and_no_hook_is_left(
+def test_projection_folded_weights_equal_hooks(
     student: AutoregressivePolicy, examples: list[Example], moments: dict
 ) -> None:
     before, plain = num_hooks(student.model), logits(student, examples[0])
@@ -130,7 +130,7 @@ def test_folded_weights_write_as_hooks_do_and_no_hook_is_left(
     assert written(twin, examples) == answers
 
 
-def test_hooks_are_gone_after_an_error_too(student: AutoregressivePolicy, moments: dict) -> None:
+def test_projection_hooks_are_removed_after_error(student: AutoregressivePolicy, moments: dict) -> None:
     before = num_hooks(student.model)
     with (
         pytest.raises(ZeroDivisionError),
@@ -140,7 +140,7 @@ def test_hooks_are_gone_after_an_error_too(student: AutoregressivePolicy, moment
     assert num_hooks(student.model) == before
 
 
-def test_only_the_asked_tokens_carry_the_loss(student: AutoregressivePolicy, examples: list[Example]) -> None:
+def test_calibration_loss_is_on_chosen_tokens_only(student: AutoregressivePolicy, examples: list[Example]) -> None:
     answer = calibrate(student, examples, count=4, kind="answer")
     every = calibrate(student, examples, count=4, kind=EVERY_TOKEN)
     assert answer.used == every.used == 4 and answer.left_out == 0
@@ -151,7 +151,7 @@ def test_only_the_asked_tokens_carry_the_loss(student: AutoregressivePolicy, exa
     assert (alone.used, alone.tokens, alone.left_out) == (1, 1, 1)
 
 
-def test_what_cannot_be_calibrated_on_is_said(student: AutoregressivePolicy, examples: list[Example]) -> None:
+def test_calibration_without_answers_raises(student: AutoregressivePolicy, examples: list[Example]) -> None:
     with raises(DataError, "6 examples", "anser"):
         calibrate(student, examples, count=3, kind="anser")
     bare = Example("x", "what is it?", marks=(Mark("(a)", "answer"),))
@@ -159,7 +159,7 @@ def test_what_cannot_be_calibrated_on_is_said(student: AutoregressivePolicy, exa
         calibrate(student, [bare], count=3, kind="answer")
 
 
-def test_a_subspace_larger_than_the_layer_names_both() -> None:
+def test_projection_rank_above_layer_width_raises() -> None:
     assert rank_of("layers.0.k_proj", 16, 0.5) == 8
     assert rank_of("layers.0.k_proj", 16, 0.0) == 1
     with raises(ConfigError, "method.rank=17", "layers.0.k_proj"):
@@ -167,7 +167,7 @@ def test_a_subspace_larger_than_the_layer_names_both() -> None:
 
 
 @pytest.mark.parametrize("save", [save_llava, save_gemma3, save_paligemma, save_aya_vision])
-def test_the_text_decoder_of_every_family_is_found(save, tmp_path: Path) -> None:
+def test_text_decoder_of_family_is_found(save, tmp_path: Path) -> None:
     model = load_policy(save(tmp_path / "model"), "student").model
     result = find_projections(model, "middle+last")
     assert [name.rpartition("layers.")[2] for name in result] == [
@@ -176,7 +176,7 @@ def test_the_text_decoder_of_every_family_is_found(save, tmp_path: Path) -> None
     assert not any("vision" in name for name in result)
 
 
-def test_fused_projections_are_refused_by_name(student: AutoregressivePolicy) -> None:
+def test_projection_of_fused_layers_raises(student: AutoregressivePolicy) -> None:
     model = student.copy("fused").model
     attention = model.get_decoder().layers[1].self_attn
     attention.qkv_proj = attention.k_proj

@@ -48,7 +48,7 @@ def expected(policy: AutoregressivePolicy) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("family", list(UNUSUAL))
-def test_what_does_not_hold_is_off_and_numbers_are_the_model_s_own(family: str, tmp_path: Path) -> None:
+def test_proof_switches_off_failing_shortcuts(family: str, tmp_path: Path) -> None:
     values, off = UNUSUAL[family]
     policy = text_policy(tmp_path, family, values)
     assert policy.prove().off.keys() == off and not policy.proof.differs
@@ -58,7 +58,7 @@ def test_what_does_not_hold_is_off_and_numbers_are_the_model_s_own(family: str, 
         assert torch.allclose(torch.tensor(item.logprobs), plain_logprobs(policy, SHORT, item.ids), atol=1e-5)
 
 
-def test_a_scale_that_transformers_leaves_out_is_left_out(tmp_path: Path) -> None:
+def test_proof_follows_logit_scale_that_transformers_omits(tmp_path: Path) -> None:
     policy = load_policy(save_aya_vision(tmp_path), "student")
     assert policy.model.config.text_config.logit_scale == 0.25
     policy.prove()
@@ -76,7 +76,7 @@ def own_forward(model: torch.nn.Module, change: object) -> None:
     model.forward = changed
 
 
-def test_logits_that_are_no_head_over_hidden_states_are_the_model_s_own(tmp_path: Path) -> None:
+def test_proof_other_logits_switch_off_the_head(tmp_path: Path) -> None:
     policy = load_policy(save_llama(tmp_path), "student")
     slope = torch.linspace(0.5, 2.0, policy.vocabulary)
     own_forward(policy.model, lambda logits: logits * slope)
@@ -88,7 +88,7 @@ def test_logits_that_are_no_head_over_hidden_states_are_the_model_s_own(tmp_path
     assert policy.model.get_output_embeddings().weight.grad.abs().sum() > 0
 
 
-def test_tokens_that_the_forward_pass_forbids_have_no_probability(tmp_path: Path) -> None:
+def test_proof_forbidden_tokens_have_no_probability(tmp_path: Path) -> None:
     policy = load_policy(save_llama(tmp_path), "student")
     lowest = torch.finfo(torch.float32).min
     own_forward(policy.model, lambda logits: logits.index_fill(-1, torch.tensor([7, 9]), lowest))
@@ -96,7 +96,7 @@ def test_tokens_that_the_forward_pass_forbids_have_no_probability(tmp_path: Path
     assert torch.allclose(read(policy), expected(policy), atol=1e-5)
 
 
-def test_numbers_that_are_never_the_model_s_own_are_refused_unless_accepted(
+def test_proof_differing_scores_raise_unless_accepted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = save_llama(tmp_path)
@@ -110,7 +110,7 @@ def test_numbers_that_are_never_the_model_s_own_are_refused_unless_accepted(
     assert "student: its scores differ from the model's own forward pass" in caplog.text
 
 
-def test_copies_save_what_their_model_may_save(tmp_path: Path) -> None:
+def test_proof_of_copy_is_that_of_its_model(tmp_path: Path) -> None:
     policy = text_policy(tmp_path, "rwkv", {"attention_hidden_size": 32})
     assert policy.prove().off.keys() == {"rows", "cache"}
     policy.stop_ids, policy.head = frozenset({2, 7}), replace(policy.head, eos_ids=(2, 7))
@@ -120,7 +120,7 @@ def test_copies_save_what_their_model_may_save(tmp_path: Path) -> None:
     assert torch.equal(read(twin), read(policy))
 
 
-def test_scoring_and_asking_follow_the_rule_of_check(
+def test_scorer_and_evaluation_apply_rule_of_check(
     models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("WORKBENCH_CACHE", str(tmp_path))
@@ -140,7 +140,7 @@ def test_scoring_and_asking_follow_the_rule_of_check(
     assert "model: its scores differ from the model's own forward pass" in caplog.text
 
 
-def test_a_proof_is_made_once_for_a_model_s_files(
+def test_proof_is_stored_once_per_model_files(
     models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WORKBENCH_CACHE", str(tmp_path))

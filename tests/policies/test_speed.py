@@ -43,7 +43,7 @@ def teacher(models: dict[str, Path], **options: object) -> AutoregressivePolicy:
     return load_policies(("teacher",), student=models["student"], teacher=models["teacher"], **options)["teacher"]
 
 
-def test_an_offloaded_teacher_says_the_same_and_is_away_only_while_it_reads(models: dict, prompts: list) -> None:
+def test_offloaded_teacher_scores_equal_and_leaves_device(models: dict, prompts: list) -> None:
     resident, offloaded = teacher(models), teacher(models, offload_teachers=True)
     head = offloaded.model.get_output_embeddings().weight
     at_home = {name: element.data_ptr() for name, element in offloaded.model.named_parameters()}
@@ -59,13 +59,13 @@ def test_an_offloaded_teacher_says_the_same_and_is_away_only_while_it_reads(mode
     assert moved == {name for name, item in offloaded.model.named_parameters() if item is not head}
 
 
-def test_attention_is_passed_on(models: dict, prompts: list) -> None:
+def test_attn_implementation_is_passed_to_model(models: dict, prompts: list) -> None:
     plain, eager = teacher(models), teacher(models, attn_implementation="eager")
     assert (plain.model.config._attn_implementation, eager.model.config._attn_implementation) == ("sdpa", "eager")
     assert torch.allclose(logprobs(eager, prompts), logprobs(plain, prompts), atol=2e-5)
 
 
-def test_a_compiled_run_is_the_run_that_is_not(models: dict, tmp_path: Path) -> None:
+def test_compiled_run_equals_uncompiled(models: dict, tmp_path: Path) -> None:
     """Teacher, learner and its moving average, a copy of its weights: three steps, each depends on the last."""
     lost = {}
     for compiler in (None, "aot_eager"):
@@ -82,12 +82,12 @@ def test_a_compiled_run_is_the_run_that_is_not(models: dict, tmp_path: Path) -> 
     assert average.state_dict().keys() == live.state_dict().keys()
 
 
-def test_a_model_without_parts_to_compile_is_said() -> None:
+def test_compile_model_without_layers_raises() -> None:
     with raises(ConfigError, "models.compile=eager"):
         compile_parts(torch.nn.Linear(2, 2), "eager", "peer")
 
 
-def test_a_compiler_or_an_attention_that_is_not_there_is_said_with_what_there_is(models: dict) -> None:
+def test_unavailable_compiler_or_attention_raises(models: dict) -> None:
     with raises(ConfigError, "models.compile=nonsense"):
         teacher(models, compiler="nonsense")
     if importlib.util.find_spec("tvm") is None:
@@ -111,7 +111,7 @@ def scored(method: Method, policies: dict, batch: Batch) -> StepResult:
     )
 
 
-def test_the_same_weights_look_at_the_same_pictures_once(models: dict) -> None:
+def test_image_features_are_cached_per_weights(models: dict) -> None:
     """dopd shown boxes: the student looks once to write and to read as `self`, and once more to learn."""
     method = load_method("dopd", {"privilege": "boxes"})
     policies = load_policies(method.policies, **models)
@@ -142,7 +142,7 @@ def test_the_same_weights_look_at_the_same_pictures_once(models: dict) -> None:
         assert torch.equal(values.logprob, without.scores[view].logprob)
 
 
-def test_a_prompt_with_other_pictures_gets_its_own_features(idefics3: AutoregressivePolicy, prompts: list) -> None:
+def test_image_features_of_other_prompt_are_its_own(idefics3: AutoregressivePolicy, prompts: list) -> None:
     alone = [logprobs(idefics3, [prompt]) for prompt in prompts]
     with cached_image_features(), torch.no_grad():
         logprobs(idefics3, prompts[:1])
@@ -150,7 +150,7 @@ def test_a_prompt_with_other_pictures_gets_its_own_features(idefics3: Autoregres
         assert torch.allclose(again[len(IDS) :], torch.cat(alone), atol=2e-5)
 
 
-def test_features_of_a_picture_serve_every_prompt_that_shows_it(policy: AutoregressivePolicy, prompts: list) -> None:
+def test_image_features_serve_every_prompt_of_the_image(policy: AutoregressivePolicy, prompts: list) -> None:
     """Of every family: a prompt of one picture, then one with another beside it, then both as rows of one batch."""
     first, second = prompts[0], dataclasses.replace(prompts[1], images=(*prompts[0].images, prompts[2].images[0]))
     looks, look = [], policy.model.get_image_features
@@ -173,7 +173,7 @@ def test_features_of_a_picture_serve_every_prompt_that_shows_it(policy: Autoregr
         assert seen == 2  # the third prompt's picture was the second's other one
 
 
-def test_tokens_are_drawn_a_few_rows_at_a_time_and_are_the_same(
+def test_sampling_in_row_chunks_is_equal(
     idefics3: AutoregressivePolicy, prompts: list, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seeds, rows = [[1, 2], [3, 4], [5, 6]], []
@@ -187,7 +187,7 @@ def test_tokens_are_drawn_a_few_rows_at_a_time_and_are_the_same(
         assert first.ids == second.ids and first.logprobs == pytest.approx(second.logprobs, abs=1e-5)
 
 
-def test_buckets_change_the_order_of_work_and_no_number(models: dict) -> None:
+def test_group_by_length_changes_no_number(models: dict) -> None:
     method = load_method("dopd", {"privilege": "boxes"})
     policies = load_policies(method.policies, **models)
     prompt = build_prompt(example(0), "plain")
@@ -235,7 +235,7 @@ def test_buckets_change_the_order_of_work_and_no_number(models: dict) -> None:
     )
 
 
-def test_a_teacher_in_eight_bits_reads_nearly_the_same() -> None:
+def test_eight_bit_teacher_scores_are_close() -> None:
     pytest.importorskip("bitsandbytes", reason="the extra int8 is not installed")
     examples = make_examples("eval", count=8)
     values, small = (load_policy("data/models/teacher", "teacher", dtype=dtype) for dtype in ("float32", "int8"))
@@ -247,7 +247,7 @@ def test_a_teacher_in_eight_bits_reads_nearly_the_same() -> None:
     assert not torch.equal(first, second) and float((first - second).abs().median()) < 0.05
 
 
-def test_eight_bits_need_their_package(models: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_eight_bits_without_package_raise(models: dict, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with raises(ConfigError, "package bitsandbytes"):
         teacher(models, teacher_dtype="int8")

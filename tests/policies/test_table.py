@@ -10,7 +10,7 @@ from workbench.distill.losses import score
 from workbench.policies import Policy, SamplingOptions
 
 
-def test_keeps_the_promises_of_a_policy() -> None:
+def test_table_policy_meets_protocol() -> None:
     policy = table_policy("student", 0)
     assert isinstance(policy, Policy)
     prompts = [build_prompt(example(idx), context) for idx, context in enumerate(("plain", "boxes"))]
@@ -27,7 +27,7 @@ def test_keeps_the_promises_of_a_policy() -> None:
     assert policy.sample(prompts[1:], [[3]], SamplingOptions(6))[0] == rows[1]  # its own seed alone
 
 
-def test_an_example_whose_name_has_a_bar_is_shown_its_context() -> None:
+def test_table_policy_example_name_with_bar_keeps_context() -> None:
     policy = table_policy("student", 0)
     prompts = [build_prompt(example(0, origin=origin), "boxes") for origin in ("a|plain", "b")]
     first, second = (policy.forward([prompt], [(1, 2)]).hidden for prompt in prompts)
@@ -35,7 +35,7 @@ def test_an_example_whose_name_has_a_bar_is_shown_its_context() -> None:
 
 
 @pytest.mark.parametrize("options", [{"temperature": 0.0}, {"top_k": 1}, {"top_p": 1e-6}], ids=str)
-def test_the_most_likely_token_is_written_when_asked_for(options: dict) -> None:
+def test_table_policy_greedy_samples_most_likely_token(options: dict) -> None:
     table = torch.tensor([[0.0, 1.0, 2.0, 0.5], [3.0, 1.0, 2.0, 0.5]])
     policy = LogitTablePolicy("student", {"plain": table})
     for seed in range(20):
@@ -43,7 +43,7 @@ def test_the_most_likely_token_is_written_when_asked_for(options: dict) -> None:
         assert item.ids == (2, END)
 
 
-def test_a_temperature_and_a_cut_change_what_is_drawn_and_not_the_log_prob() -> None:
+def test_table_policy_temperature_and_top_k_keep_log_probs() -> None:
     table = torch.tensor([[math.log(0.2), math.log(0.5), math.log(0.3)]])
     policy = LogitTablePolicy("student", {"plain": table})
     prompt = build_prompt(example(), "plain")

@@ -14,7 +14,7 @@ from workbench.training.check import check_config, is_good
 from workbench.training.run import train
 
 
-def test_a_run_with_a_teacher_for_each_domain(models: dict, tmp_path: Path) -> None:
+def test_teachers_by_domain_run_records_scoring_teacher(models: dict, tmp_path: Path) -> None:
     teachers = {"color": str(models["student"]), "count": str(models["teacher"])}
     config = run_config(
         models,
@@ -56,7 +56,7 @@ def test_a_run_with_a_teacher_for_each_domain(models: dict, tmp_path: Path) -> N
     assert {domain for policy, domain in requested if policy == "teacher:color"} >= {"color", "tag", "shape"}
 
 
-def test_teachers_that_fit_no_example_stop_before_training(models: dict, tmp_path: Path) -> None:
+def test_teachers_by_domain_without_example_raise(models: dict, tmp_path: Path) -> None:
     paths = {"student": str(models["student"]), "teachers": {"colour": str(models["teacher"])}}
     config = run_config(models, tmp_path, models=paths, method={"name": "opd"})
     with raises(DataError, "12 examples", "tag"):

@@ -45,7 +45,7 @@ def text_of(policy: AutoregressivePolicy, prompt: Prompt) -> str:
 
 @pytest.mark.parametrize("position", PLACES)
 @pytest.mark.parametrize("family", ["gemma3", "llava", "qwen3_vl"])
-def test_a_template_is_found_where_it_lies(family: str, position: str, folders: dict, tmp_path: Path) -> None:
+def test_chat_template_is_found_in_every_place(family: str, position: str, folders: dict, tmp_path: Path) -> None:
     prompt = Prompt((picture(1),), "what is this?")
     wanted = text_of(load_policy(folders[family], "student"), prompt)
     policy = load_policy(moved(folders[family], tmp_path / "model", position), "student")
@@ -56,7 +56,7 @@ def test_a_template_is_found_where_it_lies(family: str, position: str, folders: 
 
 @pytest.mark.parametrize("template", [OF_TEXT, PRINTS])
 @pytest.mark.parametrize("family", ["gemma3", "llava"])
-def test_a_template_of_texts_is_given_texts(family: str, template: str, folders: dict, tmp_path: Path) -> None:
+def test_text_template_gets_text_content(family: str, template: str, folders: dict, tmp_path: Path) -> None:
     """By hand: the pictures' tokens, then the question, as the processor expands them."""
     folder = moved(folders[family], tmp_path / "model", "tokenizer_config", template)
     prompt = Prompt((picture(1),), "what is this?", (Turn("user", "red", (picture(2),)), Turn("assistant", "yes")))
@@ -71,20 +71,20 @@ def test_a_template_of_texts_is_given_texts(family: str, template: str, folders:
     assert (encoded["pixel_values"] == wanted["pixel_values"]).all()
 
 
-def test_a_tokenizer_whose_template_takes_parts_is_given_parts(folders: dict, tmp_path: Path) -> None:
+def test_tokenizer_template_of_parts_gets_parts(folders: dict, tmp_path: Path) -> None:
     folder = moved(folders["llava"], tmp_path / "model", "tokenizer_config", TEMPLATE.replace("IMAGE", "<image>"))
     policy = load_policy(folder, "student")
     alone = AutoregressivePolicy(policy.model, policy.tokenizer, "student")
     assert text_of(alone, Prompt((), "what is this?")).startswith("<bos>user: what is this?")
 
 
-def test_a_template_that_loses_the_question_is_refused(folders: dict, tmp_path: Path) -> None:
+def test_chat_template_that_loses_question_raises(folders: dict, tmp_path: Path) -> None:
     folder = moved(folders["llava"], tmp_path / "model", "jinja", "{{ bos_token }}user: assistant:")
     with raises(PolicyError, "chat template", "question"):
         load_policy(folder, "student")
 
 
-def test_several_templates_without_a_default_are_refused(folders: dict, tmp_path: Path) -> None:
+def test_several_chat_templates_without_default_raise(folders: dict, tmp_path: Path) -> None:
     folder = moved(folders["llava"], tmp_path / "model", "tokenizer_config")
     file = folder / "tokenizer_config.json"
     named = [{"name": name, "template": TEMPLATE} for name in ("one", "two")]

@@ -49,7 +49,7 @@ def gap(policy: AutoregressivePolicy, prompts: list[Prompt]) -> float:
 
 
 @pytest.mark.parametrize("family", ["idefics3", "qwen2_5_vl", "qwen3_vl", "internvl", "smolvlm", "qwen3"])
-def test_vllm_writes_with_the_students_weights(
+def test_vllm_samples_with_weights_of_student(
     family: str, as_vllm_takes_them: None, prompts: list, tmp_path: Path
 ) -> None:
     every = families.FAMILIES | families.TEXT_FAMILIES | video_families.VIDEO_FAMILIES
@@ -69,7 +69,9 @@ def test_vllm_writes_with_the_students_weights(
 @pytest.mark.parametrize(
     "options, most", [({}, 1e-4), ({"models__lora": {"rank": 4}}, 1e-4), ({"training__mixed_precision": "bf16"}, 0.1)]
 )
-def test_a_run_whose_answers_vllm_writes(options: dict, most: float, as_vllm_takes_them: None, tmp_path: Path) -> None:
+def test_vllm_run_has_small_sampler_logprob_gap(
+    options: dict, most: float, as_vllm_takes_them: None, tmp_path: Path
+) -> None:
     models = {name: families.save_idefics3(tmp_path / name, seed) for seed, name in enumerate(("student", "teacher"))}
     options = options | {"sampling__backend": "vllm", "training__learning_rate": 0.01}
     config = run_config(models, tmp_path, trace__probes=0, **options)
@@ -79,6 +81,6 @@ def test_a_run_whose_answers_vllm_writes(options: dict, most: float, as_vllm_tak
             assert trainer.step(step)["sampler_logprob_gap"] < most
 
 
-def test_a_model_that_vllm_cannot_take_is_said(tmp_path: Path) -> None:
+def test_vllm_unsupported_model_raises(tmp_path: Path) -> None:
     with raises(ConfigError, "sampling.backend=transformers"):
         VllmEngine(str(tmp_path), dtype="float32", memory=0.1, trust_remote_code=False)

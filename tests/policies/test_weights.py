@@ -79,7 +79,7 @@ DAMAGES = {
 }
 
 
-def test_only_our_own_sentence_names_the_weights(folder: Path) -> None:
+def test_missing_weights_raise_one_sentence_only(folder: Path) -> None:
     rewrite(folder, DAMAGES["no vision tower"][0])
     logger, records = logging.getLogger("transformers.modeling_utils"), []
     logger.setLevel(logging.WARNING)
@@ -98,7 +98,7 @@ def test_only_our_own_sentence_names_the_weights(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_weights_that_are_not_there_are_named(damage: str, models: dict, folder: Path) -> None:
+def test_missing_weights_are_named(damage: str, models: dict, folder: Path) -> None:
     change, sentence = DAMAGES[damage]
     rewrite(folder, change)
     with pytest.raises(PolicyError, match=f"(?s)teacher: .*{sentence}"):
@@ -107,7 +107,7 @@ def test_weights_that_are_not_there_are_named(damage: str, models: dict, folder:
         load_policies((), student=folder)
 
 
-def test_a_head_that_is_tied_need_not_lie_in_the_file(models: dict, folder: Path) -> None:
+def test_tied_head_may_be_absent_from_file(models: dict, folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     config["tie_word_embeddings"] = config["text_config"]["tie_word_embeddings"] = True
     (folder / "config.json").write_text(json.dumps(config))
@@ -149,7 +149,7 @@ def logits_of_peft(base: Path, folder: Path) -> torch.Tensor:
     ],
     ids=str,
 )
-def test_an_adapter_says_what_peft_says(options: dict, models: dict, tmp_path: Path) -> None:
+def test_adapter_logits_equal_peft(options: dict, models: dict, tmp_path: Path) -> None:
     folder = save_adapter(models["student"], tmp_path / "adapter", **options)
     wanted = logits_of_peft(models["student"], folder)
     model = load_policy(folder, "teacher").model
@@ -159,7 +159,7 @@ def test_an_adapter_says_what_peft_says(options: dict, models: dict, tmp_path: P
     assert float((plain - wanted).abs().max()) > 0.1
 
 
-def test_an_adapter_in_the_names_of_an_older_transformers_is_read(folders: dict, tmp_path: Path) -> None:
+def test_adapter_with_older_names_is_loaded(folders: dict, tmp_path: Path) -> None:
     """Qwen2-VL's decoder was `model` before it became `model.language_model`."""
     folder = save_adapter(folders["qwen2_vl"], tmp_path / "adapter", target_modules=r".*language_model.*q_proj")
     wanted = logits_of_peft(folders["qwen2_vl"], folder)
@@ -172,7 +172,7 @@ def test_an_adapter_in_the_names_of_an_older_transformers_is_read(folders: dict,
         assert torch.allclose(load_policy(folder, "student").model(input_ids=IDS).logits, wanted, atol=1e-5)
 
 
-def test_an_adapter_with_weights_missing_or_left_over_names_them(models: dict, tmp_path: Path) -> None:
+def test_adapter_missing_or_unused_weights_are_named(models: dict, tmp_path: Path) -> None:
     folder, file = save_adapter(models["student"], tmp_path / "adapter"), "adapter_model.safetensors"
     whole = safetensors.torch.load_file(folder / file)
     name = next(iter(whole))
@@ -190,7 +190,7 @@ def test_an_adapter_with_weights_missing_or_left_over_names_them(models: dict, t
             load_policy(folder, "teacher")
 
 
-def test_an_adapter_without_its_model_is_refused(models: dict, tmp_path: Path) -> None:
+def test_adapter_without_base_model_raises(models: dict, tmp_path: Path) -> None:
     folder = save_adapter(models["student"], tmp_path / "adapter")
     file = folder / "adapter_config.json"
     values = json.loads(file.read_text())
@@ -209,7 +209,7 @@ def test_an_adapter_without_its_model_is_refused(models: dict, tmp_path: Path) -
         load_policy(folder, "teacher")
 
 
-def test_adapters_stay_in_float32_on_a_model_in_half_precision(models: dict, tmp_path: Path) -> None:
+def test_adapter_on_half_precision_model_stays_float32(models: dict, tmp_path: Path) -> None:
     folder = save_adapter(models["student"], tmp_path / "adapter", use_dora=True)
     saved = safetensors.torch.load_file(folder / "adapter_model.safetensors")
     model = load_policies((), student=folder, dtype="bfloat16")["student"].model
@@ -218,13 +218,13 @@ def test_adapters_stay_in_float32_on_a_model_in_half_precision(models: dict, tmp
     assert all(torch.equal(value, saved[f"base_model.model.{key}"]) for key, value in values.items())
 
 
-def test_adapters_are_not_averaged(models: dict, tmp_path: Path) -> None:
+def test_adapters_cannot_be_averaged(models: dict, tmp_path: Path) -> None:
     folder = save_adapter(models["student"], tmp_path / "adapter")
     with raises(PolicyError, "adapter", "workbench export"):
         average_models([models["student"], folder], tmp_path / "mean")
 
 
-def test_weights_begin_at_a_cache_line_however_long_the_files_header_is(folder: Path) -> None:
+def test_weights_are_aligned_to_cache_lines(folder: Path) -> None:
     """Sums over a matrix may be taken in another order where it begins elsewhere: a resumed run's last digits."""
     weights = safetensors.torch.load_file(folder / "model.safetensors")
     for padding in ("", "x" * 8, "x" * 24):
