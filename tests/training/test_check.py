@@ -48,7 +48,7 @@ def by_name(checks: list[Check]) -> dict[str, Check]:
     return {check.name: check for check in checks}
 
 
-def test_models_that_fit_are_good(config: RunConfig) -> None:
+def test_check_matching_models_is_good(config: RunConfig) -> None:
     checks = check_config(config)
     assert is_good(checks)
     assert {check.status for check in checks} <= {"ok", "note"}
@@ -56,7 +56,7 @@ def test_models_that_fit_are_good(config: RunConfig) -> None:
     assert not list(config.run_dir.parent.glob("*"))  # nothing is left behind
 
 
-def test_models_are_built_on_the_device_that_is_asked_for(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check_builds_models_on_configured_device(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     requests = []
 
     def build(*arguments: object, device: str = "not told") -> Learner:
@@ -69,7 +69,7 @@ def test_models_are_built_on_the_device_that_is_asked_for(config: RunConfig, mon
     assert requests == ["cuda:1"]
 
 
-def test_a_view_is_held_to_what_its_own_weights_can_keep(config: RunConfig) -> None:
+def test_check_tolerance_follows_precision_of_each_view(config: RunConfig) -> None:
     models = replace(config.models, teacher_dtype="bfloat16")
     checks = check_config(replace(config, models=models))
     allowed = {item.name: item.finding.rpartition("allowed: ")[2] for item in checks if "allowed: " in item.finding}
@@ -111,27 +111,27 @@ def unmasked(policy: AutoregressivePolicy) -> None:
     policy.encoder.batch = whole
 
 
-def test_a_student_read_one_column_off_is_found(planted: Callable) -> None:
+def test_check_student_scored_one_column_off_is_wrong(planted: Callable) -> None:
     assert "sampler = student on plain" in planted("student", shifted)
 
 
-def test_a_teacher_read_one_column_off_is_found(planted: Callable) -> None:
+def test_check_teacher_scored_one_column_off_is_wrong(planted: Callable) -> None:
     assert "view teacher: sampler = scorer" in planted("teacher", shifted)
 
 
-def test_completions_made_from_text_again_are_found(planted: Callable) -> None:
+def test_check_tokenized_again_is_wrong(planted: Callable) -> None:
     assert "completion in view teacher (teacher / crop+caption)" in planted("teacher", retokenised)
 
 
-def test_a_view_without_its_pixels_is_found(planted: Callable) -> None:
+def test_check_view_without_pixels_is_wrong(planted: Callable) -> None:
     assert "images in view teacher" in planted("teacher", blind)
 
 
-def test_padding_that_is_looked_at_is_found(planted: Callable) -> None:
+def test_check_unmasked_padding_is_wrong(planted: Callable) -> None:
     assert "view teacher scored alone = in a padded batch" in planted("teacher", unmasked)
 
 
-def test_what_teacher_and_student_have_in_common_but_not_alike_is_noted(models: dict, tmp_path: Path) -> None:
+def test_check_other_template_and_end_token_are_notes(models: dict, tmp_path: Path) -> None:
     """Another end token, another chat template, a head padded to another multiple: allowed, and said."""
     teacher = load_policy(models["teacher"], "teacher")
     teacher.model.resize_token_embeddings(teacher.vocabulary + 3, mean_resizing=False)
@@ -147,7 +147,7 @@ def test_what_teacher_and_student_have_in_common_but_not_alike_is_noted(models: 
     assert {by_name(checks)[name].status for name in ("end token", "chat template")} == {"note"}
 
 
-def test_a_loss_that_depends_on_chunks_is_found(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check_chunk_dependent_loss_is_wrong(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     supervise, seen = workbench.training.check.compute_step, []
 
     def uneven(*arguments: object, **options: object) -> object:
@@ -158,7 +158,7 @@ def test_a_loss_that_depends_on_chunks_is_found(config: RunConfig, monkeypatch: 
     assert [item.name for item in check_config(config) if item.status == "WRONG"] == ["loss in chunks = at once"]
 
 
-def test_weights_that_steps_would_not_move_are_noted(models: dict, tmp_path) -> None:
+def test_check_updates_below_rounding_are_noted(models: dict, tmp_path) -> None:
     for rate, status in ((1e-6, NOTE), (1.0, OK)):
         checks = check_config(run_config(models, tmp_path, models__dtype="bfloat16", training__learning_rate=rate))
         (result,) = [check for check in checks if check.name == "precision of what is trained"]
@@ -166,7 +166,7 @@ def test_weights_that_steps_would_not_move_are_noted(models: dict, tmp_path) -> 
         assert ("models.lora.rank" in result.finding) == (status == NOTE)
 
 
-def test_a_missing_chat_template_and_words_that_stand_for_pictures_are_noted(models: dict, tmp_path) -> None:
+def test_check_missing_template_and_image_words_are_noted(models: dict, tmp_path) -> None:
     folders = {name: shutil.copytree(folder, tmp_path / name) for name, folder in models.items()}
     (folders["teacher"] / "chat_template.jinja").unlink()
     Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
@@ -183,13 +183,13 @@ def test_a_missing_chat_template_and_words_that_stand_for_pictures_are_noted(mod
     assert any("1 of 1 questions contain <image>" in note for note in notes), notes
 
 
-def test_a_learner_that_is_its_own_target_is_noted(models: dict, tmp_path) -> None:
+def test_check_learner_as_its_own_target_is_noted(models: dict, tmp_path) -> None:
     checks = check_config(run_config(models, tmp_path, method={"name": "dopd", "privilege": "plain"}))
     assert by_name(checks)["target self"].status == "note"
     assert is_good(checks)
 
 
-def test_rows_without_evidence_are_noted_and_none_is_an_error(models: dict, tmp_path) -> None:
+def test_check_rows_without_evidence_are_noted(models: dict, tmp_path) -> None:
     data = tmp_path / "data.jsonl"
     data.write_text('{"question": "a", "hint": "left"}\n{"question": "b"}\n')
     values = {"data": {"train": str(data)}, "method": {"name": "dopd", "privilege": "hint"}}
@@ -200,14 +200,14 @@ def test_rows_without_evidence_are_noted_and_none_is_an_error(models: dict, tmp_
         check_config(run_config(models, tmp_path, **values))
 
 
-def test_families_are_checked_like_any_other(models: dict, tmp_path) -> None:
+def test_check_accepts_other_families(models: dict, tmp_path) -> None:
     other = save_idefics3(tmp_path / "other", 5)
     assert is_good(
         check_config(run_config({"student": other, "teacher": models["teacher"]}, tmp_path, method={"name": "gkd"}))
     )
 
 
-def test_answers_that_stand_in_the_prompt_are_counted(models: dict, tmp_path: Path) -> None:
+def test_check_counts_answers_in_prompts(models: dict, tmp_path: Path) -> None:
     Image.new("RGB", (64, 64), "red").save(tmp_path / "a.png")
     questions = ("The door is red. Which color is it?", "Which color is the door?", "Is it red or blue?")
     rows = [{"question": text, "images": ["a.png"], "answer": "red"} for text in questions]

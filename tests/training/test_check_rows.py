@@ -44,7 +44,7 @@ def write(folder: Path, *rows: dict) -> Path:
 
 
 @pytest.mark.parametrize("kind", BAD)
-def test_check_goes_on_behind_a_row_that_cannot_be_shown(kind: str, models: dict, tmp_path: Path) -> None:
+def test_check_unusable_row_is_a_note(kind: str, models: dict, tmp_path: Path) -> None:
     row, reason, says = BAD[kind]
     data = str(write(tmp_path, row, {}, {}))
     config = run_config(models, tmp_path, method={"name": "opd"}, data={"train": data, "eval": data})
@@ -58,7 +58,7 @@ def test_check_goes_on_behind_a_row_that_cannot_be_shown(kind: str, models: dict
     assert train(config).skipped == {reason: 1}
 
 
-def test_check_looks_at_all_rows_and_says_if_the_time_did_not_last(models: dict, tmp_path: Path) -> None:
+def test_check_covers_all_rows_or_states_time_limit(models: dict, tmp_path: Path) -> None:
     policies = load_policies(["student"], student=models["student"], teacher=None, max_completion_length=8)
     examples = load_examples(write(tmp_path, *[{}] * 20, BAD["torn"][0], {"question": "a<image>"}))
     usable, skipped, num_shown = split_rows(examples, [(policies["student"], "plain")])
@@ -67,9 +67,7 @@ def test_check_looks_at_all_rows_and_says_if_the_time_did_not_last(models: dict,
     assert (len(usable), [item.id for item, _ in skipped], num_shown) == (21, ["22"], 1)  # what texts alone tell
 
 
-def test_check_counts_pictures_that_are_shown_otherwise_than_they_are_stored(
-    models: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_check_counts_changed_images(models: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workbench.data.images, "CHANGED", {})
     for name in ("b.png", "c.png"):
         Image.new("RGBA", (40, 40), (0, 0, 0, 9)).save(tmp_path / name)
@@ -79,13 +77,13 @@ def test_check_counts_pictures_that_are_shown_otherwise_than_they_are_stored(
     assert line.finding == f"2 opened with transparent pixels, laid on white, as {tmp_path / 'b.png'}"
 
 
-def test_data_of_which_nothing_can_be_shown_is_refused_with_all_reasons(models: dict, tmp_path: Path) -> None:
+def test_check_without_usable_row_raises_with_reasons(models: dict, tmp_path: Path) -> None:
     data = str(write(tmp_path, BAD["torn"][0], BAD["mark"][0]))
     with raises(DataError, "2 of 2", "image cannot be read: 1"):
         check_config(run_config(models, tmp_path, method={"name": "opd"}, data={"train": data}))
 
 
-def test_eval_answers_the_other_questions_and_names_what_it_left_out(
+def test_eval_leaves_out_unusable_rows_and_names_them(
     models: dict, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     rows = [{}] * 5 + [row for row, _, _ in BAD.values()]
@@ -119,9 +117,7 @@ def test_eval_answers_the_other_questions_and_names_what_it_left_out(
     assert tally.counts.total() == 4
 
 
-def test_a_question_is_left_out_for_all_if_one_policy_or_context_cannot_be_shown_it(
-    models: dict, tmp_path: Path
-) -> None:
+def test_filter_encodable_drops_row_for_all_policies(models: dict, tmp_path: Path) -> None:
     policies = load_policies(["student"], student=models["student"], teacher=None, max_completion_length=8)
     examples = load_examples(write(tmp_path, {"hint": "a<image>"}, {}))
     tally = Tally()

@@ -43,13 +43,13 @@ def steps(folder: Path) -> list[int]:
 
 
 @pytest.mark.parametrize(("keep", "left"), [(0, [1, 2, 10, 100]), (1, [100]), (3, [2, 10, 100]), (9, [1, 2, 10, 100])])
-def test_the_newest_are_kept(keep: int, left: list[int], learner: Learner, tmp_path: Path) -> None:
+def test_checkpoints_keep_the_newest(keep: int, left: list[int], learner: Learner, tmp_path: Path) -> None:
     save(tmp_path, learner, 1, 2, 10, 100, save_total_limit=keep)
     assert steps(tmp_path) == left
     assert latest_checkpoint(tmp_path)[0].step == 100
 
 
-def test_everything_comes_back(learner: Learner, models: dict, tmp_path: Path) -> None:
+def test_checkpoint_saved_and_loaded_is_equal(learner: Learner, models: dict, tmp_path: Path) -> None:
     save(tmp_path, learner, 7)
     checkpoint = open_checkpoint(tmp_path / "checkpoint-000007")
     config = run_config(models, tmp_path, method={"name": "opsd", "self_policy": "student@ema"})
@@ -63,7 +63,7 @@ def test_everything_comes_back(learner: Learner, models: dict, tmp_path: Path) -
             assert torch.equal(value, again.optimizer.state[second][key])
 
 
-def test_torn_ones_are_passed_over_and_named(learner: Learner, tmp_path: Path) -> None:
+def test_checkpoint_torn_is_skipped_and_named(learner: Learner, tmp_path: Path) -> None:
     save(tmp_path, learner, 2, 4, 6)
     tear(tmp_path, 4)
     (tmp_path / "checkpoint-000006" / "state.json").unlink()
@@ -75,7 +75,7 @@ def test_torn_ones_are_passed_over_and_named(learner: Learner, tmp_path: Path) -
     assert latest_checkpoint(tmp_path / "nowhere") == (None, [])
 
 
-def test_one_that_is_damaged_at_equal_size_is_passed_over_when_a_run_goes_on(learner: Learner, tmp_path: Path) -> None:
+def test_checkpoint_damaged_at_equal_size_is_skipped(learner: Learner, tmp_path: Path) -> None:
     save(tmp_path, learner, 2, 4)
     weights = tmp_path / "checkpoint-000004" / "student" / "model.safetensors"
     content = bytearray(weights.read_bytes())
@@ -86,14 +86,14 @@ def test_one_that_is_damaged_at_equal_size_is_passed_over_when_a_run_goes_on(lea
 
 
 @pytest.mark.parametrize("state", ["", "[]", '{"files": {}}', '{"files": 3, "step": 1}', '{"step": 1}', "null"])
-def test_a_state_that_says_nothing_is_no_checkpoint(state: str, learner: Learner, tmp_path: Path) -> None:
+def test_checkpoint_with_empty_state_raises(state: str, learner: Learner, tmp_path: Path) -> None:
     save(tmp_path, learner, 1)
     (tmp_path / "checkpoint-000001" / "state.json").write_text(state)
     with raises(RunError, "checkpoint"):
         open_checkpoint(tmp_path / "checkpoint-000001")
 
 
-def test_a_good_checkpoint_is_not_deleted_for_a_torn_later_one(learner: Learner, tmp_path: Path) -> None:
+def test_checkpoint_is_kept_if_a_later_one_is_torn(learner: Learner, tmp_path: Path) -> None:
     save(tmp_path, learner, 2, 4)
     tear(tmp_path, 4)  # the run goes on from 2, and is stopped at 3
     save(tmp_path, learner, 3, save_total_limit=1)
@@ -102,7 +102,7 @@ def test_a_good_checkpoint_is_not_deleted_for_a_torn_later_one(learner: Learner,
     assert steps(tmp_path) == [4] and latest_checkpoint(tmp_path)[1] == []
 
 
-def test_what_a_kill_left_half_written_counts_for_nothing(learner: Learner, tmp_path: Path) -> None:
+def test_checkpoint_half_written_is_ignored(learner: Learner, tmp_path: Path) -> None:
     (tmp_path / ".checkpoint-000003" / "student").mkdir(parents=True)
     (tmp_path / "checkpoint-notes").mkdir()
     assert steps(tmp_path) == []
@@ -111,7 +111,7 @@ def test_what_a_kill_left_half_written_counts_for_nothing(learner: Learner, tmp_
     assert not list(tmp_path.glob(".checkpoint-*"))
 
 
-def test_a_weight_that_never_had_a_gradient_has_no_moments(learner: Learner, tmp_path: Path) -> None:
+def test_optimizer_weight_without_gradient_has_no_moments(learner: Learner, tmp_path: Path) -> None:
     save(tmp_path, learner, 1)
     checkpoint, model = open_checkpoint(tmp_path / "checkpoint-000001"), learner.student.model
     saved = safetensors.torch.load_file(checkpoint.optimizer("student"))
@@ -123,7 +123,7 @@ def test_a_weight_that_never_had_a_gradient_has_no_moments(learner: Learner, tmp
     assert len(fresh.state) == len(learner.parameters) - 1
 
 
-def test_moments_of_other_weights_are_refused(learner: Learner, models: dict, tmp_path: Path) -> None:
+def test_optimizer_state_of_other_weights_raises(learner: Learner, models: dict, tmp_path: Path) -> None:
     save(tmp_path, learner, 1)
     checkpoint = open_checkpoint(tmp_path / "checkpoint-000001")
     other = torch.nn.Linear(2, 2)
@@ -135,7 +135,7 @@ def test_moments_of_other_weights_are_refused(learner: Learner, models: dict, tm
     assert json.loads((checkpoint.path / "state.json").read_text())["step"] == 1
 
 
-def test_a_checkpoint_of_another_configuration_is_refused(learner: Learner, models: dict, tmp_path: Path) -> None:
+def test_checkpoint_of_other_config_raises(learner: Learner, models: dict, tmp_path: Path) -> None:
     save(tmp_path, learner, 1)
     checkpoint = open_checkpoint(tmp_path / "checkpoint-000001")
     requested = {"learner": "student", "start": models["student"], "lora": False, "averages": False}

@@ -48,9 +48,7 @@ def logits_of(model: torch.nn.Module, policy) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("which", ["run", "adapted"])
-def test_the_student_alone_loads_with_the_auto_classes_and_says_the_same(
-    which: str, request: pytest.FixtureRequest, tmp_path: Path
-) -> None:
+def test_exported_student_loads_with_auto_classes(which: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     run = request.getfixturevalue(which)
     exported = export_student(run, tmp_path / "model")
     files = {file.name for file in (tmp_path / "model").iterdir()}
@@ -74,7 +72,7 @@ def test_the_student_alone_loads_with_the_auto_classes_and_says_the_same(
     assert model.generate(**inputs, max_new_tokens=3).shape[1] > inputs["input_ids"].shape[1]
 
 
-def test_the_card_says_what_taught_it_what_it_never_sees_and_how_it_does_without(run: Path, tmp_path: Path) -> None:
+def test_export_card_names_training_and_accuracy(run: Path, tmp_path: Path) -> None:
     export_student(run, tmp_path / "model", step=2)
     card = (tmp_path / "model/README.md").read_text()
     front, body = card.split("---\n", 2)[1:]
@@ -89,13 +87,13 @@ def test_the_card_says_what_taught_it_what_it_never_sees_and_how_it_does_without
     assert os.sep + "tmp" not in card and "torchvision" not in card  # no path of this machine, and no videos
 
 
-def test_the_card_of_a_run_that_asked_nothing_says_so(adapted: Path, tmp_path: Path) -> None:
+def test_export_card_without_evaluation_says_so(adapted: Path, tmp_path: Path) -> None:
     export_student(adapted, tmp_path / "model")
     card = (tmp_path / "model/README.md").read_text()
     assert "LoRA of rank 2, merged" in card and "Not evaluated under `plain`" in card
 
 
-def test_traces_are_a_data_set_with_its_images(run: Path, tmp_path: Path) -> None:
+def test_exported_traces_are_a_dataset_with_images(run: Path, tmp_path: Path) -> None:
     exported = export_traces(run, tmp_path / "traces")
     traces = open_traces(run)
     for table in ("rollouts", "tokens", "aggregates", "probe_rollouts", "probe_tokens"):
@@ -122,7 +120,7 @@ def test_traces_are_a_data_set_with_its_images(run: Path, tmp_path: Path) -> Non
         assert positions[column][:] == mine[column].to_pylist()
 
 
-def test_what_cannot_be_written_is_one_sentence_and_leaves_nothing(run: Path, tmp_path: Path) -> None:
+def test_export_error_is_one_sentence_and_leaves_nothing(run: Path, tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
     for export in (export_student, export_traces):
         with raises(ConfigError, "exists", "new folder"):
@@ -165,7 +163,7 @@ def differences(exported: Path, *others: Path) -> list[float]:
 
 @pytest.mark.filterwarnings("error:.*tie_word_embeddings")
 @pytest.mark.parametrize("where", TIED)
-def test_an_adapter_on_tied_embeddings_is_exported_as_it_was_trained(where: str, tied: Path, tmp_path: Path) -> None:
+def test_export_adapter_on_tied_embeddings_equals_trained(where: str, tied: Path, tmp_path: Path) -> None:
     folders = {"student": str(tied), "lora": {"rank": 2, **TIED[where]}}
     quick = {"training__steps": 2, "training__learning_rate": 0.05, "trace__probes": 0, "data__eval": None}
     config = run_config({"student": tied, "teacher": tied}, tmp_path, models=folders, method={"name": "opsd"}, **quick)
@@ -178,14 +176,14 @@ def test_an_adapter_on_tied_embeddings_is_exported_as_it_was_trained(where: str,
     assert model.get_input_embeddings().weight is not model.get_output_embeddings().weight
 
 
-def test_adapters_on_both_uses_of_one_matrix_are_refused(tied: Path, tmp_path: Path) -> None:
+def test_export_adapters_on_both_uses_of_a_matrix_raise(tied: Path, tmp_path: Path) -> None:
     folders = {"student": str(tied), "lora": {"rank": 2, "target_modules": r".*(embed_tokens|lm_head)"}}
     with raises(ConfigError, "target_modules"):
         train(run_config({"student": tied, "teacher": tied}, tmp_path, models=folders, method={"name": "opsd"}))
 
 
 @pytest.mark.parametrize("options", [TIED["embeddings"], {"use_dora": True}, {"modules_to_save": ["lm_head"]}], ids=str)
-def test_an_adapter_of_peft_is_exported_as_it_is(options: dict, models: dict, tied: Path, tmp_path: Path) -> None:
+def test_export_peft_adapter_equals_trained(options: dict, models: dict, tied: Path, tmp_path: Path) -> None:
     peft = pytest.importorskip("peft")
     base = tied if "target_modules" in options else models["student"]
     policy = load_policy(base, "student")
@@ -206,9 +204,7 @@ def test_an_adapter_of_peft_is_exported_as_it_is(options: dict, models: dict, ti
     assert "LoRA of rank 2, merged" in (tmp_path / "model/README.md").read_text()
 
 
-def test_an_export_that_says_something_else_is_refused(
-    adapted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_export_with_other_logits_raises(adapted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def wrong(model: torch.nn.Module) -> dict[str, torch.Tensor]:
         return {name: value * 1.1 for name, value in merged_weights(model).items()}
 

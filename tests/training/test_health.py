@@ -18,7 +18,7 @@ def watched(*spans: tuple[int, dict]) -> HealthMonitor:
     return watch
 
 
-def test_steps_that_are_rounded_away_are_told_but_not_of_a_schedule_s_ends() -> None:
+def test_health_rounded_updates_warn_except_at_schedule_ends() -> None:
     def printed(*steps: tuple[float, float]) -> dict[str, str]:
         watch = HealthMonitor(learning_rate=1.0)
         for step, (rate, moved) in enumerate(steps, start=1):
@@ -30,7 +30,7 @@ def test_steps_that_are_rounded_away_are_told_but_not_of_a_schedule_s_ends() -> 
 
 
 @pytest.mark.parametrize(("precision", "normal", "strange"), [("float32", 1e-6, 4e-3), ("bfloat16", 0.07, 0.3)])
-def test_a_sampler_gap_above_rounding_is_warned_of(precision: str, normal: float, strange: float) -> None:
+def test_health_sampler_gap_above_rounding_warns(precision: str, normal: float, strange: float) -> None:
     watch = HealthMonitor(precision=precision)
     assert watch.update(1, {**HEALTHY, "sampler_logprob_gap": normal}) == []
     (warning,) = watch.update(2, {**HEALTHY, "sampler_logprob_gap": strange})
@@ -38,7 +38,7 @@ def test_a_sampler_gap_above_rounding_is_warned_of(precision: str, normal: float
     assert watch.update(3, {**HEALTHY, "sampler_logprob_gap": strange}) == []
 
 
-def test_a_healthy_run_is_left_alone() -> None:
+def test_health_steady_run_has_no_warning() -> None:
     assert watched((100, {})).warnings == {}
     noisy = HealthMonitor()
     for step in range(1, 200):
@@ -59,7 +59,7 @@ def test_a_healthy_run_is_left_alone() -> None:
         ({"teacher_share": 0.1}, "teacher_share", "from 60% to 10%"),
     ],
 )
-def test_each_collapse_is_told_once(change: dict, name: str, words: str) -> None:
+def test_health_collapse_warns_once(change: dict, name: str, words: str) -> None:
     watch = watched((WINDOW, {}), (3 * WINDOW, change))
     assert list(watch.warnings) == [name]
     assert words in watch.warnings[name]
@@ -69,23 +69,23 @@ def test_each_collapse_is_told_once(change: dict, name: str, words: str) -> None
 @pytest.mark.parametrize(
     "change", [{"entropy": 0.6}, {"duplicate_rate": 0.85}, {"truncated": 0.45}, {"teacher_share": 0.2}], ids=str
 )
-def test_less_than_a_collapse_is_none(change: dict) -> None:
+def test_health_small_change_has_no_warning(change: dict) -> None:
     assert watched((WINDOW, {}), (3 * WINDOW, change)).warnings == {}
 
 
-def test_what_was_so_from_the_start_is_no_collapse() -> None:
+def test_health_low_from_start_has_no_warning() -> None:
     for change in ({"entropy": 0.01}, {"duplicate_rate": 1.0}, {"teacher_share": 0.0}):
         assert watched((5 * WINDOW, change)).warnings == {}
 
 
-def test_a_single_bad_step_is_no_collapse() -> None:
+def test_health_single_bad_step_has_no_warning() -> None:
     assert (
         watched((2 * WINDOW, {}), (1, {"entropy": 0.0, "truncated": 1.0, "teacher_share": 0.0}), (20, {})).warnings
         == {}
     )
 
 
-def test_metrics_that_a_method_lacks_are_not_missed() -> None:
+def test_health_missing_metrics_are_ignored() -> None:
     watch = HealthMonitor()
     for step in range(1, 50):
         assert watch.update(step, {"entropy": 1.0, "duplicate_rate": None, "truncated": 0.0}) == []

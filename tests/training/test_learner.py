@@ -20,7 +20,7 @@ def learner(models: dict, tmp_path) -> Learner:
     return build_learner(config, config.load_method())
 
 
-def test_the_moving_average_follows_by_its_rate(learner: Learner) -> None:
+def test_ema_follows_by_its_rate(learner: Learner) -> None:
     before = {name: value.clone() for name, value in learner.policies["student@ema"].model.named_parameters()}
     for parameter in learner.parameters:
         parameter.grad = torch.ones_like(parameter)
@@ -32,7 +32,7 @@ def test_the_moving_average_follows_by_its_rate(learner: Learner) -> None:
     assert all(parameter.grad is None for parameter in learner.parameters)
 
 
-def test_a_moving_average_of_half_precision_is_kept_in_float32(models: dict, tmp_path) -> None:
+def test_ema_of_half_precision_is_kept_in_float32(models: dict, tmp_path) -> None:
     """A hundredth of the distance of neighbors in bfloat16 rounds to nothing: the average would stay at the start."""
     config = run_config(
         models,
@@ -62,7 +62,7 @@ def test_a_moving_average_of_half_precision_is_kept_in_float32(models: dict, tmp
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_gradient_that_is_no_number_changes_no_weight(value: float, learner: Learner) -> None:
+def test_non_finite_gradient_changes_no_weight(value: float, learner: Learner) -> None:
     before = [parameter.detach().clone() for parameter in learner.parameters]
     for parameter in learner.parameters:
         parameter.grad = torch.zeros_like(parameter)
@@ -73,9 +73,7 @@ def test_a_gradient_that_is_no_number_changes_no_weight(value: float, learner: L
 
 
 @pytest.mark.parametrize(("limit", "expected"), [(0.0, None), (2.0, 2.0)])
-def test_gradients_are_scaled_down_to_the_limit_and_with_limit_0_left_alone(
-    limit: float, expected: float | None, models: dict, tmp_path
-) -> None:
+def test_clip_gradients_scales_to_limit(limit: float, expected: float | None, models: dict, tmp_path) -> None:
     config = run_config(models, tmp_path, training__max_grad_norm=limit)
     learner = build_learner(config, config.load_method())
     for parameter in learner.parameters:
@@ -88,7 +86,7 @@ def test_gradients_are_scaled_down_to_the_limit_and_with_limit_0_left_alone(
     assert used == pytest.approx(expected or whole, rel=1e-3)
 
 
-def test_sgd_steps_by_rate_times_gradient_and_keeps_nothing_to_resume(models: dict, tmp_path) -> None:
+def test_sgd_step_is_rate_times_gradient(models: dict, tmp_path) -> None:
     training = {"optimizer": "sgd", "learning_rate": 0.5, "weight_decay": 0.1, "schedule": "constant"}
     config = run_config(models, tmp_path, training=training, method={"name": "opd"})
     learner = build_learner(config, config.load_method())
@@ -111,7 +109,7 @@ def rates_of(models: dict, folder: object, schedule: str, steps: int, warmup: in
     return [rate(step) for step in range(1, steps + 1)]
 
 
-def test_learning_rates_by_hand(models: dict, tmp_path) -> None:
+def test_learning_rates_equal_hand_computed(models: dict, tmp_path) -> None:
     def rates(*requested: object) -> list[float]:
         return rates_of(models, tmp_path, *requested)
 
@@ -130,7 +128,7 @@ def test_learning_rates_by_hand(models: dict, tmp_path) -> None:
 @pytest.mark.parametrize(
     ("steps", "warmup"), [(1, 0), (1, 1), (2, 1), (7, 0), (7, 1), (7, 3), (7, 7), (7, 9), (60, 10)]
 )
-def test_each_step_has_the_rate_of_transformers(models: dict, tmp_path, schedule: str, steps: int, warmup: int) -> None:
+def test_learning_rates_equal_transformers(models: dict, tmp_path, schedule: str, steps: int, warmup: int) -> None:
     """An optimizer stepped through transformers' schedule, as its Trainer does; a warm-up is one step ahead of it."""
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
     scheduler = get_scheduler(schedule, optimizer, warmup, steps)
@@ -145,6 +143,6 @@ def test_each_step_has_the_rate_of_transformers(models: dict, tmp_path, schedule
     assert min(ours) > 0 and max(ours) <= 1
 
 
-def test_a_warm_up_that_would_have_no_effect_is_refused(models: dict, tmp_path) -> None:
+def test_warmup_without_effect_raises(models: dict, tmp_path) -> None:
     with raises(ConfigError, "warmup_steps=3", "training.schedule=constant", "_with_warmup"):
         rates_of(models, tmp_path, "constant", 9, 3)

@@ -48,7 +48,7 @@ def last(config: RunConfig) -> dict[str, torch.Tensor]:
     return {name: weights.tensor(name) for name in weights.shapes}
 
 
-def test_a_mask_names_what_changed_in_its_precision(pair: tuple, tmp_path: Path) -> None:
+def test_update_mask_holds_changed_coordinates(pair: tuple, tmp_path: Path) -> None:
     shares = {}
     for dtype in ("float32", "bfloat16"):
         facts = write_mask(tmp_path / "mask.safetensors", *pair, dtype=dtype)
@@ -63,7 +63,7 @@ def test_a_mask_names_what_changed_in_its_precision(pair: tuple, tmp_path: Path)
         write_mask(tmp_path / "none.safetensors", *pair, dtype="float32", above=1.0)
 
 
-def test_a_random_mask_has_as_many_coordinates_in_every_tensor(mask: Path, tmp_path: Path) -> None:
+def test_random_mask_has_equal_counts_per_tensor(mask: Path, tmp_path: Path) -> None:
     files = [tmp_path / f"{seed}.safetensors" for seed in (0, 1)]
     for seed, file in enumerate(files):
         assert write_random_mask(file, mask, seed=seed)["coordinates"] == mask_facts(mask)["coordinates"]
@@ -72,9 +72,7 @@ def test_a_random_mask_has_as_many_coordinates_in_every_tensor(mask: Path, tmp_p
     assert any(not torch.equal(first[name], second[name]) for name in result)
 
 
-def test_what_is_not_in_the_mask_keeps_its_bits_through_weight_decay_and_resume(
-    models: dict, mask: Path, tmp_path: Path
-) -> None:
+def test_update_mask_keeps_other_bits_through_resume(models: dict, mask: Path, tmp_path: Path) -> None:
     start, chosen = open_weights(models["student"]), read_mask(mask)
     config = masked(models, tmp_path, mask)
     train(config)
@@ -101,7 +99,7 @@ def test_what_is_not_in_the_mask_keeps_its_bits_through_weight_decay_and_resume(
         train(masked(models, tmp_path, tmp_path / "other.safetensors", name="stopped"), resume=True)
 
 
-def test_a_mask_of_everything_is_no_mask_bit_for_bit(models: dict, tmp_path: Path) -> None:
+def test_update_mask_of_everything_equals_no_mask(models: dict, tmp_path: Path) -> None:
     start = open_weights(models["student"])
     zeros = {name: torch.zeros(shape) for name, shape in start.shapes.items()}
     folders = [tmp_path / "zeros", tmp_path / "ones"]
@@ -121,14 +119,14 @@ def test_a_mask_of_everything_is_no_mask_bit_for_bit(models: dict, tmp_path: Pat
     assert all(torch.equal(*both) for both in zip(*(item.parameters for item in learners), strict=True))
 
 
-def test_a_mask_of_another_model_is_refused(mask: Path, models: dict, tmp_path: Path) -> None:
+def test_update_mask_of_other_model_raises(mask: Path, models: dict, tmp_path: Path) -> None:
     llava = save_llava(tmp_path / "llava", 0)
     config = masked({**models, "student": llava, "teacher": llava}, tmp_path, mask)
     with raises(ConfigError, "another model", "more"):
         build_learner(config, config.load_method())
 
 
-def test_a_family_whose_files_have_other_names_than_its_weights_takes_a_mask(models: dict, tmp_path: Path) -> None:
+def test_update_mask_of_family_with_other_file_names_applies(models: dict, tmp_path: Path) -> None:
     llava = save_llava(tmp_path / "llava", 0)
     write_mask(tmp_path / "mask.safetensors", open_weights(llava), open_weights(save_llava(tmp_path / "other", 1)))
     config = masked({"student": llava, "teacher": llava}, tmp_path, tmp_path / "mask.safetensors")
@@ -136,7 +134,7 @@ def test_a_family_whose_files_have_other_names_than_its_weights_takes_a_mask(mod
 
 
 @pytest.mark.parametrize("content", [None, b"torn", {"a": torch.ones(2, dtype=torch.bool)}])
-def test_what_is_no_mask_is_a_sentence(content: object, models: dict, tmp_path: Path) -> None:
+def test_update_mask_other_file_raises(content: object, models: dict, tmp_path: Path) -> None:
     file = tmp_path / "mask.safetensors"
     if isinstance(content, bytes):
         file.write_bytes(content)
@@ -147,6 +145,6 @@ def test_what_is_no_mask_is_a_sentence(content: object, models: dict, tmp_path: 
         build_learner(config, config.load_method())
 
 
-def test_adapters_are_not_masked(models: dict, mask: Path, tmp_path: Path) -> None:
+def test_update_mask_with_adapters_raises(models: dict, mask: Path, tmp_path: Path) -> None:
     with raises(ConfigError, "update_mask", "lora.rank"):
         run_config(models, tmp_path, training__update_mask=str(mask), models__lora={"rank": 2})

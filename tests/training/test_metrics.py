@@ -9,7 +9,7 @@ from workbench.methods import load_method
 from workbench.training.metrics import StepTimer, rollout_metrics, step_metrics
 
 
-def test_rollouts_are_counted_by_hand() -> None:
+def test_rollout_metrics_equal_hand_computed() -> None:
     item, two, three, four = rollouts(2, 4, 4, 2)
     twin = replace(two, example=item.example, ids=item.ids)
     other = replace(three, example=item.example, finished=False, reward=0.0)
@@ -26,12 +26,12 @@ def test_rollouts_are_counted_by_hand() -> None:
     )
 
 
-def test_nothing_written_is_no_division_by_zero() -> None:
+def test_rollout_metrics_of_nothing_are_zero() -> None:
     assert rollout_metrics(())["completion_length"] == 0
     assert "accuracy" not in rollout_metrics(tuple(replace(rollout, reward=None) for rollout in rollouts(1, 2)))
 
 
-def test_shares_of_a_step_sum_to_one_and_gaps_add_up() -> None:
+def test_step_metrics_shares_sum_to_one_and_gaps_add_up() -> None:
     method, policies = load_method("dopd"), table_policies()
     batch = Batch(rollouts(3, 5, 7))
     scored = compute_step(method, policies, score_batch(method, policies, batch), seed=0)
@@ -44,7 +44,7 @@ def test_shares_of_a_step_sum_to_one_and_gaps_add_up() -> None:
     assert metrics["abs_capability_gap"] >= abs(metrics["capability_gap"])
 
 
-def test_the_clock_adds_up() -> None:
+def test_step_timer_phases_sum_to_step() -> None:
     clock = StepTimer()
     for name in ("sample", "score"):
         clock.mark(name)

@@ -67,7 +67,7 @@ def accuracy(policy, visibility: str, context: str, count: int, families=None) -
 
 
 @pytest.mark.parametrize("name", ["student", "teacher"])
-def test_shipped_models_load_with_the_auto_classes(name):
+def test_shipped_models_load_with_auto_classes(name):
     model = AutoModelForImageTextToText.from_pretrained(MODELS / name)
     processor = AutoProcessor.from_pretrained(MODELS / name)
     tokenizer = processor.tokenizer
@@ -83,7 +83,7 @@ def test_shipped_models_load_with_the_auto_classes(name):
     assert text == example.reference
 
 
-def test_shipped_models_share_one_tokenizer_and_are_small():
+def test_shipped_models_share_tokenizer_and_are_small():
     tokenizers = [(MODELS / name / "tokenizer.json").read_bytes() for name in ("student", "teacher")]
     assert tokenizers[0] == tokenizers[1]
     assert sum(path.stat().st_size for path in MODELS.rglob("*") if path.is_file()) <= 30 * 2**20
@@ -96,25 +96,25 @@ def test_shipped_teacher_answers_visible_questions(teacher):
     assert accuracy(teacher, VISIBLE, "plain", 160) >= 0.90
 
 
-def test_shipped_student_has_much_to_learn_and_something_to_start_from(student):
+def test_shipped_student_accuracy_is_between_40_and_65_percent(student):
     assert 0.40 <= accuracy(student, VISIBLE, "plain", 160) <= 0.65
 
 
 @pytest.mark.parametrize("name", ["student", "teacher"])
-def test_shipped_models_read_a_tag_in_a_crop(name, request):
+def test_shipped_models_read_tag_in_crop(name, request):
     policy = request.getfixturevalue(name)
     for visibility in (VISIBLE, PRIVILEGED):
         assert accuracy(policy, visibility, "crop", 80, families=("tag",)) >= 0.95
 
 
 @pytest.mark.parametrize("name", ["student", "teacher"])
-def test_shipped_models_can_only_guess_a_hidden_tag(name, request):
+def test_shipped_models_only_guess_hidden_tag(name, request):
     # one of six letters: 0.17, standard error 0.06 at 40 questions
     assert accuracy(request.getfixturevalue(name), PRIVILEGED, "plain", 80, families=("tag",)) <= 0.35
 
 
 @pytest.mark.parametrize("name", ["student", "teacher"])
-def test_shipped_models_say_how_they_were_made(name):
+def test_shipped_models_record_their_config_and_accuracy(name):
     record = json.loads((MODELS / name / "pretrain.json").read_text())
     config = load_pretrain_config(ROOT / "configs" / f"pretrain-{name}.yaml")
     defaults = {field.name: field.default for field in dataclasses.fields(PretrainConfig)}
@@ -124,7 +124,7 @@ def test_shipped_models_say_how_they_were_made(name):
 
 
 @pytest.mark.parametrize("context", ["plain", "crop", "boxes+hint", "crop_only"])
-def test_lessons_are_encoded_exactly_as_prompts_are(tiny, context):
+def test_lessons_are_encoded_as_prompts(tiny, context):
     """The fast way used in training and the processor used afterwards agree to the token and to the pixel."""
     policy = load_policy(tiny, "tiny")
     fast, slow = LessonEncoder(policy), PromptEncoder(policy.processor)
@@ -137,7 +137,7 @@ def test_lessons_are_encoded_exactly_as_prompts_are(tiny, context):
         torch.testing.assert_close(pixels, encoded["pixel_values"][0], atol=1e-6, rtol=0)
 
 
-def test_training_lowers_the_loss(tmp_path):
+def test_pretrain_lowers_loss(tmp_path):
     config = PretrainConfig(output_dir=str(tmp_path), steps=30, learning_rate=5e-3, **TINY | {"eval_count": 4})
     torch.manual_seed(0)
     processor = build_processor()
@@ -148,14 +148,14 @@ def test_training_lowers_the_loss(tmp_path):
     assert sum(losses[-10:]) / 10 < losses[0] - 1.0
 
 
-def test_a_pretrained_folder_says_how_it_was_made(tiny):
+def test_pretrained_folder_records_config_and_versions(tiny):
     record = json.loads((tiny / "pretrain.json").read_text())
     assert record["config"]["steps"] == 3 and record["config"]["text_width"] == 32
     assert record["versions"]["torch"] == torch.__version__
     assert record["parameters"] == sum(weight.numel() for weight in load_policy(tiny, "tiny").model.parameters())
 
 
-def test_same_seed_gives_the_same_weights_and_another_seed_others(tiny, tmp_path):
+def test_pretrain_seed_decides_weights(tiny, tmp_path):
     again = pretrain(PretrainConfig(output_dir=str(tmp_path / "a"), steps=3, **TINY), progress=False)
     other = pretrain(PretrainConfig(output_dir=str(tmp_path / "b"), steps=3, seed=1, **TINY), progress=False)
     first, second, third = weights(tiny), weights(again), weights(other)
@@ -163,7 +163,7 @@ def test_same_seed_gives_the_same_weights_and_another_seed_others(tiny, tmp_path
     assert not all(torch.equal(first[name], third[name]) for name in first)
 
 
-def test_start_from_goes_on_with_the_saved_weights(tiny, tmp_path):
+def test_pretrain_start_from_continues_saved_weights(tiny, tmp_path):
     """With a learning rate too small to move anything, what comes out is what went in."""
     config = PretrainConfig(
         output_dir=str(tmp_path), steps=1, start_from=str(tiny), learning_rate=1e-12, matrix_learning_rate=1e-12, **TINY
@@ -172,7 +172,7 @@ def test_start_from_goes_on_with_the_saved_weights(tiny, tmp_path):
     assert all(torch.allclose(before[name], after[name], atol=1e-6) for name in before)
 
 
-def test_a_specialist_is_asked_its_own_families_only(tmp_path, tiny):
+def test_pretrain_specialist_scores_its_families_only(tmp_path, tiny):
     config = PretrainConfig(output_dir=str(tmp_path), steps=1, families=("count",), **TINY | {"eval_count": 8})
     record = json.loads((pretrain(config, progress=False) / "pretrain.json").read_text())
     assert record["config"]["families"] == ["count"]
@@ -180,7 +180,7 @@ def test_a_specialist_is_asked_its_own_families_only(tmp_path, tiny):
     assert {score.domain for score in scores} == {"count", "all"}
 
 
-def test_a_masked_model_is_made_with_its_pace_and_loads_as_one(tmp_path):
+def test_pretrain_masked_model_loads_with_its_pace(tmp_path):
     config = PretrainConfig(
         output_dir=str(tmp_path), steps=2, masked=True, **TINY, mix={"caption": 1.0, **dict.fromkeys(NO_CAPTION, 0)}
     )
@@ -191,7 +191,7 @@ def test_a_masked_model_is_made_with_its_pace_and_loads_as_one(tmp_path):
     assert len(policy.answer_ids(longest.reference)) <= policy.canvas
 
 
-def test_a_folder_appears_whole_or_not_at_all(tmp_path, monkeypatch):
+def test_pretrain_failure_leaves_no_folder(tmp_path, monkeypatch):
     config = PretrainConfig(output_dir=str(tmp_path / "models" / "one"), steps=1, **TINY)
 
     def fails(*values, **options):
@@ -210,7 +210,7 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path, monkeypatch):
     assert {file: file.stat().st_mtime_ns for file in (tmp_path / "models").rglob("*")} == before
 
 
-def test_start_from_a_missing_folder_names_it(tmp_path):
+def test_pretrain_start_from_missing_folder_raises(tmp_path):
     with raises(PolicyError, "nowhere"):
         pretrain(PretrainConfig(output_dir=str(tmp_path), start_from=str(tmp_path / "nowhere")), progress=False)
 
@@ -237,14 +237,14 @@ def test_start_from_a_missing_folder_names_it(tmp_path):
         ("a: [", "is not readable YAML"),
     ],
 )
-def test_wrong_configurations_are_refused_with_the_reason(tmp_path, text, message):
+def test_pretrain_wrong_config_raises(tmp_path, text, message):
     path = tmp_path / "config.yaml"
     path.write_text(text)
     with pytest.raises(ConfigError, match=message):
         load_pretrain_config(path)
 
 
-def test_overrides_replace_what_the_file_says():
+def test_pretrain_overrides_replace_values_of_file():
     config = load_pretrain_config(ROOT / "configs" / "pretrain-student.yaml", ["steps=5", "families=[tag, count]"])
     assert config.steps == 5 and config.families == ("tag", "count") and config.text_width == 128
     with raises(ConfigError, "key.subkey=value"):
@@ -252,11 +252,11 @@ def test_overrides_replace_what_the_file_says():
 
 
 @pytest.mark.parametrize("name", ["student", "teacher"])
-def test_shipped_configurations_load(name):
+def test_shipped_pretrain_configs_load(name):
     assert load_pretrain_config(ROOT / "configs" / f"pretrain-{name}.yaml").output_dir == f"data/models/{name}"
 
 
-def test_score_table_has_a_row_for_each_family_and_visibility():
+def test_score_table_has_row_per_family_and_visibility():
     scores = [WorldScore("tag", PRIVILEGED, "plain", 8, 0.125), WorldScore("all", VISIBLE, "crop", 40, 1.0)]
     assert score_table({"student": scores}).splitlines() == [
         "| visibility | family | questions | student, plain | student, crop |",

@@ -51,7 +51,7 @@ def weights(config: RunConfig) -> dict[str, torch.Tensor]:
     return load_policy(list_checkpoints(config.run_dir)[-1].student, "student").model.state_dict()
 
 
-def test_every_epoch_meets_the_same_sequences_and_says_who_wrote_them(whole: RunConfig) -> None:
+def test_stored_sequences_are_equal_in_every_epoch(whole: RunConfig) -> None:
     rows = open_traces(whole.run_dir).sql(WRITTEN).to_pylist()
     assert {row["sampled_by"] for row in rows} == {"student+projection"}
     key = ("example_id", "sample_idx", "completion")
@@ -61,7 +61,7 @@ def test_every_epoch_meets_the_same_sequences_and_says_who_wrote_them(whole: Run
     assert {row["text"] for row in kept} == {row["completion"] for row in rows}
 
 
-def test_what_was_prepared_is_in_the_summary(whole: RunConfig) -> None:
+def test_summary_shows_prepared_subspace(whole: RunConfig) -> None:
     prepared = RunFolder.open(whole.run_dir).status["prepared"]
     assert prepared["calibration examples"] == 3 and prepared["rank"].startswith("1.k_proj 8, 1.v_proj 8")
     text = summarize_run(whole.run_dir)
@@ -69,7 +69,7 @@ def test_what_was_prepared_is_in_the_summary(whole: RunConfig) -> None:
     assert "student+projection" in text
 
 
-def test_a_killed_run_goes_on_with_what_was_made(whole: RunConfig, models: dict, tmp_path: Path) -> None:
+def test_killed_run_resumes_with_stored_sequences(whole: RunConfig, models: dict, tmp_path: Path) -> None:
     half = config_of(models, tmp_path)
     stop = lambda step, metrics: step == 1 and os.kill(os.getpid(), signal.SIGTERM)  # noqa: E731
     assert train(half, on_step=stop).steps == 2
@@ -83,7 +83,7 @@ def test_a_killed_run_goes_on_with_what_was_made(whole: RunConfig, models: dict,
     assert open_traces(half.run_dir).sql(WRITTEN) == open_traces(whole.run_dir).sql(WRITTEN)
 
 
-def test_a_run_killed_between_preparing_and_writing_makes_the_same(
+def test_run_killed_before_writing_samples_same_sequences(
     whole: RunConfig, models: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = config_of(models, tmp_path)
@@ -99,7 +99,7 @@ def test_a_run_killed_between_preparing_and_writing_makes_the_same(
     assert not any(module._forward_hooks for module in trainer.learners[0].student.model.modules())
 
 
-def test_without_a_subspace_the_student_itself_writes_and_with_full_rank_the_same(models: dict, tmp_path: Path) -> None:
+def test_sequences_of_full_rank_equal_those_of_student(models: dict, tmp_path: Path) -> None:
     values = {"training__steps": 1}
     completions, sources = [], []
     for name, options in (
@@ -116,19 +116,19 @@ def test_without_a_subspace_the_student_itself_writes_and_with_full_rank_the_sam
     assert completions[0] == completions[1] != completions[2]
 
 
-def test_a_subspace_larger_than_the_layer_ends_before_the_first_step(models: dict, tmp_path: Path) -> None:
+def test_subspace_above_layer_width_raises_before_first_step(models: dict, tmp_path: Path) -> None:
     config = config_of(models, tmp_path, method={**METHOD, "rank": 17})
     for begin in (train, check_config):
         with raises(ConfigError, "method.rank=17", "model.text_model.layers.1.self_attn.k_proj"):
             begin(config)
 
 
-def test_the_check_tells_what_would_be_prepared(whole: RunConfig) -> None:
+def test_check_shows_what_would_be_prepared(whole: RunConfig) -> None:
     result = {check.name: check.finding for check in check_config(whole)}
     assert result["prepared, of 4 examples"].startswith("calibration examples: 3, answer tokens: 3")
 
 
-def test_a_run_whose_answers_are_to_more_examples_is_refused(whole: RunConfig, models: dict) -> None:
+def test_stored_sequences_of_more_examples_raise(whole: RunConfig, models: dict) -> None:
     fewer = config_of(models, whole.run_dir.parent, data={"train": "scenes:train?count=5"})
     with raises(RunError, "data.train", "6 examples", "has 5"):
         Trainer(fewer, RunFolder.open(whole.run_dir), resume=True)

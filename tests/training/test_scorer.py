@@ -29,7 +29,7 @@ def logprobs(scored, view: str = "student") -> list[float]:
     return [position[f"logprob_{view}"] for position in scored.positions]
 
 
-def test_a_given_answer_is_read_by_every_view(scorer: Scorer) -> None:
+def test_scorer_scores_given_answer_under_every_view(scorer: Scorer) -> None:
     scored = scorer.score(example(answer="red"), "the tag is red")
     assert "".join(position["token_text"] for position in scored.positions) == "the tag is red<end_of_utterance>"
     for position in scored.positions:
@@ -37,14 +37,14 @@ def test_a_given_answer_is_read_by_every_view(scorer: Scorer) -> None:
         assert position["capability_gap"] + position["information_gap"] == pytest.approx(total, abs=1e-5)
 
 
-def test_the_same_again_is_the_same(scorer: Scorer) -> None:
+def test_scorer_is_deterministic(scorer: Scorer) -> None:
     assert logprobs(scorer.score(example(), "red")) == logprobs(scorer.score(example(), "red"))
     first, second, third = (scorer.score(example(), seed=seed) for seed in (1, 1, 2))
     assert [p["token_id"] for p in first.positions] == [p["token_id"] for p in second.positions]
     assert [p["token_id"] for p in first.positions] != [p["token_id"] for p in third.positions]
 
 
-def test_an_example_that_was_changed_is_scored_as_it_is_now(scorer: Scorer) -> None:
+def test_scorer_uses_changed_example(scorer: Scorer) -> None:
     picture = Image.linear_gradient("L").resize((20, 10)).rotate(30)
     requested = example(images=(picture,))
     first = scorer.score(requested, "red")
@@ -59,12 +59,12 @@ def test_an_example_that_was_changed_is_scored_as_it_is_now(scorer: Scorer) -> N
     assert logprobs(scorer.score(other_box, "red")) == pytest.approx(logprobs(first), abs=1e-5)
 
 
-def test_what_a_view_cannot_be_shown_is_said(scorer: Scorer) -> None:
+def test_scorer_missing_evidence_raises(scorer: Scorer) -> None:
     with raises(DataError, '"boxes'):
         scorer.score(example(evidence=type(example().evidence)()), "red")
 
 
-def test_evaluating_again_gives_what_the_run_wrote(run: Path) -> None:
+def test_evaluate_run_equals_stored_records(run: Path) -> None:
     answered = evaluate_run(run)
     assert {(row.policy, row.context, row.step) for row in answered} == {
         (policy, context, 2) for policy in ("student", "teacher") for context in ("plain", "crop")
@@ -72,7 +72,7 @@ def test_evaluating_again_gives_what_the_run_wrote(run: Path) -> None:
     assert len(evaluate_run(run, contexts=["hint"], max_examples=2)) == 4
 
 
-def test_a_run_without_a_checkpoint_cannot_be_asked(models: dict, tmp_path: Path) -> None:
+def test_scorer_without_checkpoint_raises(models: dict, tmp_path: Path) -> None:
     config = run_config(models, tmp_path)
     config.run_dir.mkdir(parents=True)
     (config.run_dir / "config.yaml").write_text(config.to_yaml())

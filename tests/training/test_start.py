@@ -54,7 +54,7 @@ STARTS = ("plain", "fresh", "lora", "dora", "head", "checkpoint")
 
 @pytest.mark.parametrize("precision", ["no", "bf16"])
 @pytest.mark.parametrize("start", STARTS)
-def test_the_frozen_start_says_what_the_student_says_before_the_first_step(
+def test_frozen_start_equals_student_before_first_step(
     start: str, precision: str, models: dict, adapters: dict, tmp_path: Path
 ) -> None:
     config = run(adapters.get(start, models["student"]), models, tmp_path, lora={"rank": 2 if start == "fresh" else 0})
@@ -65,7 +65,7 @@ def test_the_frozen_start_says_what_the_student_says_before_the_first_step(
 
 
 @pytest.mark.parametrize("start", ["fresh", "dora", "head"])
-def test_a_resumed_run_has_the_same_start(start: str, models: dict, adapters: dict, tmp_path: Path) -> None:
+def test_frozen_start_after_resume_is_equal(start: str, models: dict, adapters: dict, tmp_path: Path) -> None:
     lora = {"rank": 2 if start == "fresh" else 0}
     whole, halved = (
         run(adapters.get(start, models["student"]), models, tmp_path, lora=lora, name=name, training__save_every=1)
@@ -90,19 +90,19 @@ def test_a_resumed_run_has_the_same_start(start: str, models: dict, adapters: di
         assert float((now.model(input_ids=ids).logits - wanted).abs().max()) > 1e-3
 
 
-def test_the_weights_under_an_adapter_lie_in_memory_once(models: dict, adapters: dict, tmp_path: Path) -> None:
+def test_frozen_start_shares_weights_under_adapter(models: dict, adapters: dict, tmp_path: Path) -> None:
     policies = open_scorer(run(adapters["lora"], models, tmp_path)).learner.policies
     student, start = (dict(policies[name].model.named_parameters()) for name in ("student", "student@start"))
     assert all((entry is start[key]) == ("lora_" not in key) for key, entry in student.items())
     assert not any(item.requires_grad for item in start.values())
 
 
-def test_a_rank_that_the_folder_does_not_have_is_refused(models: dict, adapters: dict, tmp_path: Path) -> None:
+def test_adapter_of_other_rank_raises(models: dict, adapters: dict, tmp_path: Path) -> None:
     with raises(ConfigError, "models.lora.rank=7", "models.lora.rank=2"):
         train(run(adapters["lora"], models, tmp_path, lora={"rank": 7}))
 
 
-def test_a_student_whose_adapter_cannot_be_trained_is_refused(models: dict, tmp_path: Path) -> None:
+def test_adapter_of_other_kind_raises(models: dict, tmp_path: Path) -> None:
     policy = load_policy(models["student"], "student")
     folder = tmp_path / "ia3"
     kind = peft.IA3Config(target_modules=r".*text_model.*k_proj", feedforward_modules=[])
@@ -112,7 +112,7 @@ def test_a_student_whose_adapter_cannot_be_trained_is_refused(models: dict, tmp_
         train(run(folder, models, tmp_path))
 
 
-def test_an_adapter_on_the_head_learns(models: dict, tmp_path: Path) -> None:
+def test_adapter_on_head_is_trained(models: dict, tmp_path: Path) -> None:
     config = run(models["student"], models, tmp_path, lora={"rank": 2, "target_modules": r".*(q_proj|lm_head)"})
     train(config)
     first, second = RunFolder(config.run_dir).metrics("train")

@@ -61,7 +61,7 @@ def weights(config: RunConfig) -> dict[str, torch.Tensor]:
     return load_policy(newest.student, "student").model.state_dict()
 
 
-def test_leaves_everything_a_run_is_read_by(dopd: RunConfig) -> None:
+def test_train_writes_every_file_of_a_run(dopd: RunConfig) -> None:
     run = RunFolder.open(dopd.run_dir)
     assert run.status["status"] == "finished"
     assert run.status["steps_done"] == 4
@@ -77,7 +77,7 @@ def test_leaves_everything_a_run_is_read_by(dopd: RunConfig) -> None:
     assert "dopd: 12 examples" in (dopd.run_dir / "train.log").read_text()
 
 
-def test_the_trace_holds_every_token_in_one_regime_with_gaps_of_the_recorded_log_probs(dopd: RunConfig) -> None:
+def test_train_traces_every_token_in_one_regime(dopd: RunConfig) -> None:
     traces = open_traces(dopd.run_dir)
     rows = traces.sql(POSITIONS.format("tokens")).to_pylist()
     metrics = RunFolder.open(dopd.run_dir).metrics("train")
@@ -96,7 +96,7 @@ def test_the_trace_holds_every_token_in_one_regime_with_gaps_of_the_recorded_log
         assert sum(shares) == pytest.approx(1.0)
 
 
-def test_probes_are_the_same_tokens_at_every_step(dopd: RunConfig) -> None:
+def test_probes_are_equal_tokens_at_every_step(dopd: RunConfig) -> None:
     probes = open_traces(dopd.run_dir).sql("SELECT * FROM probe_tokens").to_pylist()
     by_step: dict[int, list] = {}
     for row in probes:
@@ -105,7 +105,7 @@ def test_probes_are_the_same_tokens_at_every_step(dopd: RunConfig) -> None:
     assert sorted(by_step[0]) == sorted(by_step[2]) == sorted(by_step[4])
 
 
-def test_the_same_run_twice_is_the_same_bit_for_bit(dopd: RunConfig, models: dict, tmp_path: Path) -> None:
+def test_train_twice_is_equal_bit_for_bit(dopd: RunConfig, models: dict, tmp_path: Path) -> None:
     again = run_config(models, tmp_path)
     train(again)
     assert losses(again) == losses(dopd)
@@ -113,20 +113,20 @@ def test_the_same_run_twice_is_the_same_bit_for_bit(dopd: RunConfig, models: dic
         assert torch.equal(weights(again)[name], value)
 
 
-def test_one_batch_of_six_is_six_of_one(dopd: RunConfig, models: dict, tmp_path: Path) -> None:
+def test_micro_batches_of_one_equal_batch_of_six(dopd: RunConfig, models: dict, tmp_path: Path) -> None:
     pieces = run_config(models, tmp_path, training__micro_batch_size=1)
     train(pieces)
     # the same sums in another order, carried through four steps
     assert losses(pieces) == pytest.approx(losses(dopd), abs=2e-4)
 
 
-def test_recording_does_not_change_training(dopd: RunConfig, models: dict, tmp_path: Path) -> None:
+def test_train_without_traces_has_equal_losses(dopd: RunConfig, models: dict, tmp_path: Path) -> None:
     silent = run_config(models, tmp_path, trace__every=0, trace__probes=0, trace__top_k=0)
     train(silent)
     assert losses(silent) == losses(dopd)
 
 
-def test_the_same_question_is_answered_anew_in_every_step(models: dict, tmp_path: Path) -> None:
+def test_train_samples_question_anew_in_every_step(models: dict, tmp_path: Path) -> None:
     item = {
         "data__max_train_examples": 1,
         "data__eval": None,
@@ -141,9 +141,7 @@ def test_the_same_question_is_answered_anew_in_every_step(models: dict, tmp_path
     assert len({tuple(row) for row in written["own"].to_pylist()}) == 4
 
 
-def test_a_checkpoint_waits_for_the_traces_before_it(
-    models: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_checkpoint_is_written_after_traces(models: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write, result = TraceWriter._write, []
 
     def slowly(writer: TraceWriter, batches: tuple[TracedBatch, ...], prefix: str) -> None:
@@ -165,7 +163,7 @@ def test_a_checkpoint_waits_for_the_traces_before_it(
 
 # d_opsd trains another kind of student: tests/methods/test_d_opsd.py
 @pytest.mark.parametrize("name", [name for name in list_methods() if name not in ("dopd", "d_opsd")])
-def test_every_method_trains_and_is_recorded(name: str, models: dict, tmp_path: Path) -> None:
+def test_every_method_trains_and_is_traced(name: str, models: dict, tmp_path: Path) -> None:
     # models of random weights are never right: all may speak, of anything
     method = {"name": name} | ({"exchange": "ungated", "anchor": False} if name == "opcod" else {})
     peers = {"models__peers": {"ann": str(models["student"])}} if load_method(name).min_learners > 1 else {}
@@ -184,7 +182,7 @@ def test_every_method_trains_and_is_recorded(name: str, models: dict, tmp_path: 
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_lora_trains_the_adapter_alone_and_resumes(dtype: str, models: dict, tmp_path: Path) -> None:
+def test_lora_trains_adapter_only_and_resumes(dtype: str, models: dict, tmp_path: Path) -> None:
     """With a moving average of it, in float32 for every model dtype, since its steps are too small for bfloat16."""
     settings = {"student": str(models["student"]), "lora": {"rank": 2}, "dtype": dtype}
     values = {"models": settings, "method": {"name": "opsd", "self_policy": "student@ema"}}
@@ -204,7 +202,7 @@ def test_lora_trains_the_adapter_alone_and_resumes(dtype: str, models: dict, tmp
     assert any(not torch.equal(value, saved[1][name]) for name, value in saved[0].items())
 
 
-def test_a_run_whose_file_was_edited_is_not_resumed_as_another(models: dict, tmp_path: Path) -> None:
+def test_resume_of_edited_config_raises(models: dict, tmp_path: Path) -> None:
     config = run_config(models, tmp_path, data__eval=None)
     train(config, on_step=stop_after(1))
     file = config.run_dir / "config.yaml"
@@ -217,7 +215,7 @@ def test_a_run_whose_file_was_edited_is_not_resumed_as_another(models: dict, tmp
     assert resume(config.run_dir, ["training.save_total_limit=1"]).steps == 4 == resume(config.run_dir).steps
 
 
-def test_an_older_run_with_ignored_warm_up_goes_on_at_its_constant_rate(models: dict, tmp_path: Path) -> None:
+def test_resume_of_older_run_keeps_constant_rate(models: dict, tmp_path: Path) -> None:
     config = run_config(models, tmp_path, data__eval=None, training__schedule="constant")
     train(config, on_step=stop_after(2))
     file = config.run_dir / "config.yaml"
@@ -235,7 +233,7 @@ def test_an_older_run_with_ignored_warm_up_goes_on_at_its_constant_rate(models: 
     assert load_config(file, ["training.schedule=constant_with_warmup"]).training.warmup_steps == 3
 
 
-def test_what_nobody_foresaw_and_a_full_memory_are_written_down(models: dict, tmp_path: Path) -> None:
+def test_unexpected_error_and_full_memory_are_recorded(models: dict, tmp_path: Path) -> None:
     def fails(error: Exception) -> tuple[str, str]:
         def on_step(step: int, metrics: dict) -> None:
             raise error
@@ -253,13 +251,13 @@ def test_what_nobody_foresaw_and_a_full_memory_are_written_down(models: dict, tm
     assert output.startswith("out of device memory: CUDA out of memory.") and "models.lora.rank" in output
 
 
-def test_gradient_checkpointing_changes_no_loss(dopd: RunConfig, models: dict, tmp_path: Path) -> None:
+def test_gradient_checkpointing_keeps_losses(dopd: RunConfig, models: dict, tmp_path: Path) -> None:
     config = run_config(models, tmp_path, models__gradient_checkpointing=True)
     train(config)
     assert losses(config) == pytest.approx(losses(dopd), abs=1e-5)
 
 
-def test_bfloat16_trains_and_says_if_steps_are_rounded_away(models: dict, tmp_path: Path) -> None:
+def test_bfloat16_warns_of_rounded_updates(models: dict, tmp_path: Path) -> None:
     for name, precision, rate, output in (
         ("half", {"models__dtype": "bfloat16"}, 1e-6, True),
         ("far", {"models__dtype": "bfloat16"}, 1e-1, False),
@@ -278,7 +276,7 @@ def test_bfloat16_trains_and_says_if_steps_are_rounded_away(models: dict, tmp_pa
             assert moved == [None, None], "float32 weights round nothing away"
 
 
-def test_a_run_killed_at_any_moment_resumes_to_the_same_end(dopd: RunConfig, models: dict, tmp_path: Path) -> None:
+def test_killed_run_resumes_to_equal_end(dopd: RunConfig, models: dict, tmp_path: Path) -> None:
     config = run_config(models, tmp_path)
     file = tmp_path / "config.yaml"
     file.write_text(config.to_yaml())
@@ -303,7 +301,7 @@ def test_a_run_killed_at_any_moment_resumes_to_the_same_end(dopd: RunConfig, mod
     assert answers[0] == answers[1]
 
 
-def test_sigterm_saves_and_stops_and_resume_goes_on(dopd: RunConfig, models: dict, tmp_path: Path) -> None:
+def test_sigterm_saves_and_run_resumes(dopd: RunConfig, models: dict, tmp_path: Path) -> None:
     config = run_config(models, tmp_path)
     result = train(config, on_step=stop_after(2))
     assert result.stopped and result.steps == 3
@@ -318,7 +316,7 @@ def test_sigterm_saves_and_stops_and_resume_goes_on(dopd: RunConfig, models: dic
         ]
 
 
-def test_an_evaluation_that_a_kill_prevented_is_made_up_for(dopd: RunConfig, models: dict, tmp_path: Path) -> None:
+def test_evaluation_lost_to_a_kill_is_repeated(dopd: RunConfig, models: dict, tmp_path: Path) -> None:
     config = run_config(models, tmp_path)
     train(config)
     before = load_records(config.run_dir)
@@ -330,7 +328,7 @@ def test_an_evaluation_that_a_kill_prevented_is_made_up_for(dopd: RunConfig, mod
     assert load_records(config.run_dir) == before
 
 
-def test_a_run_that_cannot_be_resumed_stays_as_it_was(dopd: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_resume_leaves_run_unchanged(dopd: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*arguments: object, **options: object) -> None:
         raise PolicyError("there is no such model here")
 
@@ -340,7 +338,7 @@ def test_a_run_that_cannot_be_resumed_stays_as_it_was(dopd: RunConfig, monkeypat
     assert RunFolder.open(dopd.run_dir).status["status"] == "finished"
 
 
-def test_a_torn_checkpoint_is_passed_over(dopd: RunConfig, models: dict, tmp_path: Path) -> None:
+def test_torn_checkpoint_is_skipped_on_resume(dopd: RunConfig, models: dict, tmp_path: Path) -> None:
     config = run_config(models, tmp_path)
     train(config)
     newest = list_checkpoints(config.run_dir)[-1]
@@ -353,7 +351,7 @@ def test_a_torn_checkpoint_is_passed_over(dopd: RunConfig, models: dict, tmp_pat
     assert losses(config) == losses(dopd)
 
 
-def test_an_evaluation_of_a_step_that_is_done_again_is_forgotten(dopd: RunConfig, models: dict, tmp_path: Path) -> None:
+def test_evaluation_of_repeated_step_is_deleted(dopd: RunConfig, models: dict, tmp_path: Path) -> None:
     config = run_config(models, tmp_path)
     train(config)
     evals = config.run_dir / "evals"
@@ -364,7 +362,7 @@ def test_an_evaluation_of_a_step_that_is_done_again_is_forgotten(dopd: RunConfig
     assert losses(config) == losses(dopd)
 
 
-def test_a_loss_that_is_no_number_stops_with_the_last_good_weights(
+def test_non_finite_loss_stops_with_last_good_weights(
     models: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = run_config(models, tmp_path, training__learning_rate=1e30, training__max_grad_norm=0.0)
@@ -374,14 +372,14 @@ def test_a_loss_that_is_no_number_stops_with_the_last_good_weights(
     assert status["status"] == "failed" and "lower training.learning_rate" in status["error"]
 
 
-def test_an_existing_run_is_never_written_over(dopd: RunConfig) -> None:
+def test_existing_run_is_not_overwritten(dopd: RunConfig) -> None:
     before = (dopd.run_dir / "metrics.jsonl").read_bytes()
     with raises(RunError, "exists", "`workbench resume"):
         train(dopd)
     assert (dopd.run_dir / "metrics.jsonl").read_bytes() == before
 
 
-def test_rows_without_evidence_are_counted_and_training_goes_on(models: dict, tmp_path: Path) -> None:
+def test_rows_without_evidence_are_counted(models: dict, tmp_path: Path) -> None:
     data = tmp_path / "data.jsonl"
     rows = [{"id": str(n), "question": "what is this?", "answer": "red"} for n in range(6)]
     for row in rows[:4]:
@@ -400,7 +398,7 @@ def test_rows_without_evidence_are_counted_and_training_goes_on(models: dict, tm
         train(nothing)
 
 
-def test_a_row_without_an_answer_is_skipped_where_answers_are_learned_from(models: dict, tmp_path: Path) -> None:
+def test_row_without_answer_is_skipped_if_trained_on(models: dict, tmp_path: Path) -> None:
     data = tmp_path / "data.jsonl"
     rows = [{"id": "1", "question": "what?", "answer": "red"}, {"id": "2", "question": "what?"}]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -408,7 +406,7 @@ def test_a_row_without_an_answer_is_skipped_where_answers_are_learned_from(model
     assert train(config).skipped == {"no reference or answer": 1}
 
 
-def test_an_unreadable_image_is_skipped_and_counted(models: dict, tmp_path: Path) -> None:
+def test_unreadable_image_is_skipped_and_counted(models: dict, tmp_path: Path) -> None:
     (tmp_path / "torn.png").write_bytes(b"\x89PNG\r\n\x1a\n torn")
     data = tmp_path / "data.jsonl"
     rows = [{"id": str(n), "question": "what?", "answer": "red"} for n in range(3)]
@@ -427,7 +425,7 @@ def test_an_unreadable_image_is_skipped_and_counted(models: dict, tmp_path: Path
         train(config, resume=True)
 
 
-def test_a_batch_of_nothing_but_unreadable_images_takes_the_next_that_can_be_read(models: dict, tmp_path: Path) -> None:
+def test_batch_of_unreadable_images_takes_next_readable(models: dict, tmp_path: Path) -> None:
     (tmp_path / "torn.png").write_bytes(b"\x89PNG\r\n\x1a\n torn")
     data = tmp_path / "data.jsonl"
     rows = [{"id": str(n), "question": "what?", "answer": "red", "images": ["torn.png"]} for n in range(4)]
@@ -443,7 +441,7 @@ def test_a_batch_of_nothing_but_unreadable_images_takes_the_next_that_can_be_rea
         train(run_config(models, tmp_path, name="none", **values))
 
 
-def test_metrics_also_go_to_a_tracker(models: dict, tmp_path: Path) -> None:
+def test_metrics_are_logged_to_tracker(models: dict, tmp_path: Path) -> None:
     config = run_config(models, tmp_path, training__steps=1, training__report_to=["tensorboard"])
     train(config)
     events = list(config.run_dir.rglob("events.out.tfevents.*"))
@@ -453,7 +451,7 @@ def test_metrics_also_go_to_a_tracker(models: dict, tmp_path: Path) -> None:
             train(run_config(models, tmp_path, name=name, training__report_to=[name]))
 
 
-def test_a_teacher_with_another_vocabulary_is_refused(models: dict, tmp_path: Path) -> None:
+def test_teacher_of_other_vocabulary_raises(models: dict, tmp_path: Path) -> None:
     other = save_llava(tmp_path / "llava")
     tokenizer = json.loads((other / "tokenizer.json").read_text())
     vocabulary = tokenizer["model"]["vocab"]
@@ -464,7 +462,7 @@ def test_a_teacher_with_another_vocabulary_is_refused(models: dict, tmp_path: Pa
         train(config)
 
 
-def test_a_model_that_is_none_is_named_before_a_run_folder_is_made(models: dict, tmp_path: Path) -> None:
+def test_folder_without_model_is_named_before_run_folder(models: dict, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for student, why in (("empty", "it has no config.json"), ("gone", "the folder does not exist")):
         config = run_config({"student": tmp_path / student, "teacher": models["teacher"]}, tmp_path)
@@ -473,7 +471,7 @@ def test_a_model_that_is_none_is_named_before_a_run_folder_is_made(models: dict,
         assert not config.run_dir.exists()
 
 
-def test_no_method_needs_the_loop_to_know_its_name() -> None:
+def test_loop_names_no_method() -> None:
     source = Path(__file__).parents[2] / "workbench"
     for file in (
         "training/run.py",
@@ -489,9 +487,7 @@ def test_no_method_needs_the_loop_to_know_its_name() -> None:
     assert Method and Loss
 
 
-def test_run_json_says_what_is_done_between_steps(
-    models: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_run_json_has_progress_between_steps(models: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = run_config(models, tmp_path, training__steps=1, evaluation__every=0)
     seen, requested = [], evaluate.evaluate_policies
 
