@@ -59,9 +59,7 @@ DAMAGED = {
 
 
 @pytest.mark.parametrize(("name", "raw"), DAMAGED.values(), ids=list(DAMAGED))
-def test_a_damaged_file_is_a_sentence_that_names_it(
-    run: Path, name: str, raw: bytes, capsys: pytest.CaptureFixture
-) -> None:
+def test_damaged_file_is_named_in_one_sentence(run: Path, name: str, raw: bytes, capsys: pytest.CaptureFixture) -> None:
     damage(run, name, raw)
     assert main(["resume", str(run)]) == 2
     printed = capsys.readouterr().err
@@ -70,19 +68,19 @@ def test_a_damaged_file_is_a_sentence_that_names_it(
     assert "Traceback" not in capsys.readouterr().err
 
 
-def test_a_folder_among_the_traces_is_named(run: Path) -> None:
+def test_folder_among_traces_is_named(run: Path) -> None:
     (run / TOKENS / ".hidden").mkdir()
     with raises(WorkbenchError, "tokens/.hidden"):
         resume(run)
 
 
-def test_an_evaluation_that_is_a_folder_is_named(run: Path) -> None:
+def test_evaluation_that_is_a_folder_is_named(run: Path) -> None:
     (run / "evals" / "step-000099.jsonl").mkdir()
     with raises(WorkbenchError, "step-000099.jsonl"):
         load_records(run)
 
 
-def test_resume_names_what_is_gone_of_earlier_steps(run: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_resume_names_missing_files_of_earlier_steps(run: Path, caplog: pytest.LogCaptureFixture) -> None:
     resume(run)
     assert RunFolder(run).status["missing"] == [] and "lacks" not in caplog.text
     lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
@@ -104,7 +102,7 @@ def test_resume_names_what_is_gone_of_earlier_steps(run: Path, caplog: pytest.Lo
     assert missing[0] in caplog.text and f"missing: {missing[0]}" in summarize_run(run)
 
 
-def test_a_flipped_byte_in_a_trace_is_found(run: Path) -> None:
+def test_flipped_byte_in_trace_raises(run: Path) -> None:
     file = next((run / TOKENS).glob("*.parquet"))
     raw = file.read_bytes()
     result = 0
@@ -124,7 +122,7 @@ def test_a_flipped_byte_in_a_trace_is_found(run: Path) -> None:
 
 
 @pytest.mark.parametrize("table", ["tokens", "rollouts"])
-def test_summary_report_and_page_name_a_damaged_trace(run: Path, table: str, capsys: pytest.CaptureFixture) -> None:
+def test_summary_report_and_page_name_damaged_trace(run: Path, table: str, capsys: pytest.CaptureFixture) -> None:
     for file in (run / "traces" / table).glob("*.parquet"):
         raw = file.read_bytes()
         file.write_bytes(raw[:200] + bytes([raw[200] ^ 0x10]) + raw[201:])
@@ -141,7 +139,7 @@ def test_summary_report_and_page_name_a_damaged_trace(run: Path, table: str, cap
     assert fault.search(page)
 
 
-def test_figures_of_damaged_traces_say_so_and_the_others_are_drawn(run: Path) -> None:
+def test_figures_of_damaged_traces_say_so_and_others_draw(run: Path) -> None:
     file = min((run / "traces" / "aggregates").glob("*.parquet"))
     raw = file.read_bytes()
     file.write_bytes(raw[:-60] + bytes([raw[-60] ^ 0x10]) + raw[-59:])  # in its footer
@@ -151,7 +149,7 @@ def test_figures_of_damaged_traces_say_so_and_the_others_are_drawn(run: Path) ->
     assert not any("damaged" in text for text in texts[:-3]) and figures[0].data
 
 
-def test_a_checkpoint_that_lists_no_files_is_passed_over(run: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_checkpoint_without_listed_files_is_skipped(run: Path, caplog: pytest.LogCaptureFixture) -> None:
     newest = list_checkpoints(run)[-1]
     for text in (f'{{"step": {newest.step}, "files": {{}}}}', "[]", '{"step": 1, "files": {"student/x": 1}}'):
         (newest.path / "state.json").write_text(text)
@@ -160,7 +158,7 @@ def test_a_checkpoint_that_lists_no_files_is_passed_over(run: Path, caplog: pyte
         caplog.clear()
 
 
-def test_a_configuration_that_is_cut_is_called_cut(run: Path) -> None:
+def test_truncated_config_is_called_truncated(run: Path) -> None:
     raw = (run / "config.yaml").read_bytes()
     for length in (0, 30, len(raw) // 2, len(raw) - 2):
         (run / "config.yaml").write_bytes(raw[:length])
@@ -172,7 +170,7 @@ def test_a_configuration_that_is_cut_is_called_cut(run: Path) -> None:
 
 
 @pytest.mark.parametrize("what", ["checkpoint", "export", "geometry", "mask"])
-def test_a_full_disk_is_a_sentence(run: Path, what: str, capfd: pytest.CaptureFixture) -> None:
+def test_run_folder_full_disk_is_one_sentence(run: Path, what: str, capfd: pytest.CaptureFixture) -> None:
     begun = list_checkpoints(run)
     if what == "checkpoint":  # the last one is done again
         shutil.rmtree(begun[-1].path)
@@ -197,13 +195,13 @@ def test_a_full_disk_is_a_sentence(run: Path, what: str, capfd: pytest.CaptureFi
         assert RunFolder(run).status["missing"] == []
 
 
-def test_an_export_takes_nothing_away_when_its_name_is_taken_meanwhile(run: Path, tmp_path: Path) -> None:
+def test_export_to_name_taken_meanwhile_deletes_nothing(run: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     with raises(WorkbenchError, "exists"):
         export_student(run, tmp_path / "out")
 
 
-def test_a_run_of_a_version_without_a_key_goes_on_with_its_default(run: Path) -> None:
+def test_resume_of_run_without_a_key_uses_default(run: Path) -> None:
     facts = json.loads((run / "run.json").read_text())
     del facts["config"]["training"]["dropout"]
     (run / "run.json").write_text(json.dumps(facts))

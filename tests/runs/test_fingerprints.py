@@ -72,7 +72,7 @@ def edited(row: int, **values: object) -> Callable[[list[dict]], list[dict]]:
     ],
 )
 @pytest.mark.parametrize("key", ["data.train", "data.eval", "data.probes"])
-def test_the_first_row_that_differs_is_named(key: str, change: Callable, says: str, tmp_path: Path) -> None:
+def test_fingerprint_first_changed_row_is_named(key: str, change: Callable, says: str, tmp_path: Path) -> None:
     folder = RunFolder.create(tmp_path / "run", "name: run\n", seed=0, method="opd")
     data = {"data.train": [], "data.eval": [], "data.probes": []}
     require_same_data(folder, data | {key: load_examples(write(tmp_path, ROWS))}, resume=False)
@@ -82,7 +82,7 @@ def test_the_first_row_that_differs_is_named(key: str, change: Callable, says: s
         require_same_data(folder, data | {key: changed}, resume=True)
 
 
-def test_pictures_count_by_their_content_and_not_by_their_place_or_time(tmp_path: Path) -> None:
+def test_fingerprint_of_image_is_by_content(tmp_path: Path) -> None:
     (before,) = load_examples(write(tmp_path, ROWS[:1]))
     moved = tmp_path / "moved"
     moved.mkdir()
@@ -100,7 +100,7 @@ def test_pictures_count_by_their_content_and_not_by_their_place_or_time(tmp_path
 
 
 @pytest.mark.parametrize("position", [0, BLOCK_BYTES - 1, -1, "middle"])
-def test_a_large_picture_is_told_by_its_blocks_and_its_size(position: int | str, tmp_path: Path) -> None:
+def test_fingerprint_of_large_image_is_by_blocks_and_size(position: int | str, tmp_path: Path) -> None:
     (example,) = load_examples(write(tmp_path, ROWS[:1]))
     content = bytearray(os.urandom(10 * WHOLE_BYTES))
     (tmp_path / "a.png").write_bytes(content)
@@ -114,7 +114,7 @@ def test_a_large_picture_is_told_by_its_blocks_and_its_size(position: int | str,
     assert fingerprint(example) != before
 
 
-def test_a_run_refuses_changed_data_stays_as_it_was_and_goes_on_with_the_old(
+def test_resume_with_changed_data_raises_and_with_old_works(
     models: dict, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     data = write(tmp_path, ROWS)
@@ -143,14 +143,14 @@ def test_a_run_refuses_changed_data_stays_as_it_was_and_goes_on_with_the_old(
 
 
 @pytest.mark.parametrize("source", ["scenes:train?count=40&seed=1", "scenes:eval?count=20&turns=rows"])
-def test_the_built_in_scenes_are_the_same_whenever_they_are_made(source: str) -> None:
+def test_fingerprint_of_scenes_is_constant(source: str) -> None:
     first, second = ([fingerprint(entry) for entry in load_examples(source)] for _ in range(2))
     assert first == second
     assert len({item["images"] for item in first}) > 1 and "evidence" in first[0]
     assert first != [fingerprint(example) for example in load_examples(source + "&start=7")]
 
 
-def test_models_changed_between_stop_and_resume_are_named(tmp_path: Path) -> None:
+def test_resume_with_changed_models_raises(tmp_path: Path) -> None:
     folder = RunFolder.create(tmp_path / "run", "name: run\n", seed=0, method="opd")
     base, adapter = tmp_path / "base", tmp_path / "adapter"
     for path, text in ((base, "weights"), (adapter, "adapter")):
@@ -178,7 +178,7 @@ def test_models_changed_between_stop_and_resume_are_named(tmp_path: Path) -> Non
         require_same_models(folder, models, resume=True)
 
 
-def test_models_read_again_leave_out_a_start_that_a_checkpoint_stands_for(models: dict, tmp_path: Path) -> None:
+def test_models_read_again_leave_out_checkpointed_start(models: dict, tmp_path: Path) -> None:
     vanilla = run_config(models, tmp_path, method={"name": "opd"})
     assert list(models_read_again(vanilla, vanilla.load_method())) == ["models.teacher"]
     frozen = run_config(models, tmp_path, method={"name": "opsd"})

@@ -96,7 +96,7 @@ def two_runs(models: dict, tmp_path_factory: pytest.TempPathFactory) -> tuple[Ru
     return replace(short, output_dir=str(runs)), replace(long, output_dir=str(runs))
 
 
-def test_a_run_goes_to_its_end_by_itself(two_runs: tuple) -> None:
+def test_started_run_finishes(two_runs: tuple) -> None:
     state = wait_for(two_runs[0].run_dir, lambda state: not state.is_alive)
     assert (state.status, state.step, state.steps, state.error) == ("finished", 4, 4, None)
     assert list(losses(two_runs[0].run_dir)) == [1, 2, 3, 4]
@@ -107,13 +107,13 @@ def test_a_run_goes_to_its_end_by_itself(two_runs: tuple) -> None:
         stop_run(state.run_dir)
 
 
-def test_a_stopped_run_goes_on_where_it_was(two_runs: tuple) -> None:
+def test_stopped_run_resumes_where_it_was(two_runs: tuple) -> None:
     state = wait_for(two_runs[1].run_dir, lambda state: not state.is_alive)
     assert state.status == "stopped", log_tail(state.run_dir)
     assert list(losses(state.run_dir)) == list(range(1, state.step + 1))
 
 
-def test_another_app_sees_the_same(two_runs: tuple) -> None:
+def test_jobs_are_equal_in_another_process(two_runs: tuple) -> None:
     runs = two_runs[0].run_dir.parent
     code = "import sys; from workbench.runs.jobs import find_jobs; print([s.name for s in find_jobs(sys.argv[1])])"
     printed = subprocess.run(
@@ -126,7 +126,7 @@ def test_another_app_sees_the_same(two_runs: tuple) -> None:
     assert printed.stdout.strip() == str([state.name for state in find_jobs(runs)])
 
 
-def test_a_run_outlives_the_app_and_is_found_and_killed_by_another(models: dict, tmp_path: Path) -> None:
+def test_run_outlives_app_and_is_killed_by_another(models: dict, tmp_path: Path) -> None:
     config = run_config(models, tmp_path, training__steps=400, data__eval=None)
     (tmp_path / "config.yaml").write_text(config.to_yaml())
     app = (
@@ -146,7 +146,7 @@ def test_a_run_outlives_the_app_and_is_found_and_killed_by_another(models: dict,
     assert died.can_resume
 
 
-def test_a_run_that_cannot_begin_says_why(models: dict, tmp_path: Path) -> None:
+def test_run_that_cannot_begin_names_its_error(models: dict, tmp_path: Path) -> None:
     config = run_config(models, tmp_path, data={"train": str(tmp_path / "nothing.jsonl")})
     start_run(config)
     state = wait_for(config.run_dir, lambda state: not state.is_alive)
@@ -159,14 +159,14 @@ def test_a_run_that_cannot_begin_says_why(models: dict, tmp_path: Path) -> None:
     assert log_tail(config.run_dir).count("DataError") == 2 and again.error == state.error
 
 
-def test_a_run_that_says_it_runs_and_has_no_process_has_died(tmp_path: Path) -> None:
+def test_running_status_without_process_is_died(tmp_path: Path) -> None:
     run_dir = a_run(tmp_path / "gone", {"status": "running", "pid": NO_PID, "steps_done": 3})
     state = read_job(run_dir)
     assert (state.status, state.step, state.steps) == ("died", 3, 9)
     assert "starts over" in state.error
 
 
-def test_a_pid_that_is_anothers_by_now_is_not_the_run(tmp_path: Path) -> None:
+def test_run_with_recycled_pid_is_died(tmp_path: Path) -> None:
     this_process = os.getpid()
     recycled = a_run(
         tmp_path / "recycled", {"status": "running", "pid": this_process, "updated": "2020-01-01T00:00:00+0000"}
@@ -189,7 +189,7 @@ def test_a_pid_that_is_anothers_by_now_is_not_the_run(tmp_path: Path) -> None:
     assert born_at(this_process) == pytest.approx(time.time(), abs=3600 * 24)
 
 
-def test_a_zombie_is_no_living_process() -> None:
+def test_zombie_is_not_a_living_process() -> None:
     process = subprocess.Popen([sys.executable, "-c", ""])
     while Path(f"/proc/{process.pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z":
         time.sleep(0.01)
@@ -198,14 +198,14 @@ def test_a_zombie_is_no_living_process() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"skipped": ["a"]}', '{"steps_done": "x"}', '{"status": 3}'])
-def test_a_half_written_run_is_listed_and_named(tmp_path: Path, text: str) -> None:
+def test_half_written_run_is_listed_as_unreadable(tmp_path: Path, text: str) -> None:
     run_dir = a_run(tmp_path / "half", {})
     (run_dir / "run.json").write_text(text)
     (state,) = find_jobs(tmp_path)
     assert state.status == "unreadable" and "run.json" in state.error and not state.is_alive
 
 
-def test_a_deleted_run_is_named(tmp_path: Path) -> None:
+def test_deleted_run_raises(tmp_path: Path) -> None:
     with raises(RunError, "deleted"):
         read_job(tmp_path / "nothing")
     with pytest.raises(RunError):
@@ -225,12 +225,12 @@ def test_a_deleted_run_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "../x", "a/b", "/etc", ".jobs", "a\\b", "a\0b", "a\nb", "x" * 300])
-def test_a_name_that_is_no_plain_name_is_refused(tmp_path: Path, name: str) -> None:
+def test_run_name_that_is_not_plain_raises(tmp_path: Path, name: str) -> None:
     with raises(RunError, "folder name"):
         safe_run_dir(tmp_path, name)
 
 
-def test_links_that_lead_out_are_refused(models: dict, tmp_path: Path) -> None:
+def test_links_out_of_runs_folder_raise(models: dict, tmp_path: Path) -> None:
     outside, runs = a_run(tmp_path / "outside", {"status": "finished"}), tmp_path / "runs"
     runs.mkdir()
     (runs / "link").symlink_to(outside)
@@ -252,7 +252,7 @@ def test_links_that_lead_out_are_refused(models: dict, tmp_path: Path) -> None:
         ("training.save_total_limit=no", "save_total_limit"),
     ],
 )
-def test_a_refused_resume_leaves_the_run_as_it_was(models: dict, tmp_path: Path, given: str, output: str) -> None:
+def test_refused_resume_leaves_run_unchanged(models: dict, tmp_path: Path, given: str, output: str) -> None:
     folder = a_run(tmp_path / "one", {"status": "stopped", "steps_done": 2, "steps": 4})
     (folder / "config.yaml").write_text(run_config(models, tmp_path).to_yaml())
     before = read_job(folder)
@@ -262,7 +262,7 @@ def test_a_refused_resume_leaves_the_run_as_it_was(models: dict, tmp_path: Path,
     assert not (tmp_path / ".jobs" / "one" / "train.out").exists(), "no process was started"
 
 
-def test_the_runs_of_a_study_are_found_under_its_name(tmp_path: Path) -> None:
+def test_runs_of_study_are_found_under_its_name(tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     a_run(runs / "one", {"status": "finished"})
     a_run(runs / "study" / "dopd-s0", {"status": "stopped"})
@@ -275,9 +275,7 @@ def test_the_runs_of_a_study_are_found_under_its_name(tmp_path: Path) -> None:
             find_run_dir(runs, name)
 
 
-def test_a_configuration_that_would_run_code_or_has_no_model_is_refused_and_leaves_nothing(
-    models: dict, tmp_path: Path
-) -> None:
+def test_start_run_with_remote_code_or_without_model_raises(models: dict, tmp_path: Path) -> None:
     with raises(ConfigError, "trust_remote_code"):
         start_run(run_config(models, tmp_path, models__trust_remote_code=True))
     with raises(ConfigError, "models.teacher"):
@@ -285,7 +283,7 @@ def test_a_configuration_that_would_run_code_or_has_no_model_is_refused_and_leav
     assert not (tmp_path / ".jobs").exists()
 
 
-def test_a_taken_name_is_refused(models: dict, tmp_path: Path) -> None:
+def test_start_run_with_taken_name_raises(models: dict, tmp_path: Path) -> None:
     config = run_config(models, tmp_path)
     config.run_dir.mkdir()
     with raises(RunError, "exists"):
@@ -301,7 +299,7 @@ def test_a_taken_name_is_refused(models: dict, tmp_path: Path) -> None:
         {"method": {"name": "dopd", "privilege": "boxes", "trim": 0.1}, "training__betas": [0.5, 0.75]},
     ],
 )
-def test_the_command_line_starts_the_same_run(models: dict, tmp_path: Path, changes: dict) -> None:
+def test_command_line_starts_the_same_run(models: dict, tmp_path: Path, changes: dict) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(run_config(models, "runs").to_yaml())
     config = run_config(models, "runs", **changes)

@@ -73,7 +73,7 @@ def wait_for(is_so: Callable[[], bool], seconds: float = 120.0) -> None:
         time.sleep(0.1)
 
 
-def test_no_more_runs_than_allowed_are_at_work_and_the_first_that_came_is_the_first_that_goes(folder: Folder) -> None:
+def test_queue_runs_at_most_the_limit_in_order(folder: Folder) -> None:
     set_limit(folder.path, 2)
     processes = {name: folder.ask(name) for name in "abcde"}
     wait_for(lambda: len(folder.at_work) == 2)
@@ -90,7 +90,7 @@ def test_no_more_runs_than_allowed_are_at_work_and_the_first_that_came_is_the_fi
     assert folder.at_work == list("abcde") and not waiting(folder.path)
 
 
-def test_a_run_that_waits_is_stopped_and_never_begins(folder: Folder) -> None:
+def test_queued_run_is_stopped_before_it_begins(folder: Folder) -> None:
     set_limit(folder.path, 1)
     first, second, _ = (folder.ask(name) for name in "abc")
     wait_for(lambda: folder.states.get("b") == "queued" == folder.states.get("c"))
@@ -101,7 +101,7 @@ def test_a_run_that_waits_is_stopped_and_never_begins(folder: Folder) -> None:
     wait_for(lambda: folder.at_work == ["a", "c"])
 
 
-def test_a_killed_process_that_waited_holds_nobody_up(folder: Folder) -> None:
+def test_queue_skips_killed_processes(folder: Folder) -> None:
     set_limit(folder.path, 1)
     first, second, _ = (folder.ask(name) for name in "abc")
     wait_for(lambda: len(waiting(folder.path)) == 2)
@@ -111,7 +111,7 @@ def test_a_killed_process_that_waited_holds_nobody_up(folder: Folder) -> None:
     wait_for(lambda: folder.at_work == ["a", "c"])
 
 
-def test_a_full_queue_is_a_sentence(folder: Folder, monkeypatch: pytest.MonkeyPatch, models: dict) -> None:
+def test_queue_full_raises(folder: Folder, monkeypatch: pytest.MonkeyPatch, models: dict) -> None:
     set_limit(folder.path, 1)
     monkeypatch.setattr(run_queue, "MAX_WAITING", 1)
     for name in "ab":
@@ -122,7 +122,7 @@ def test_a_full_queue_is_a_sentence(folder: Folder, monkeypatch: pytest.MonkeyPa
     assert MAX_WAITING == 50
 
 
-def test_real_runs_train_one_after_the_other_though_the_page_is_killed(
+def test_queued_runs_train_in_turn_after_page_is_killed(
     models: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
@@ -158,7 +158,7 @@ def test_real_runs_train_one_after_the_other_though_the_page_is_killed(
     assert first["updated"] <= second["started"]
 
 
-def test_the_default_number_is_what_devices_or_else_cores_and_memory_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_queue_default_limit_follows_devices_or_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
     monkeypatch.setattr(run_queue, "count_accelerators", lambda: 0)
     for gib, expected in ((64.0, 8), (24.0, 6), (9.0, 2), (2.0, 1)):
@@ -168,13 +168,13 @@ def test_the_default_number_is_what_devices_or_else_cores_and_memory_hold(monkey
     assert default_limit() == 4
 
 
-def test_devices_are_those_that_the_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_queue_counts_visible_devices_only(monkeypatch: pytest.MonkeyPatch) -> None:
     for text, expected in (("0,2", 2), ("", 0), ("-1", 0), ("GPU-1a2b", 1)):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", text)
         assert run_queue.count_accelerators() == expected
 
 
-def test_a_number_that_is_none_limits_nothing(tmp_path: Path) -> None:
+def test_queue_wrong_limit_is_ignored(tmp_path: Path) -> None:
     assert limit_of(tmp_path) is None
     set_limit(tmp_path, 3)
     assert limit_of(tmp_path) == 3

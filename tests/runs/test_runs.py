@@ -22,14 +22,14 @@ def create(path: Path) -> RunFolder:
     return RunFolder.create(path, "name: x\n", seed=3, method="dopd")
 
 
-def test_a_new_run_says_what_it_is(tmp_path: Path) -> None:
+def test_run_folder_new_has_its_status(tmp_path: Path) -> None:
     folder = create(tmp_path / "deep" / "run")
     status = folder.status
     assert (status["status"], status["method"], status["seed"], status["pid"]) == ("running", "dopd", 3, os.getpid())
     assert RunFolder.open(folder.path).status == status
 
 
-def test_what_exists_is_not_written_over(tmp_path: Path) -> None:
+def test_run_folder_existing_is_not_overwritten(tmp_path: Path) -> None:
     create(tmp_path / "run")
     with raises(RunError, "exists", "Continue"):
         create(tmp_path / "run")
@@ -42,7 +42,7 @@ def test_what_exists_is_not_written_over(tmp_path: Path) -> None:
     assert (tmp_path / "file").read_text() == (tmp_path / "folder" / "config.yaml").read_text() == "mine"
 
 
-def test_what_a_kill_left_of_a_folder_is_cleared_by_the_next_start(
+def test_run_folder_leftovers_of_kill_are_deleted_at_next_start(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     old = tmp_path / "old"  # as older versions left it
@@ -79,7 +79,7 @@ RunFolder.create(Path(sys.argv[2]) / "run", "name: x\\n", seed=3, method="dopd")
 """
 
 
-def test_a_kill_at_any_file_of_a_new_folder_leaves_a_whole_run_or_none(tmp_path: Path) -> None:
+def test_run_folder_killed_creation_leaves_whole_run_or_none(tmp_path: Path) -> None:
     ended = []
     for calls in range(30):
         folder = tmp_path / str(calls)
@@ -96,7 +96,7 @@ def test_a_kill_at_any_file_of_a_new_folder_leaves_a_whole_run_or_none(tmp_path:
     assert len(ended) > 5 and set(ended) == {9, 0}
 
 
-def test_a_folder_on_a_full_disk_is_a_sentence_and_leaves_nothing(tmp_path: Path) -> None:
+def test_run_folder_creation_on_full_disk_leaves_nothing(tmp_path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
     try:
@@ -107,7 +107,7 @@ def test_a_folder_on_a_full_disk_is_a_sentence_and_leaves_nothing(tmp_path: Path
     assert not list(tmp_path.iterdir())
 
 
-def test_only_a_run_that_failed_and_left_nothing_is_made_anew(tmp_path: Path) -> None:
+def test_run_folder_of_failed_empty_run_is_replaced(tmp_path: Path) -> None:
     folder = create(tmp_path / "run")
     (folder.path / "train.log").write_text("no such model")
     folder.update(status="failed", error="no such model")
@@ -118,13 +118,13 @@ def test_only_a_run_that_failed_and_left_nothing_is_made_anew(tmp_path: Path) ->
         create(folder.path)
 
 
-def test_a_folder_that_cannot_be_made_is_a_sentence(tmp_path: Path) -> None:
+def test_run_folder_that_cannot_be_created_raises(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with raises(RunError, "created"):
         create(tmp_path / "file" / "run")
 
 
-def test_of_two_runs_with_one_name_at_once_one_begins(models: dict, tmp_path: Path) -> None:
+def test_run_folder_of_one_name_is_created_once(models: dict, tmp_path: Path) -> None:
     config = run_config(models, tmp_path, training__steps=1, data__eval=None)
     with ThreadPoolExecutor(4) as pool:
         outcomes = [running.exception() for running in [pool.submit(train, config) for _ in range(4)]]
@@ -134,7 +134,7 @@ def test_of_two_runs_with_one_name_at_once_one_begins(models: dict, tmp_path: Pa
     assert RunFolder.open(config.run_dir).status["status"] == "finished"
 
 
-def test_a_run_that_is_being_trained_is_not_resumed(models: dict, tmp_path: Path) -> None:
+def test_claim_of_running_run_raises(models: dict, tmp_path: Path) -> None:
     config = run_config(models, tmp_path, training__steps=2, data__eval=None)
     refused = []
 
@@ -149,7 +149,7 @@ def test_a_run_that_is_being_trained_is_not_resumed(models: dict, tmp_path: Path
     assert resume(config.run_dir).steps == 2  # the claim ended with the run
 
 
-def test_a_claim_ends_with_its_process(tmp_path: Path) -> None:
+def test_claim_ends_with_its_process(tmp_path: Path) -> None:
     folder = create(tmp_path / "run")
     code = (
         "import sys, time; from workbench.runs.folder import RunFolder\n"
@@ -166,7 +166,7 @@ def test_a_claim_ends_with_its_process(tmp_path: Path) -> None:
         pass
 
 
-def test_metrics_come_back_without_a_torn_last_line(tmp_path: Path) -> None:
+def test_metrics_leave_out_torn_last_line(tmp_path: Path) -> None:
     folder = create(tmp_path / "run")
     for step in (1, 2, 3):
         folder.log_metrics("train", step, {"loss": 0.5 * step})
@@ -179,7 +179,7 @@ def test_metrics_come_back_without_a_torn_last_line(tmp_path: Path) -> None:
     assert [(line["kind"], line["step"]) for line in folder.metrics()] == [("train", 1), ("train", 2), ("train", 3)]
 
 
-def test_a_damaged_line_is_a_sentence(tmp_path: Path) -> None:
+def test_metrics_damaged_line_raises(tmp_path: Path) -> None:
     folder = create(tmp_path / "run")
     (folder.path / "metrics.jsonl").write_text("\0\0\0\n")
     for read in (folder.metrics, lambda: folder.forget_metrics_after(1)):
@@ -187,7 +187,7 @@ def test_a_damaged_line_is_a_sentence(tmp_path: Path) -> None:
             read()
 
 
-def test_runs_are_listed_newest_first(tmp_path: Path) -> None:
+def test_list_runs_is_newest_first(tmp_path: Path) -> None:
     for name, started in (("old", "2020"), ("new", "2030")):
         create(tmp_path / name).update(started=started)
     (tmp_path / "other").mkdir()

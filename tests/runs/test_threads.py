@@ -19,7 +19,7 @@ WAITS = "import os; print(os.environ['OMP_WAIT_POLICY'], os.environ['KMP_BLOCKTI
 @pytest.mark.parametrize(
     ("text", "number"), [("3", 3), ("2,1", 2), ("", None), ("0", None), ("many", None), (None, None)]
 )
-def test_the_number_of_threads_that_was_asked_for(monkeypatch, text: str | None, number: int | None) -> None:
+def test_asked_threads_follows_environment(monkeypatch, text: str | None, number: int | None) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     if text is not None:
         monkeypatch.setenv("OMP_NUM_THREADS", text)
@@ -35,9 +35,7 @@ def four_threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def test_a_resumed_run_computes_with_as_many_threads_as_before(
-    models: dict, tmp_path, monkeypatch, four_threads: None, caplog
-) -> None:
+def test_resume_uses_as_many_threads_as_before(models: dict, tmp_path, monkeypatch, four_threads: None, caplog) -> None:
     config = run_config(models, tmp_path, training__steps=1, data__eval=None, trace__probes=0)
     train(config)
     folder = RunFolder(config.run_dir)
@@ -54,7 +52,7 @@ def test_a_resumed_run_computes_with_as_many_threads_as_before(
 
 
 @pytest.mark.parametrize("entry", ["import workbench", "import workbench.cli", "from workbench.studies import task"])
-def test_threads_sleep_while_they_wait_however_the_workbench_is_entered(entry: str) -> None:
+def test_threads_wait_passively_for_every_entry(entry: str) -> None:
     plain = {name: value for name, value in os.environ.items() if name not in ("OMP_WAIT_POLICY", "KMP_BLOCKTIME")}
 
     def policy(**values: str) -> list[str]:

@@ -24,17 +24,17 @@ def run(tmp_path: Path) -> Path:
     return Path(shutil.copytree(FORMER_RUN, tmp_path / "tiny"))
 
 
-def test_traces_of_the_former_version_are_refused_with_the_command(run: Path) -> None:
+def test_former_traces_raise_with_upgrade_command(run: Path) -> None:
     with raises(TraceError, f"workbench upgrade {run}"):
         open_traces(run).steps()
 
 
-def test_configuration_of_the_former_version_is_refused_with_the_command(run: Path) -> None:
+def test_former_config_raises_with_upgrade_command(run: Path) -> None:
     with raises(ConfigError, f"workbench upgrade {run}"):
         load_config(run / "config.yaml")
 
 
-def test_upgraded_run_has_present_keys_in_both_copies_of_its_configuration(run: Path) -> None:
+def test_upgraded_config_has_present_keys_in_both_copies(run: Path) -> None:
     assert upgrade_run(run) == Upgrade(
         3,
         (
@@ -54,7 +54,7 @@ def test_upgraded_run_has_present_keys_in_both_copies_of_its_configuration(run: 
     assert json.loads((run / "run.json").read_text())["config"] == config.to_dict()
 
 
-def test_upgraded_traces_have_the_values_of_the_former_files(run: Path) -> None:
+def test_upgraded_traces_have_former_values(run: Path) -> None:
     upgrade_run(run)
     traces = open_traces(run)
     assert traces.steps() == [1, 2]
@@ -73,7 +73,7 @@ def test_upgraded_traces_have_the_values_of_the_former_files(run: Path) -> None:
     assert not list((run / "traces").glob("positions*")) and not (run / "traces" / "cells").exists()
 
 
-def test_interrupted_upgrade_is_completed_by_the_same_command(run: Path) -> None:
+def test_interrupted_upgrade_is_completed_by_same_command(run: Path) -> None:
     whole = run.with_name("whole")
     shutil.copytree(run, whole)
     upgrade_run(whole)
@@ -107,7 +107,7 @@ def test_stored_answers_are_renamed(run: Path) -> None:
     assert {row.visibility for row in load_records(run)} == {"visible", "privileged"}
 
 
-def test_metrics_are_renamed_also_those_of_a_peer_and_an_incomplete_line_stays(run: Path) -> None:
+def test_metrics_are_renamed_and_incomplete_line_stays(run: Path) -> None:
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"kind": "train", "step": 3, "ann/sampler_gap": 0.5, "ann/fact/gate": 1.0}\n{"kind": "tr')
     upgrade_run(run)
@@ -130,7 +130,7 @@ def test_metrics_are_renamed_also_those_of_a_peer_and_an_incomplete_line_stays(r
     assert last == '{"kind": "tr'
 
 
-def test_traces_of_version_6_become_equal_to_those_of_version_5(run: Path) -> None:
+def test_traces_of_version_6_equal_those_of_version_5(run: Path) -> None:
     upgrade_run(run)
     (file,) = (run / "traces" / "tokens").glob("*.parquet")
     upgraded = pq.read_table(file)
@@ -147,6 +147,6 @@ def test_traces_of_version_6_become_equal_to_those_of_version_5(run: Path) -> No
     assert open_traces(run).regimes["ALL"].target == "teacher"
 
 
-def test_folder_without_a_run_is_refused(tmp_path: Path) -> None:
+def test_upgrade_of_other_folder_raises(tmp_path: Path) -> None:
     with raises(RunError, "run folder"):
         upgrade_run(tmp_path)
