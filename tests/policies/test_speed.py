@@ -250,4 +250,4 @@ def test_eight_bit_teacher_scores_are_close() -> None:
 def test_eight_bits_without_package_raise(models: dict, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with raises(ConfigError, "package bitsandbytes"):
-        teacher(models, teacher_dtype="int8")
+        teacher(models, teacher_options={"dtype": "int8"})

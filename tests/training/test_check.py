@@ -56,6 +56,14 @@ def test_check_matching_models_is_good(config: RunConfig) -> None:
     assert not list(config.run_dir.parent.glob("*"))  # nothing is left behind
 
 
+def test_check_reduced_image_names_both_sizes(config: RunConfig) -> None:
+    """Scenes have 288 x 288 pixels; 34 x 34 is the largest square of at most 1200."""
+    reduced = replace(config, models=replace(config.models, max_pixels=1200, teacher_max_pixels=288 * 288))
+    checks = by_name(check_config(reduced))
+    assert "has 288 x 288 pixels, reduced to 34 x 34 (models.max_pixels)" in checks["images in view student"].finding
+    assert checks["images in view teacher"].finding.endswith("the largest image has 288 x 288 pixels")
+
+
 def test_check_builds_models_on_configured_device(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     requests = []
 

@@ -27,6 +27,7 @@ from workbench.files.parsing import PLAIN_NAME, dump_yaml, is_plain_name, parse_
 from workbench.files.shipped import find_recipe, locate_all
 from workbench.methods import describe_options, load_method, method_module
 from workbench.policies.by_domain import is_by_domain
+from workbench.policies.image_size import MAX_PIXELS
 from workbench.types import STUDENT
 
 BACKENDS = ("transformers", "vllm")
@@ -81,6 +82,24 @@ class ModelsConfig:
             choices=(*DTYPES, "int8"),
         ),
     ] = None
+    max_pixels: Annotated[
+        int | None,
+        Option(
+            "Largest image that models see, by area; larger ones are reduced. null = no limit", unit="pixels", low=784
+        ),
+    ] = MAX_PIXELS
+    teacher_max_pixels: Annotated[
+        int | None,
+        Option("Largest image that teachers see, by area. null = same as max_pixels", unit="pixels", low=784),
+    ] = None
+    image_processor: Annotated[
+        dict,
+        Option("Options of the students' image processor in its own terms, e.g. {do_image_splitting: false}"),
+    ] = field(default_factory=dict)
+    teacher_image_processor: Annotated[
+        dict | None,
+        Option("Options of the teachers' image processors in their own terms. null = same as image_processor"),
+    ] = None
     offload_teachers: Annotated[
         bool, Option("Keep teachers in host memory and move each to the device only for its forward passes")
     ] = False
@@ -117,6 +136,19 @@ class ModelsConfig:
                 raise ConfigError(
                     f"models.teachers must map domain names to models, both texts; got {show(domain)}: {show(model)}."
                 )
+
+    @property
+    def student_options(self) -> dict[str, Any]:
+        """Options by which students are loaded, for policies.loading.load_policies."""
+        names = ("dtype", "trust_remote_code", "max_pixels", "image_processor")
+        return {name: getattr(self, name) for name in names}
+
+    @property
+    def teacher_options(self) -> dict[str, Any]:
+        """Options of teachers that differ from those of students."""
+        names = ("dtype", "max_pixels", "image_processor")
+        options = {name: getattr(self, f"teacher_{name}") for name in names}
+        return {name: value for name, value in options.items() if value is not None}
 
     @property
     def learners(self) -> dict[str, str]:

@@ -20,8 +20,9 @@ from jinja2 import TemplateError
 from PIL import Image
 from torch import Tensor
 
-from workbench.data.images import open_image
+from workbench.data.images import note, open_image
 from workbench.errors import PolicyError
+from workbench.policies.image_size import MAX_PIXELS, reduce
 from workbench.policies.templates import TEXT, content_form
 from workbench.types import Prompt, Turn
 
@@ -37,13 +38,17 @@ VISION_START = "<|vision_start|>"  # Qwen families
 
 
 class PromptEncoder:
-    """Encodes prompts with a Hugging Face processor (or a tokenizer alone, for models without images)."""
+    """Encodes prompts with a Hugging Face processor (or a tokenizer alone, for models without images).
+
+    max_pixels  larger images are reduced before the processor sees them; None = no limit
+    """
 
     def __init__(self, processor: Any, *, max_prompt_length: int | None = None) -> None:
         self.processor = processor
         self.tokenizer = getattr(processor, "tokenizer", processor)
         self.max_prompt_length = max_prompt_length
         self.context_length = max_prompt_length  # of prompt and completion together
+        self.max_pixels: int | None = MAX_PIXELS
         self._content = content_form(processor) if getattr(processor, "chat_template", None) is not None else None
         self._kept: OrderedDict[str, tuple[Prompt, Encoded]] = OrderedDict()
         self._kept_bytes = 0
@@ -56,8 +61,10 @@ class PromptEncoder:
         self._first_signs = {token[0] for token in self._special}
 
     def encodes_as(self, other: "PromptEncoder") -> bool:
-        """Return whether both encode every prompt equally: same processor class, settings, vocabulary and template."""
-        if type(self.processor) is not type(other.processor) or self.max_prompt_length != other.max_prompt_length:
+        """Return whether both encode every prompt equally: same limits, processor, settings, vocabulary, template."""
+        if type(self.processor) is not type(other.processor):
+            return False
+        if (self.max_prompt_length, self.max_pixels) != (other.max_prompt_length, other.max_pixels):
             return False
         settings, other_settings = (_settings(encoder.processor, encoder.tokenizer) for encoder in (self, other))
         return settings is not None and settings == other_settings
@@ -79,6 +86,15 @@ class PromptEncoder:
         if prompt.key:
             self._keep(prompt, encoded)
         return encoded
+
+    def open(self, source: Image.Image | Path) -> Image.Image:
+        """Open an image as the processor gets it: upright, as RGB, of at most max_pixels pixels."""
+        image = open_image(source)
+        reduced = reduce(image, self.max_pixels)
+        if reduced is not image:
+            name = str(source) if isinstance(source, Path) else f"of {image.width} x {image.height} pixels, in memory,"
+            note(f"more than {self.max_pixels:,} pixels (models.max_pixels), reduced for the model", name)
+        return reduced
 
     def special_in(self, text: str) -> str | None:
         """Return a special token that occurs in the text; None if none does."""
@@ -125,7 +141,7 @@ class PromptEncoder:
         key = tuple(source if isinstance(source, Path) else id(source) for source in sources)
         pictures = self._pictures.pop(key, None)
         if pictures is None:
-            pictures = _ImageInputs(sources, [open_image(source) for source in sources], {})
+            pictures = _ImageInputs(sources, [self.open(source) for source in sources], {})
         self._pictures[key] = pictures
         while len(self._pictures) > RECENT_PICTURES:
             self._pictures.popitem(last=False)
@@ -156,7 +172,7 @@ class PromptEncoder:
 
     def request(self, prompt: Prompt) -> tuple[str, tuple[int, ...], tuple[Image.Image, ...]]:
         """Prompt for a rollout engine: text with one placeholder per image, its tokens, and the images."""
-        images, begins = [open_image(image) for image in prompt.all_images], False
+        images, begins = [self.open(image) for image in prompt.all_images], False
         if getattr(self.processor, "chat_template", None) is None:
             text = self._plain_text(prompt)
         else:
@@ -166,7 +182,7 @@ class PromptEncoder:
         return text, tuple(ids), tuple(images)
 
     def _templated(self, prompt: Prompt) -> str:
-        messages = self._messages(prompt, [open_image(image) for image in prompt.all_images])
+        messages = self._messages(prompt, [self.open(image) for image in prompt.all_images])
         return self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
 
     def _begins(self, text: str) -> bool:

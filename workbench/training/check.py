@@ -4,6 +4,7 @@ Silent misalignment is the most common bug of distillation: a completion tokeniz
 column, an end token that the teacher does not know. Each row of the table measures one such bug.
 """
 
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -15,6 +16,7 @@ import workbench.policies.view_output
 from workbench.config.schema import RunConfig
 from workbench.data.contexts import is_privileged
 from workbench.data.examples import load_examples, split_by_evidence
+from workbench.data.images import image_size
 from workbench.data.leaks import find_leaks
 from workbench.distill.losses import score
 from workbench.distill.method import Method
@@ -26,6 +28,7 @@ from workbench.errors import DataError
 from workbench.policies import Completion, Policy, SamplingOptions
 from workbench.policies.autoregressive import AutoregressivePolicy
 from workbench.policies.by_domain import member
+from workbench.policies.image_size import reduced_size
 from workbench.training.check_rows import count_pictures, describe_pictures, describe_rows, require_usable, split_rows
 from workbench.training.filter import split_by_teacher
 from workbench.training.learner import Learner, attach_engine, autocast, build_learner, check_engine
@@ -279,9 +282,22 @@ def _images(scored: StepResult, learner: Learner) -> Iterator[Check]:
             image_token, prompt = getattr(policy.model.config, "image_token_id", None), prompts[indices[0]]
             if image_token is None:
                 continue
-            count = int((policy.encoder.encode(prompt)["input_ids"] == image_token).sum())
+            ids = policy.encoder.encode(prompt)["input_ids"]
+            count = int((ids == image_token).sum())
             status = OK if bool(count) == bool(prompt.all_images) else WRONG
-            yield Check(f"images in view {name}", status, f"{len(prompt.all_images)} image(s), {count} image tokens")
+            text = f"{len(prompt.all_images)} image(s), {count:,} image tokens of {ids.numel():,}"
+            yield Check(f"images in view {name}", status, text + _largest_image(policy, prompt))
+
+
+def _largest_image(policy: AutoregressivePolicy, prompt: Prompt) -> str:
+    """Size of a prompt's largest image, and what it is reduced to."""
+    sizes = [image_size(image) for image in prompt.all_images]
+    if not sizes:
+        return ""
+    largest = max(sizes, key=math.prod)
+    reduced = reduced_size(*largest, policy.encoder.max_pixels)
+    text = f"; the largest image has {largest[0]} x {largest[1]} pixels"
+    return text if reduced == largest else f"{text}, reduced to {reduced[0]} x {reduced[1]} (models.max_pixels)"
 
 
 def _views(scored: StepResult, learner: Learner, config: RunConfig) -> Iterator[Check]:

@@ -240,7 +240,7 @@ Questions: {_name(config.data.train)}.
 ## Context in use
 
 Give this model `{context}`: {given}, and nothing else.
-{_withheld(never)}
+{_image_limit(config.models.max_pixels)}{_withheld(never)}
 
 ## Evaluation
 
@@ -255,6 +255,13 @@ model = {auto_class}.from_pretrained(FOLDER)
 processor = AutoProcessor.from_pretrained(FOLDER)
 ```
 """
+
+
+def _image_limit(max_pixels: int | None) -> str:
+    """Sentence about the size of images in training."""
+    if max_pixels is None:
+        return ""
+    return f"In training, an image of more than {max_pixels:,} pixels was reduced to that; reduce larger ones alike.\n"
 
 
 def _withheld(evidence: list[str]) -> str:

@@ -159,13 +159,12 @@ def build_learner(
         ema=checkpoint.ema(name) if checkpoint else None,
         teacher=models.teacher,
         teachers=models.teachers,
-        dtype=models.dtype,
-        teacher_dtype=models.teacher_dtype,
+        **models.student_options,
+        teacher_options=models.teacher_options,
         offload_teachers=models.offload_teachers,
         attn_implementation=models.attn_implementation,
         compiler=models.compile,
         device="cpu" if process_group.sharding else device,
-        trust_remote_code=models.trust_remote_code,
         max_completion_length=config.sampling.max_completion_length,
         block=config.sampling.diffusion_block_size,
         steps_per_block=config.sampling.steps_per_block,
@@ -235,6 +234,7 @@ def attach_engine(learners: list[Learner], config: RunConfig) -> None:
         str(base_of(next(iter(models.learners.values())))),
         dtype="bfloat16" if config.training.mixed_precision == "bf16" else models.dtype,  # the precision of the student
         memory=config.sampling.backend_memory,
+        image_processor=models.image_processor,
         trust_remote_code=models.trust_remote_code,
     )
     for learner in learners:
