@@ -69,7 +69,8 @@ def without_paths(text: str) -> str:
 def _still(data: dict[str, Any], page: Page) -> dict[str, Any]:
     """One output, a live figure or token view replaced by its picture."""
     if PLOTLY in data:
-        html = f'<div id="figure"></div><script>{get_plotlyjs()}</script><script>Plotly.newPlot("figure", {_figure(data[PLOTLY])})</script>'
+        draw = f'Plotly.newPlot("figure", {_figure(data[PLOTLY])})'
+        html = f'<div id="figure"></div><script>{get_plotlyjs()}</script><script>{draw}</script>'
         return {"image/png": _picture(html, page)}
     if "wb-root" in data.get("text/html", ""):
         return {"image/png": _picture(data["text/html"], page)}

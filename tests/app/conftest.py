@@ -1,4 +1,4 @@
-"""A folder of runs that the tabs are tested on: real ones, of tiny models with random weights. And the page over them."""
+"""Runs of tiny models with random weights, on which the tabs are tested, and the page over them."""
 
 import shutil
 import socket

@@ -15,9 +15,12 @@ SHOWS = {  # what a tab has when it is drawn
     "monitor": "#monitor-shares .js-plotly-plot .main-svg",
 }
 FITS = """tab => document.documentElement.scrollWidth <= innerWidth
-    && [...document.querySelectorAll(`${tab} .js-plotly-plot`)].every(plot => plot.offsetWidth === 0 || (
-        plot.querySelector('.main-svg') && Math.abs(plot.querySelector('.main-svg').clientWidth - plot.clientWidth) < 2))"""
-NAMELESS = """tab => [...document.querySelectorAll(`${tab} :is(button, input, select, textarea, [role=grid], [role=tab])`)]
+    && [...document.querySelectorAll(`${tab} .js-plotly-plot`)].every(plot => {
+        const svg = plot.querySelector('.main-svg');
+        return plot.offsetWidth === 0 || (svg && Math.abs(svg.clientWidth - plot.clientWidth) < 2);
+    })"""
+NAMELESS = """tab => [...document.querySelectorAll(
+        `${tab} :is(button, input, select, textarea, [role=grid], [role=tab])`)]
     .filter(one => one.offsetParent && !one.closest('.js-plotly-plot') && one.type !== 'file')
     .filter(one => !(one.ariaLabel || one.ariaLabelledByElements?.length || one.labels?.length || one.title
         || one.textContent.trim() || one.closest('label')?.textContent.trim()))

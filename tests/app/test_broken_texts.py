@@ -1,4 +1,4 @@
-"""A broken YAML file in the recipes' or a run's folder: the page opens and names what is wrong where it needs the file."""
+"""A broken YAML file among recipes or in a run: the page opens, and names the error where it needs the file."""
 
 import shutil
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Figures in a real browser: they keep their areas, clips and color bars through every control, and show what is so."""
+"""Figures in a real browser: every control keeps their areas, clips and color bars, and they show right values."""
 
 import json
 import re
@@ -34,9 +34,9 @@ def choose(page: Page, box: str, option: str) -> None:
 
 
 def whole_figures(page: Page, least: int = 1) -> None:
-    """No visible figure has a reference that leads out of the page or nowhere; at least so many lead to their part."""
+    """Assert that no visible figure has a broken reference, and that at least `least` references resolve."""
     page.wait_for_function("() => document.querySelectorAll('.js-plotly-plot').length > 0")
-    page.wait_for_timeout(300)  # the address is written and figures are drawn anew by and by
+    page.wait_for_timeout(300)  # the page updates the address and redraws figures after the click
     result = page.evaluate(REFERENCES)
     assert result["broken"] == [] and result["local"] >= least, (page.url, result)
 
@@ -83,7 +83,7 @@ def test_figures_other_answer_opened_keep_references(visit) -> None:
 
 
 class Proxy:
-    """Hands on what is asked under a path, without the path, as a proxy does; all else is not here."""
+    """Forwards requests below a path without the path, as a proxy does; answers 404 to all others."""
 
     def __init__(self, app: ASGIApp, prefix: str) -> None:
         self.app, self.prefix = app, prefix
@@ -184,11 +184,11 @@ def test_lists_long_answers_are_clipped_and_keep_lines(visit, long_run: str) -> 
         question = row.locator(".wbu-clip").first
         assert question.evaluate("one => getComputedStyle(one).whiteSpace") == "pre-wrap"
         assert question.text_content() == LONG_QUESTION
-    # the colors and what they mean stay in sight while a long answer is scrolled
+    # colors and legend stay in sight while a long answer is scrolled
     page.locator("#tokens-answer .wb-t").nth(150).scroll_into_view_if_needed()
     expect(page.locator("#tokens-answer .wb-chips")).to_be_in_viewport()
     expect(page.locator("#tokens-answer .wb-legends")).to_be_in_viewport()
-    # a heat map of hundreds of tokens: no word is printed over another, the regimes are seen at one look
+    # a heat map of hundreds of tokens fits the page, and its words do not overlap
     open_tab(page, "Movement")
     assert page.locator("#movement-map svg").first.bounding_box()["width"] < 1400
     page.locator("#movement-value").get_by_text("capability gap").click()
@@ -228,7 +228,8 @@ def test_wrong_answer_clicked_opens_its_picture(visit, runs: Path) -> None:
 def test_illusion_figures_titles_match_axes_and_colors(visit, runs: Path) -> None:
     drawn = """() => [...document.querySelectorAll('#tab-illusion .js-plotly-plot')].map(one => ({
         title: one._fullLayout.title.text, axis: one._fullLayout.xaxis?.title?.text || '',
-        tints: one.data.map(trace => [trace.name, trace.line?.color || trace.marker?.color]), bars: one.data[0]?.y }))"""
+        tints: one.data.map(trace => [trace.name, trace.line?.color || trace.marker?.color]),
+        bars: one.data[0]?.y }))"""
     for run in ("dopd", "photos"):
         page = visit(f"run={run}", "illusion")
         result = page.evaluate(drawn)

@@ -17,7 +17,8 @@ from workbench.app.server import serve
 
 PATIENCE_MS = 60_000
 ASK = """async ([address, path, method, mode]) => {
-    const json = {data: ["?tab=monitor"], session_hash: "other", ...(path.includes("join") ? {fn_index: 1} : {})}, form = new FormData()
+    const event = path.includes("join") ? {fn_index: 1} : {}
+    const json = {data: ["?tab=monitor"], session_hash: "other", ...event}, form = new FormData()
     form.append("files", new Blob(["x".repeat(4000)]), "theirs.png")
     const body = method === "GET" ? undefined : path.includes("upload") ? form : JSON.stringify(json)
     const headers = path.includes("upload") || mode === "no-cors" ? {} : {"content-type": "application/json"}
@@ -79,7 +80,9 @@ def log_in(context: BrowserContext, address: str) -> Page:
     page = context.new_page()
     page.goto(address)
     done = page.evaluate(
-        "() => fetch('login', {method: 'POST', body: new URLSearchParams({username: 'ann', password: 'right'})}).then(r => r.status)"
+        """async () => {
+            const body = new URLSearchParams({username: 'ann', password: 'right'});
+            return (await fetch('login', {method: 'POST', body})).status; }"""
     )
     assert done == 200
     page.goto(address)

@@ -1,4 +1,4 @@
-"""The tabs that read a run, in a real browser over a real server: hover, pin, keyboard, links, comparison, own image, report.
+"""The tabs that read a run, in a real browser: hover, pin, keyboard, links, comparison, own image, report.
 
 Screenshots of every tab, light and dark, narrow and wide, go to the folder $WORKBENCH_SCREENSHOTS if it is set.
 """

@@ -1,4 +1,4 @@
-"""What a run found, as Illusion shows it: the numbers of the summary's sentences, and the key that records what is missing."""
+"""The finding cards of Illusion: the numbers of the summary, and the key that records what is missing."""
 
 import re
 from html import unescape

@@ -1,4 +1,4 @@
-"""Which requests the page answers, as values: names, ports, headers. The browser's own are in test_browser_origins.py."""
+"""The requests that the page answers, by host, port and headers. test_browser_origins.py has the browser's own."""
 
 import pytest
 from failures import raises

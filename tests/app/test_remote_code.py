@@ -53,7 +53,7 @@ def picture(tmp_path: Path) -> str:
 
 
 def call(app: gr.Blocks, event: object, values: dict[str, object]) -> str | None:
-    """All text that an event answers with the components' values as the page has them; None if it needs a click's data."""
+    """All text that an event returns for the values of the page; None if it needs the data of a click."""
     handler = inspect.unwrap(getattr(event.fn, "func", event.fn))
     if any(parameter.annotation is gr.EventData for parameter in inspect.signature(handler).parameters.values()):
         return None

@@ -124,7 +124,7 @@ def test_fragment_standalone_includes_style_and_script():
 def test_page_has_no_remote_address():
     html = render_page([render_tokens(view(cell(), pictures=(ViewImage("student", Image.new("RGB", (9, 9))),)))], "t")
     addresses = set(re.findall(r"https?://[^\s\"')]+", html))
-    assert addresses <= {"http://www.w3.org/2000/svg"}, "the name of the SVG vocabulary is no request"
+    assert addresses <= {"http://www.w3.org/2000/svg"}, "the SVG namespace is not requested"
     assert "default-src 'none'" in html and "@import" not in html
 
 

@@ -256,11 +256,12 @@ def test_theme_follows_caller_then_host_then_system(open_page, theme, system, bo
 
 
 def test_style_host_rules_do_not_apply(open_page):
-    host = """<style>.host .prose * { color: rgb(255, 0, 0) } .host .page table, .host .page p { margin: 99px; font-size: 40px }
-        .host .prose.page button { background: red; padding: 50px; transition: all 9s } .host .prose td { border: 9px solid }</style>"""
-    opened = open_page(
-        f"<!DOCTYPE html>{host}<div class='host'><div class='prose page'>{render_tokens(VIEW, theme='light')}</div></div>"
-    )
+    host = """<style>.host .prose * { color: rgb(255, 0, 0) }
+        .host .page table, .host .page p { margin: 99px; font-size: 40px }
+        .host .prose.page button { background: red; padding: 50px; transition: all 9s }
+        .host .prose td { border: 9px solid }</style>"""
+    fragment = render_tokens(VIEW, theme="light")
+    opened = open_page(f"<!DOCTYPE html>{host}<div class='host'><div class='prose page'>{fragment}</div></div>")
     color = "node => getComputedStyle(node).color"
     for selector in (".wb-t", ".wb-ask", ".wb-legend td", ".wb-why", ".wb-why b", ".wb-views td"):
         assert opened.page.locator(selector).first.evaluate(color) != "rgb(255, 0, 0)", selector
