@@ -4,38 +4,18 @@ import math
 from pathlib import Path
 
 import pytest
+from known_answers import STUDENT, TEACHER, rows
 
 from workbench.analysis.summary import summarize_run
 from workbench.evals.findings import find, sentences, source_of, wrong_context
-from workbench.evals.records import EvalRecord, save_records
+from workbench.evals.records import save_records
 from workbench.runs.folder import RunFolder
 
-
-def rows(
-    step: int, policy: str, context: str, rewards: str, visibility: str | None, confidence: float = 0.5
-) -> list[EvalRecord]:
-    return [
-        EvalRecord(
-            step, policy, context, f"{visibility}{number}", "", visibility, "3", "3", float(reward), confidence, 2, True
-        )
-        for number, reward in enumerate(rewards)
-    ]
-
-
-def run() -> list[EvalRecord]:
-    """Eight visible questions, 2 then 5 right; four privileged, 1 right at confidence 0.3, then 1 at 0.9."""
-    answered = rows(0, "student", "plain", "11000000", "visible") + rows(
-        0, "student", "plain", "1000", "privileged", 0.3
-    )
-    answered += rows(9, "student", "plain", "10111100", "visible") + rows(
-        9, "student", "plain", "0001", "privileged", 0.9
-    )
-    answered += rows(0, "teacher", "plain", "11100000", "visible") + rows(0, "teacher", "crop", "11111110", "visible")
-    return answered
+RUN = STUDENT + TEACHER
 
 
 def test_findings_gain_and_claims_equal_hand_computed() -> None:
-    result = find(run(), "crop")
+    result = find(RUN, "crop")
     # changes of the eight: 0, -1, 1, 1, 1, 1, 0, 0; mean 3/8; squares sum to 5 - 8 (3/8)^2 = 3.875; over 7, over 8
     margin = 1.96 * math.sqrt(3.875 / 7 / 8)
     assert result.gain == pytest.approx((0.375, 0.375 - margin, 0.375 + margin))
@@ -46,7 +26,7 @@ def test_findings_gain_and_claims_equal_hand_computed() -> None:
 
 
 def test_sentences_give_numbers_and_control_command() -> None:
-    gained, claimed, why = sentences(find(run(), "crop"), run="demo", config="runs/demo/config.yaml", privilege="crop")
+    gained, claimed, why = sentences(find(RUN, "crop"), run="demo", config="runs/demo/config.yaml", privilege="crop")
     assert "Accuracy gain: 25.0% to 62.5% on 8 questions that the image answers, +37.5 points" in gained
     assert "37.5% without and 87.5% with crop, so the evidence can help here" in gained
     assert "4 questions that only the evidence answers" in claimed
@@ -55,7 +35,7 @@ def test_sentences_give_numbers_and_control_command() -> None:
 
 
 def test_findings_useless_evidence_cannot_pay() -> None:
-    answered = [row for row in run() if row.context != "crop"] + rows(0, "teacher", "crop", "11100000", "visible")
+    answered = [row for row in RUN if row.context != "crop"] + rows(0, "teacher", "crop", "11100000", "visible")
     assert not find(answered, "crop").source.can_pay
     assert (
         "the evidence cannot help here" in sentences(find(answered, "crop"), run="a", config="b", privilege="crop")[0]
@@ -64,7 +44,7 @@ def test_findings_useless_evidence_cannot_pay() -> None:
 
 def test_findings_source_intervals_equal_hand_computed() -> None:
     """Wilson's for 3 and 7 of 8 (by the quadratic (p - q)^2 = 1.96^2 q (1 - q) / 8); the difference is paired."""
-    source = find(run(), "crop").source
+    source = find(RUN, "crop").source
     for share in (source.without, source.with_evidence):
         for end in (share.low, share.high):
             assert (share.value - end) ** 2 == pytest.approx(1.96**2 * end * (1 - end) / 8)
@@ -80,13 +60,13 @@ def test_findings_source_intervals_equal_hand_computed() -> None:
 def test_findings_overconfidence_change_is_paired() -> None:
     """Confidence minus reward: -0.7, 0.3, 0.3, 0.3, then 0.9, 0.9, 0.9, -0.1; changes 1.6, 0.6, 0.6, -0.4."""
     margin = 1.96 * math.sqrt((1.0 + 0.0 + 0.0 + 1.0) / 3 / 4)
-    assert find(run(), "crop").more_claimed == pytest.approx((0.6, 0.6 - margin, 0.6 + margin))
-    assert find(run(), "crop").steps == (0, 9)
+    assert find(RUN, "crop").more_claimed == pytest.approx((0.6, 0.6 - margin, 0.6 + margin))
+    assert find(RUN, "crop").steps == (0, 9)
 
 
 @pytest.mark.parametrize("privilege", ["crop", "wrong_crop", None])
 def test_findings_wrong_evidence_is_not_the_evidence(privilege: str | None) -> None:
-    answered = rows(0, "teacher", "wrong_crop", "11100001", "visible") + run()
+    answered = rows(0, "teacher", "wrong_crop", "11100001", "visible") + RUN
     source = find(answered, privilege).source
     assert (source.context, source.privileged) == ("crop", 0.875)
     assert [(share.context, share.value) for share in source.wrong] == [("wrong_crop", 0.5)]
@@ -95,7 +75,7 @@ def test_findings_wrong_evidence_is_not_the_evidence(privilege: str | None) -> N
 
 
 def test_findings_without_teacher_use_untrained_student() -> None:
-    answered = [row for row in run() if row.policy == "student"] + rows(0, "student", "crop", "11110000", "visible")
+    answered = [row for row in RUN if row.policy == "student"] + rows(0, "student", "crop", "11110000", "visible")
     source = find(answered, None).source
     assert (source.name, source.context, source.plain, source.privileged) == (
         "the student before training",
@@ -133,13 +113,13 @@ def test_wrong_context_is_control_of_context(privilege: str | None, control: str
 
 
 def test_sentences_of_wrong_evidence_run_say_so() -> None:
-    assert "wrong evidence" in sentences(find(run(), "crop"), run="a", config="b", privilege="wrong_crop")[-1]
+    assert "wrong evidence" in sentences(find(RUN, "crop"), run="a", config="b", privilege="wrong_crop")[-1]
 
 
 def test_summary_ends_with_findings(tmp_path: Path) -> None:
     folder = RunFolder.create(tmp_path / "demo", "method: {name: dopd, privilege: crop}\n", seed=0, method="dopd")
     for step in (0, 9):
-        save_records(folder.path, step, [row for row in run() if row.step == step])
+        save_records(folder.path, step, [row for row in RUN if row.step == step])
     *_, why, legend = summarize_run(folder.path).splitlines()
     assert f"workbench train {folder.path}/config.yaml method.privilege=wrong_crop" in why
     assert "one seed" in legend

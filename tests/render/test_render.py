@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 import pytest
 from failures import raises
 from PIL import Image
+from small_answers import REGIMES, cell, view
 
 from workbench.errors import ConfigError
 from workbench.render import (
@@ -28,30 +29,11 @@ from workbench.traces.reader import TracedRollout
 from workbench.traces.schema import TracedRegime, TracedView
 from workbench.types import Box
 
-REGIMES = {
-    "LH": RegimeNote("low gap, both sure: teacher, light", "teacher", "reverse KL, top-128"),
-    "LL": RegimeNote("low gap, unsure: privileged self, weak", "self", "reverse KL, top-128"),
-    "HT": RegimeNote("high gap, teacher leads: teacher, strong", "teacher", "JSD"),
-    "HS": RegimeNote("high gap, self leads: privileged self, light", "self", "reverse KL, top-128"),
-}
 OWN_ELEMENTS = {
     *("div", "style", "template", "header", "span", "aside", "section", "button", "details", "summary", "figure"),
     *("figcaption", "img", "svg", "rect", "g", "text", "title", "p", "pre", "mark", "s", "i", "b", "br"),
     *("table", "thead", "tbody", "tr", "th", "td"),
 }
-THRESHOLDS = {"gap": 0.55, "probability_sum": 1.20}
-
-
-def cell(text="4", regime="LH", student=-0.5, self_=-0.2, teacher=-0.1, **fields):
-    note = REGIMES.get(regime, RegimeNote())
-    logprobs = {"student": student, "self": self_, "teacher": teacher}
-    logprobs = {name: value for name, value in logprobs.items() if value is not None}
-    return TokenCell(text, 7, regime, note.target, note.divergence, logprobs=logprobs, **fields)
-
-
-def view(*tokens, **fields):
-    given = {"title": "a run", "question": "which digit?", "answer": "4", "regimes": REGIMES, "thresholds": THRESHOLDS}
-    return TokenView(tokens=tokens, **(given | fields))
 
 
 class Elements(HTMLParser):
