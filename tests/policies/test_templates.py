@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 from conftest import picture
 from failures import raises
-from families import TEMPLATE
+from families import TEMPLATE, TEXT_FAMILIES
 from transformers import AutoProcessor
 
-from workbench.errors import PolicyError
-from workbench.policies.autoregressive import AutoregressivePolicy, load_policy
+from workbench.errors import ConfigError, PolicyError
+from workbench.policies.autoregressive import AutoregressivePolicy
+from workbench.policies.loading import load_policies, load_policy
 from workbench.types import Prompt, Turn
 
 OF_TEXT = (
@@ -91,3 +92,52 @@ def test_several_chat_templates_without_default_raise(folders: dict, tmp_path: P
     file.write_text(json.dumps(json.loads(file.read_text()) | {"chat_template": named}))
     with raises(PolicyError, "processor", "chat templates"):
         load_policy(folder, "student")
+
+
+THINKS = OF_TEXT + "{% if enable_thinking is defined and not enable_thinking %}<none>{% endif %}"
+
+
+@pytest.mark.parametrize("template", [THINKS, THINKS.replace("['content']", "['content'][0]['text']")])
+@pytest.mark.parametrize("family", ["llava", "qwen3"])
+def test_system_prompt_and_arguments_render_in_every_form(family: str, template: str, folders: dict, tmp_path) -> None:
+    source = folders[family] if family in folders else TEXT_FAMILIES[family](tmp_path / "text")
+    if not (source / "chat_template.jinja").is_file():
+        (source / "chat_template.jinja").write_text(template)
+    folder = moved(source, tmp_path / "model", "jinja", template)
+    policy = load_policy(folder, "student", system_prompt="be brief", chat_template_kwargs={"enable_thinking": False})
+    asked = text_of(policy, Prompt((), "what is this?"))
+    assert asked.replace(" ", "").endswith("system:bebrief\nuser:whatisthis?\nassistant:<none>")
+    of_its_own = Prompt((), "what is this?", (Turn("system", "be long"), Turn("user", "a"), Turn("assistant", "b")))
+    assert "brief" not in text_of(policy, of_its_own)
+    text, ids, _ = policy.encoder.request(Prompt((), "what is this?"))  # as a rollout engine gets it
+    assert list(ids) == policy.encoder.encode(Prompt((), "what is this?"))["input_ids"][0].tolist()
+    assert text.endswith("<none>")
+
+
+def test_template_argument_not_read_names_those_that_are(folders: dict, tmp_path: Path) -> None:
+    folder = moved(folders["llava"], tmp_path / "model", "jinja", THINKS)
+    with raises(ConfigError, "student", "enable_thinkin", 'mean "enable_thinking"'):
+        load_policy(folder, "student", chat_template_kwargs={"enable_thinkin": False})
+    with raises(ConfigError, "student", "enable_thinking", "none"):
+        load_policy(folders["llava"], "student", chat_template_kwargs={"enable_thinking": False})
+    with raises(ConfigError, "messages"):
+        load_policy(folder, "student", chat_template_kwargs={"messages": []})
+
+
+def test_system_prompt_not_rendered_is_refused(folders: dict, tmp_path: Path) -> None:
+    only_users = OF_TEXT.replace("in messages", "in messages if message['role'] != 'system'")
+    refuses = OF_TEXT.replace(
+        "{{ bos_token }}", "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    )
+    for template, words in ((only_users, "drops"), (refuses, "no system")):
+        folder = moved(folders["llava"], tmp_path / words[:2], "jinja", template)
+        with raises(ConfigError, "models.system_prompt", words):
+            load_policy(folder, "student", system_prompt="be brief")
+    with raises(ConfigError, "models.system_prompt", "<image>"):
+        load_policy(folders["llava"], "student", system_prompt="see <image>")
+
+
+def test_teacher_own_system_prompt_reaches_teacher_alone(models: dict) -> None:
+    policies = load_policies(("teacher",), **models, teacher_options={"system_prompt": "be brief"})
+    texts = {name: text_of(policy, Prompt((), "what is this?")) for name, policy in policies.items()}
+    assert "brief" in texts["teacher"] and "brief" not in texts["student"]

@@ -34,6 +34,7 @@ BACKENDS = ("transformers", "vllm")
 DTYPES = ("float32", "bfloat16", "float16")
 NO_PEERS = (STUDENT, "teacher", "dataset", "optimizer")  # reserved: they name other parts of a run
 _PEER = re.compile(r"[a-z][a-z0-9]*")
+_TEACHERS_TOO = ("dtype", "max_pixels", "image_processor", "system_prompt", "chat_template_kwargs")  # teacher_...
 OPTIMIZERS = ("adamw", "sgd")
 RESUMABLE = (
     "training.save_every",
@@ -100,6 +101,17 @@ class ModelsConfig:
         dict | None,
         Option("Options of the teachers' image processors in their own terms. null = same as image_processor"),
     ] = None
+    system_prompt: Annotated[
+        str | None,
+        Option("System prompt of every question without one of its own. null = what the chat template does by itself"),
+    ] = None
+    teacher_system_prompt: Annotated[str | None, Option("The same for teachers. null = same as system_prompt")] = None
+    chat_template_kwargs: Annotated[dict, Option("Arguments of the chat template, e.g. {enable_thinking: false}")] = (
+        field(default_factory=dict)
+    )
+    teacher_chat_template_kwargs: Annotated[
+        dict | None, Option("The same for teachers. null = same as chat_template_kwargs")
+    ] = None
     offload_teachers: Annotated[
         bool, Option("Keep teachers in host memory and move each to the device only for its forward passes")
     ] = False
@@ -140,14 +152,13 @@ class ModelsConfig:
     @property
     def student_options(self) -> dict[str, Any]:
         """Options by which students are loaded, for policies.loading.load_policies."""
-        names = ("dtype", "trust_remote_code", "max_pixels", "image_processor")
+        names = (*_TEACHERS_TOO, "trust_remote_code")
         return {name: getattr(self, name) for name in names}
 
     @property
     def teacher_options(self) -> dict[str, Any]:
         """Options of teachers that differ from those of students."""
-        names = ("dtype", "max_pixels", "image_processor")
-        options = {name: getattr(self, f"teacher_{name}") for name in names}
+        options = {name: getattr(self, f"teacher_{name}") for name in _TEACHERS_TOO}
         return {name: value for name, value in options.items() if value is not None}
 
     @property

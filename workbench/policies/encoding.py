@@ -21,9 +21,9 @@ from PIL import Image
 from torch import Tensor
 
 from workbench.data.images import note, open_image
-from workbench.errors import PolicyError
+from workbench.errors import ConfigError, PolicyError
 from workbench.policies.image_size import MAX_PIXELS, reduce
-from workbench.policies.templates import TEXT, content_form
+from workbench.policies.templates import TEXT, check_system_prompt, check_template_kwargs, content_form
 from workbench.types import Prompt, Turn
 
 CACHE_BYTES = 2**30  # of encoded prompts per encoder; least recently used are evicted
@@ -49,6 +49,8 @@ class PromptEncoder:
         self.max_prompt_length = max_prompt_length
         self.context_length = max_prompt_length  # of prompt and completion together
         self.max_pixels: int | None = MAX_PIXELS
+        self.system_prompt: str | None = None  # of prompts without a system turn
+        self.chat_template_kwargs: dict[str, Any] = {}
         self._content = content_form(processor) if getattr(processor, "chat_template", None) is not None else None
         self._kept: OrderedDict[str, tuple[Prompt, Encoded]] = OrderedDict()
         self._kept_bytes = 0
@@ -64,10 +66,25 @@ class PromptEncoder:
         """Return whether both encode every prompt equally: same limits, processor, settings, vocabulary, template."""
         if type(self.processor) is not type(other.processor):
             return False
-        if (self.max_prompt_length, self.max_pixels) != (other.max_prompt_length, other.max_pixels):
+        if self._limits() != other._limits():
             return False
         settings, other_settings = (_settings(encoder.processor, encoder.tokenizer) for encoder in (self, other))
         return settings is not None and settings == other_settings
+
+    def _limits(self) -> tuple:
+        return self.max_prompt_length, self.max_pixels, self.system_prompt, self.chat_template_kwargs
+
+    def set_template(self, system_prompt: str | None, chat_template_kwargs: dict[str, Any], name: str) -> None:
+        """Set the system prompt and the arguments of the chat template.
+
+        Raises: ConfigError with the policy's name if the template does not use them.
+        """
+        check_template_kwargs(self.processor, chat_template_kwargs, name)
+        if system_prompt is not None:
+            if token := self.special_in(system_prompt):
+                raise ConfigError(f'{name}: models.system_prompt has the special token "{token}". Remove it.')
+            check_system_prompt(self.processor, self._content, system_prompt, name)
+        self.system_prompt, self.chat_template_kwargs = system_prompt, dict(chat_template_kwargs)
 
     def encode(self, prompt: Prompt) -> Encoded:
         """Encode one prompt, ids (1, T). Raises PolicyError for special tokens in its text or a too long prompt."""
@@ -167,6 +184,7 @@ class PromptEncoder:
             tokenize=True,
             return_dict=True,
             return_tensors="pt",
+            **self.chat_template_kwargs,
         )
         return _inputs(encoded)
 
@@ -183,7 +201,9 @@ class PromptEncoder:
 
     def _templated(self, prompt: Prompt) -> str:
         messages = self._messages(prompt, [self.open(image) for image in prompt.all_images])
-        return self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        return self.processor.apply_chat_template(
+            messages, add_generation_prompt=True, tokenize=False, **self.chat_template_kwargs
+        )
 
     def _begins(self, text: str) -> bool:
         """Return whether the template adds the start token, which is then not added again (as in transformers)."""
@@ -192,13 +212,19 @@ class PromptEncoder:
     def _messages(self, prompt: Prompt, images: list[Image.Image]) -> list[dict]:
         remaining = iter(images)
         messages: list[dict] = []
-        for turn in (*prompt.history, Turn("user", prompt.text, prompt.images)):
+        for turn in (*self._history(prompt), Turn("user", prompt.text, prompt.images)):
             if self._content == TEXT:
                 messages.append({"role": turn.role, "content": self._image_tokens(len(turn.images)) + turn.text})
                 continue
             parts = [{"type": "image", "image": next(remaining)} for _ in turn.images]
             messages.append({"role": turn.role, "content": [*parts, {"type": "text", "text": turn.text}]})
         return messages
+
+    def _history(self, prompt: Prompt) -> tuple[Turn, ...]:
+        """Earlier turns, after the system prompt unless they have a system turn of their own."""
+        if self.system_prompt is None or any(turn.role == "system" for turn in prompt.history):
+            return prompt.history
+        return (Turn("system", self.system_prompt), *prompt.history)
 
     def _plain_text(self, prompt: Prompt) -> str:
         """Prompt without a chat template: image tokens, then the text."""

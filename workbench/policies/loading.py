@@ -18,16 +18,25 @@ from workbench.types import STUDENT
 
 
 def load_policy(
-    path: str | Path, name: str, *, max_pixels: int | None = MAX_PIXELS, **options: Any
+    path: str | Path,
+    name: str,
+    *,
+    max_pixels: int | None = MAX_PIXELS,
+    system_prompt: str | None = None,
+    chat_template_kwargs: dict[str, Any] | None = None,
+    **options: Any,
 ) -> AutoregressivePolicy:
     """Load a model folder or hub name as a policy; options as in models.load_model.
 
-    max_pixels  larger images are reduced to it before they are encoded; None = no limit
+    max_pixels     larger images are reduced to it before they are encoded; None = no limit
+    system_prompt  of prompts without a system turn; None = what the chat template does by itself
+    chat_template_kwargs  arguments of the chat template, such as {"enable_thinking": False}
     """
     model, processor = load_model(path, name, **options)
     kind = DiffusionPolicy if is_masked_lm(model.config) else AutoregressivePolicy
     policy = kind(model, processor, name)
     policy.source, policy.encoder.max_pixels = path, max_pixels
+    policy.encoder.set_template(system_prompt, chat_template_kwargs or {}, name)
     return policy
 
 
@@ -62,7 +71,7 @@ def load_policies(
     learner   name of the student among several: "ann" has the policies ann, ann@ema, ann@start
     block, steps_per_block  denoising schedule of masked diffusion models; 0 = the model's own
     accept_differences  accept models whose numbers differ from their own forward pass
-    options   of load_policy: dtype, device, max_pixels, image_processor, trust_remote_code, ...
+    options   of load_policy: dtype, device, max_pixels, system_prompt, trust_remote_code, ...
 
     Raises: PolicyError if a model cannot be loaded, has another vocabulary, or differs from its own forward pass.
     """

@@ -1,14 +1,16 @@
-"""Chat templates: find the template of a model folder, and the form of message content that it takes."""
+"""Chat templates: find the template of a model folder, the form of message content that it takes, and its arguments."""
 
 import re
 from typing import Any
 
 from jinja2 import TemplateError
 
-from workbench.errors import PolicyError
+from workbench.errors import ConfigError, PolicyError, show, unknown
 
 PARTS, TEXT = "parts", "text"  # content as a list of images and texts, or as one string
 _QUESTION = "Which WORKBENCHPROBE?"
+_OPTIONAL = re.compile(r"\b(\w+) is (?:not )?defined")  # how templates read an optional argument
+_RESERVED = ("messages", "add_generation_prompt", "tokenize", "tools", "documents", "chat_template")
 _PRINTED_LIST = re.compile(r"""['"]type['"]\s*:\s*['"]text['"]""")
 
 
@@ -52,3 +54,37 @@ def content_form(processor: Any) -> str:
         f"the model's chat template omits the question, as parts and as text ({'; '.join(faults)[:400]}). Put the "
         "model's own chat_template.jinja into its folder."
     )
+
+
+def check_template_kwargs(processor: Any, kwargs: dict[str, Any], name: str) -> None:
+    """Raise ConfigError for an argument that the chat template does not read; `name` is the policy's."""
+    template = getattr(processor, "chat_template", None) or ""
+    for key in kwargs:
+        if key in _RESERVED or not re.search(rf"\b{re.escape(str(key))}\b", template):
+            optional = set(_OPTIONAL.findall(template)) - set(_RESERVED)
+            raise ConfigError(unknown(f"{name}: argument of the chat template (chat_template_kwargs)", key, optional))
+
+
+def check_system_prompt(processor: Any, form: str | None, system_prompt: str, name: str) -> None:
+    """Raise ConfigError unless the chat template renders the system prompt; `name` is the policy's."""
+    if form is None:
+        raise ConfigError(
+            f"{name}: models.system_prompt needs a chat template, and the model's processor has none. Put the model's "
+            "chat_template.jinja into its folder, or remove the key."
+        )
+    texts = (("system", system_prompt), ("user", _QUESTION))
+    messages = [
+        {"role": role, "content": text if form == TEXT else [{"type": "text", "text": text}]} for role, text in texts
+    ]
+    try:
+        rendered = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    except (TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
+        raise ConfigError(
+            f"{name}: the model's chat template refuses a system prompt ({error}). Remove models.system_prompt and put "
+            "its text into the questions."
+        ) from error
+    if system_prompt.strip() not in rendered:
+        raise ConfigError(
+            f"{name}: the model's chat template drops the system prompt {show(system_prompt)}. Remove "
+            "models.system_prompt and put its text into the questions."
+        )

@@ -90,7 +90,7 @@ def describe_reference(reference: ReferenceModel, evaluate: tuple[EvalSet, ...])
     models, length = config.models, config.sampling.max_completion_length
     loaded = models.student_options | (models.teacher_options if reference.role == "teacher" else {})
     defaults = ModelsConfig().student_options
-    changed = {name: loaded[name] for name in ("max_pixels", "image_processor") if loaded[name] != defaults[name]}
+    changed = {name: loaded[name] for name in defaults if name != "dtype" and loaded[name] != defaults[name]}
     return description | {"settings": {"dtype": models.dtype, "max_completion_length": length, **changed}}
 
 
