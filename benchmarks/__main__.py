@@ -14,6 +14,7 @@
     python -m benchmarks app        first page, drawing in the browser, watching a run: app page, app draw, app monitor
     python -m benchmarks bad_rows   campaign: rows with one odd value; none may end in a traceback
     python -m benchmarks first_losses   losses of every recipe's first three steps, bit by bit against another commit's
+    python -m benchmarks recovery   what a pruned real model recovers by distillation: docs/real-models.md
     python -m benchmarks kills      campaign: runs killed at random and resumed, compared with uninterrupted ones
     python -m benchmarks bad_input  campaign: broken recipes, overrides, studies, run files and rows
 
@@ -25,6 +26,7 @@ import sys
 
 NAMES = (
     "first_losses",
+    "recovery",
     "opd",
     "dopd",
     "methods",
