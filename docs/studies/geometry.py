@@ -130,7 +130,7 @@ def asked(study: Study) -> pd.DataFrame:
     """Accuracy on visible and over-confidence on privileged questions of every variant and seed, in points."""
     values = [
         vars(value) if not dataclasses.is_dataclass(value) else dataclasses.asdict(value)
-        for value in values_of(collect(study).rows)
+        for value in values_of(collect(study).arms)
     ]
     frame = pd.DataFrame(values)
     wanted = [("accuracy", "visible"), ("overconfidence", "privileged"), ("entropy", "all")]

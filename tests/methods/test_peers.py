@@ -129,7 +129,7 @@ def test_peers_in_study_compare_with_their_own_start(models: dict, tmp_path: Pat
     train(run)
     evaluate_study_run(run, study.evaluate)
     results = collect(study)
-    assert [row.name for row in results.rows] == ["untrained", "teacher", "one"]
+    assert [arm.name for arm in results.arms] == ["untrained", "teacher", "one"]
     requested = [
         (comparison.variant, comparison.data, comparison.against)
         for comparison in results.comparisons

@@ -93,17 +93,19 @@ def find(answered: list[EvalRecord], privilege: str | None = None) -> Findings |
     privilege  privileged context of the run; None = the first one evaluated
     """
     used = _as_used(answered)
-    steps = sorted({row.step for row in used})
+    steps = sorted({record.step for record in used})
     if len(steps) < 2:
         return None
     group, claimed_group = _group(used, VISIBLE), _group(used, PRIVILEGED)
-    before, after = ([row for row in used if row.step == step] for step in (steps[0], steps[-1]))
-    measured = [measure(_of(rows, group)) for rows in (before, after)]
+    before, after = ([record for record in used if record.step == step] for step in (steps[0], steps[-1]))
+    measured = [measure(_of(records, group)) for records in (before, after)]
     gain = _paired(_of(before, group), _of(after, group))
     claimed = measure(_of(before, claimed_group)), measure(_of(after, claimed_group))
     if gain is None or None in measured or None in claimed:
         return None
-    more = _paired(_of(before, claimed_group), _of(after, claimed_group), lambda row: row.confidence - row.reward)
+    more = _paired(
+        _of(before, claimed_group), _of(after, claimed_group), lambda record: record.confidence - record.reward
+    )
     source, ends = source_of(answered, privilege), (steps[0], steps[-1])
     return Findings(group, measured[0], measured[1], gain, claimed_group, claimed, more, source, ends)
 
@@ -116,13 +118,13 @@ def source_of(answered: list[EvalRecord], privilege: str | None = None) -> Sourc
     as_used = _as_used(answered)
     if not as_used:
         return None
-    used, group, first = as_used[0].context, _group(as_used, VISIBLE), min(row.step for row in answered)
-    rows = [row for row in answered if row.step == first and row.reward is not None]
-    name = "teacher" if any(row.policy == "teacher" for row in rows) else STUDENT
+    used, group, first = as_used[0].context, _group(as_used, VISIBLE), min(record.step for record in answered)
+    records = [record for record in answered if record.step == first and record.reward is not None]
+    name = "teacher" if any(record.policy == "teacher" for record in records) else STUDENT
     by_context: dict[str, list[EvalRecord]] = {}
-    for row in _of(rows, group):
-        if row.policy == name:
-            by_context.setdefault(row.context, []).append(row)
+    for record in _of(records, group):
+        if record.policy == name:
+            by_context.setdefault(record.context, []).append(record)
     evidence = [context for context in by_context if is_privileged(context)]
     true = [context for context in evidence if not shows_wrong(context)]
     context = privilege if privilege in true else next(iter(true), None)
@@ -197,24 +199,24 @@ def shows_wrong(context: str) -> bool:
 
 def _as_used(answered: Iterable[EvalRecord]) -> list[EvalRecord]:
     """Select the student's graded answers under the first context without evidence, at every step."""
-    rows = [row for row in answered if row.policy == STUDENT and not is_privileged(row.context)]
-    return [row for row in rows if row.context == rows[0].context and row.reward is not None]
+    records = [record for record in answered if record.policy == STUDENT and not is_privileged(record.context)]
+    return [record for record in records if record.context == records[0].context and record.reward is not None]
 
 
-def _group(rows: Iterable[EvalRecord], visibility: str) -> str:
-    return visibility if any(row.visibility == visibility for row in rows) else "all"
+def _group(records: Iterable[EvalRecord], visibility: str) -> str:
+    return visibility if any(record.visibility == visibility for record in records) else "all"
 
 
-def _share(context: str, rows: list[EvalRecord]) -> Share:
-    count, value = len(rows), math.fsum(row.reward for row in rows) / len(rows)
+def _share(context: str, records: list[EvalRecord]) -> Share:
+    count, value = len(records), math.fsum(record.reward for record in records) / len(records)
     scale = 1 + 1.96**2 / count
     middle = (value + 1.96**2 / (2 * count)) / scale
     margin = 1.96 * math.sqrt(value * (1 - value) / count + (1.96 / (2 * count)) ** 2) / scale
     return Share(context, value, middle - margin, middle + margin, count)
 
 
-def _of(rows: Iterable[EvalRecord], group: str) -> list[EvalRecord]:
-    return [row for row in rows if group in ("all", row.visibility)]
+def _of(records: Iterable[EvalRecord], group: str) -> list[EvalRecord]:
+    return [record for record in records if group in ("all", record.visibility)]
 
 
 def questions(group: str) -> str:
@@ -226,11 +228,13 @@ def questions(group: str) -> str:
 
 
 def _paired(
-    before: list[EvalRecord], after: list[EvalRecord], value: Callable[[EvalRecord], float] = lambda row: row.reward
+    before: list[EvalRecord],
+    after: list[EvalRecord],
+    value: Callable[[EvalRecord], float] = lambda record: record.reward,
 ) -> tuple[float, float, float] | None:
     """Return the mean change of `value` over questions in both lists, with 1.96 standard errors to each side."""
-    then = {row.example_id: value(row) for row in before}
-    changes = [value(row) - then[row.example_id] for row in after if row.example_id in then]
+    then = {record.example_id: value(record) for record in before}
+    changes = [value(record) - then[record.example_id] for record in after if record.example_id in then]
     if len(changes) < 2:
         return None
     mean = math.fsum(changes) / len(changes)

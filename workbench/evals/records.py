@@ -72,30 +72,31 @@ class Accuracy:
 
 def measure(answered: Iterable[EvalRecord]) -> Accuracy | None:
     """Compute accuracy and calibration of a group; None if no answer has a reward."""
-    rows = [row for row in answered if row.reward is not None]
-    if not rows:
+    records = [record for record in answered if record.reward is not None]
+    if not records:
         return None
-    accuracy = math.fsum(row.reward for row in rows) / len(rows)
-    confidence = math.fsum(row.confidence for row in rows) / len(rows)
+    accuracy = math.fsum(record.reward for record in records) / len(records)
+    confidence = math.fsum(record.confidence for record in records) / len(records)
     bins: list[list[EvalRecord]] = [[] for _ in range(NUM_BINS)]
-    for row in rows:
-        bins[min(NUM_BINS - 1, int(row.confidence * NUM_BINS))].append(row)
-    error = math.fsum(abs(math.fsum(row.confidence - row.reward for row in part)) for part in bins) / len(rows)
-    truncated = sum(not row.finished for row in rows) / len(rows)
-    length = sum(row.length for row in rows) / len(rows)
-    entropies = [row.entropy for row in rows if row.entropy is not None]
-    entropy = math.fsum(entropies) / len(entropies) if len(entropies) == len(rows) else None
-    return Accuracy(len(rows), accuracy, confidence, confidence - accuracy, error, truncated, length, entropy)
+    for record in records:
+        bins[min(NUM_BINS - 1, int(record.confidence * NUM_BINS))].append(record)
+    excess = [math.fsum(record.confidence - record.reward for record in part) for part in bins]
+    error = math.fsum(map(abs, excess)) / len(records)
+    truncated = sum(not record.finished for record in records) / len(records)
+    length = sum(record.length for record in records) / len(records)
+    entropies = [record.entropy for record in records if record.entropy is not None]
+    entropy = math.fsum(entropies) / len(entropies) if len(entropies) == len(records) else None
+    return Accuracy(len(records), accuracy, confidence, confidence - accuracy, error, truncated, length, entropy)
 
 
 def tabulate(answered: list[EvalRecord], by: str = "visibility") -> dict[tuple[int, str, str, str], Accuracy]:
     """Measure groups (step, policy, context, value of `by`), and "all" of each, in order of first appearance."""
     groups: dict[tuple[int, str, str, str], list[EvalRecord]] = {}
-    for row in answered:
-        for value in ("all", getattr(row, by)):
+    for record in answered:
+        for value in ("all", getattr(record, by)):
             if value:
-                groups.setdefault((row.step, row.policy, row.context, value), []).append(row)
-    measured = {key: measure(rows) for key, rows in groups.items()}
+                groups.setdefault((record.step, record.policy, record.context, value), []).append(record)
+    measured = {key: measure(records) for key, records in groups.items()}
     return {key: accuracy for key, accuracy in measured.items() if accuracy is not None}
 
 
@@ -103,7 +104,7 @@ def save_records(run_dir: Path, step: int, answered: list[EvalRecord]) -> None:
     """Write evals/step-N.jsonl atomically."""
     folder = run_dir / "evals"
     file = folder / f"step-{step:06d}.jsonl"
-    lines = (json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in answered)
+    lines = (json.dumps(asdict(record), ensure_ascii=False) + "\n" for record in answered)
     with saving(file):
         folder.mkdir(exist_ok=True)
         write_text(file, "".join(lines))
@@ -111,31 +112,31 @@ def save_records(run_dir: Path, step: int, answered: list[EvalRecord]) -> None:
 
 def load_records(run_dir: str | Path) -> list[EvalRecord]:
     """Load all evaluations of a run by step. Raises RunError naming a file and line that cannot be read."""
-    rows = []
+    records = []
     for _, file in _files(Path(run_dir)):
         line_number = 0
         try:
             for line_number, line in enumerate(split_lines(decode(file.read_bytes())), start=1):  # noqa: B007
-                rows.append(_answered(line))
+                records.append(_answered(line))
         except (OSError, ValueError, TypeError) as error:
             where = f"{file}:{line_number}" if line_number else str(file)
             raise RunError(
                 f"{where} cannot be read ({reason(error)}). If an earlier version wrote it, run: "
                 f"workbench upgrade {run_dir}. Otherwise delete the file and evaluate again."
             ) from None
-    return rows
+    return records
 
 
 def _answered(line: str) -> EvalRecord:
     """Parse one line of a record file. Raises ValueError or TypeError if it is not a record."""
     values = parse_json(line)
-    row = EvalRecord(**values) if isinstance(values, dict) else None
-    if row is None:
+    record = EvalRecord(**values) if isinstance(values, dict) else None
+    if record is None:
         raise Malformed(f"it is {show(values)}, not an object")
     for name, kinds in _KINDS.items():
-        if not isinstance(getattr(row, name), kinds):
-            raise Malformed(f'"{name}" is {show(getattr(row, name))}')
-    return row
+        if not isinstance(getattr(record, name), kinds):
+            raise Malformed(f'"{name}" is {show(getattr(record, name))}')
+    return record
 
 
 def evaluated_steps(run_dir: Path) -> set[int]:

@@ -39,10 +39,10 @@ def compare_with_baseline(folder: str | Path, name: str) -> str:
 
     Raises: RunError if the folder holds no answers; ConfigError if it has no such row.
     """
-    rows = read_rows(folder)
-    if name not in [row.name for row in rows]:
-        raise ConfigError(f"{folder}: {unknown('row', name, [row.name for row in rows])}")
-    comparisons = compare(rows, name)
+    arms = read_arms(folder)
+    if name not in [arm.name for arm in arms]:
+        raise ConfigError(f"{folder}: {unknown('row', name, [arm.name for arm in arms])}")
+    comparisons = compare(arms, name)
     parts = [f"# {Path(folder).name}, against {name}", READING]
     for data, context in dict.fromkeys((item.data, item.context) for item in comparisons):
         group = [item for item in comparisons if (item.data, item.context) == (data, context)]
@@ -69,7 +69,7 @@ def compare_with_baseline(folder: str | Path, name: str) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def read_rows(folder: str | Path) -> list[Arm]:
+def read_arms(folder: str | Path) -> list[Arm]:
     """Read the rows of a study from its questions.parquet; a peer's starting model is a row of its own.
 
     Raises: RunError if the file cannot be read.
@@ -88,14 +88,14 @@ def read_rows(folder: str | Path) -> list[Arm]:
         )
     if "visibility" not in questions.column_names:
         raise RunError(f"{file} is of an earlier version of the workbench. Write it again: workbench study FILE.")
-    rows = []
+    arms = []
     for name in dict.fromkeys(questions["variant"].to_pylist()):
         answers = questions.filter(pc.equal(questions["variant"], name))
         seeds = [seed for seed in dict.fromkeys(answers["seed"].to_pylist()) if seed is not None]
         tables = [answers.filter(pc.equal(answers["seed"], seed)) for seed in seeds] or [answers]
         kind = "variant" if seeds else TEACHER if name.split()[0] == TEACHER else "student"
-        rows.append(Arm(name, kind, tuple(seeds) or (0,), aligned(tables), untrained=UNTRAINED))
-    return rows
+        arms.append(Arm(name, kind, tuple(seeds) or (0,), aligned(tables), untrained=UNTRAINED))
+    return arms
 
 
 def _difference(apart: Any, alone: Any) -> list[str]:

@@ -1,7 +1,7 @@
 """Measures of a run, and comparisons of variants.
 
     Arm         a variant, the student before training or a teacher, with answers as arrays (seeds, questions)
-    values_of   one number per row, seed, data, context, visibility and measure
+    values_of   one number per arm, seed, data, context, visibility and measure
     compare     means over seeds, and differences to the baseline and to the student before training, with paired
                 intervals and a verdict
 
@@ -66,9 +66,9 @@ class Arm:
 
     kind      "variant", "student" or "teacher"
     seeds     finished seeds; of an untrained model, a single seed that stands for all
-    answers   (data, context) -> column -> (seeds, questions); all rows have the same questions in the same order
+    answers   (data, context) -> column -> (seeds, questions); all arms have the same questions in the same order
     trace     measure -> (seeds,), nan where a run has no trace
-    untrained, teacher  names of the rows between which its gap is measured
+    untrained, teacher  names of the arms between which its gap is measured
     """
 
     name: str
@@ -97,12 +97,12 @@ class Value:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Mean of a row over seeds, or its difference to another row, with a 95 % interval.
+    """Mean of an arm over seeds, or its difference to another arm, with a 95 % interval.
 
     visibility     visible, privileged or all; or a domain's name and "questions"
-    against   the other row; None = the mean of the row itself
+    against   the other arm; None = the mean of the arm itself
     verdict   better, worse, higher, lower or not distinguishable; "" for a mean
-    num_seeds number of seeds that both rows have
+    num_seeds number of seeds that both arms have
     """
 
     variant: str
@@ -120,21 +120,21 @@ class Comparison:
     verdict: str
 
 
-def values_of(rows: list[Arm]) -> list[Value]:
+def values_of(arms: list[Arm]) -> list[Value]:
     """Compute every measure of every run; measures of questions also by visibility."""
     values = []
-    for group in _groups(rows):
-        for row in group.rows:
-            for name, per_seed in group.points(row).items():
-                for seed, value in zip(row.seeds, per_seed, strict=True):
+    for group in _groups(arms):
+        for arm in group.arms:
+            for name, per_seed in group.points(arm).items():
+                for seed, value in zip(arm.seeds, per_seed, strict=True):
                     if not np.isnan(value):
                         values.append(
                             Value(
-                                row.name,
-                                seed if row.kind == "variant" else None,
+                                arm.name,
+                                seed if arm.kind == "variant" else None,
                                 group.data,
                                 group.context,
-                                _policy(row),
+                                _policy(arm),
                                 group.visibility,
                                 name,
                                 float(value),
@@ -144,22 +144,22 @@ def values_of(rows: list[Arm]) -> list[Value]:
     return values
 
 
-def compare(rows: list[Arm], baseline: str, *, num_replicates: int = NUM_REPLICATES, seed: int = 0) -> list[Comparison]:
-    """Compute each row's mean and its differences to the baseline and to the student before training.
+def compare(arms: list[Arm], baseline: str, *, num_replicates: int = NUM_REPLICATES, seed: int = 0) -> list[Comparison]:
+    """Compute each arm's mean and its differences to the baseline and to the student before training.
 
     Intervals are those of workbench.studies.bootstrap.
     """
     comparisons = []
-    for group in _groups(rows):
-        replicas = {row.name: group.replicates(row, num_replicates, seed) for row in group.rows}
-        points = {row.name: group.points(row) for row in group.rows}
-        by_name = {row.name: row for row in group.rows}
-        for row in group.rows:
-            others = [None, *dict.fromkeys((baseline, row.untrained))]
+    for group in _groups(arms):
+        replicas = {arm.name: group.replicates(arm, num_replicates, seed) for arm in group.arms}
+        points = {arm.name: group.points(arm) for arm in group.arms}
+        by_name = {arm.name: arm for arm in group.arms}
+        for arm in group.arms:
+            others = [None, *dict.fromkeys((baseline, arm.untrained))]
             for other in others:
-                if other == row.name or (other is not None and (other not in by_name or row.kind == "teacher")):
+                if other == arm.name or (other is not None and (other not in by_name or arm.kind == "teacher")):
                     continue
-                comparisons += _compared(group, row, by_name.get(other), points, replicas, num_replicates, seed)
+                comparisons += _compared(group, arm, by_name.get(other), points, replicas, num_replicates, seed)
     return comparisons
 
 
@@ -208,7 +208,7 @@ def measured_in_trace(run_dir: Path) -> dict[str, float] | None:
 
 def _compared(
     group: "_Group",
-    row: Arm,
+    arm: Arm,
     other: Arm | None,
     points: dict[str, dict[str, np.ndarray]],
     replicas: dict[str, dict[str, np.ndarray]],
@@ -216,19 +216,19 @@ def _compared(
     seed: int,
 ) -> list[Comparison]:
     paired = other is not None and other.kind == "variant"
-    if paired and row.kind != "variant":  # an untrained model has one seed that stands for all
+    if paired and arm.kind != "variant":  # an untrained model has one seed that stands for all
         seeds = other.seeds
     else:
-        seeds = tuple(candidate for candidate in row.seeds if not paired or candidate in other.seeds)
+        seeds = tuple(candidate for candidate in arm.seeds if not paired or candidate in other.seeds)
     if not seeds:
         return []
     by_seed = weights(len(seeds), key=seed_key(seeds), num_replicates=num_replicates, seed=seed)
     comparisons = []
-    for name in points[row.name]:
+    for name in points[arm.name]:
         if other is not None and name not in points[other.name]:
             continue
-        mean = _at(points[row.name][name][None], row, seeds)
-        drawn = _at(replicas[row.name][name], row, seeds)
+        mean = _at(points[arm.name][name][None], arm, seeds)
+        drawn = _at(replicas[arm.name][name], arm, seeds)
         if other is not None:
             mean = mean - _at(points[other.name][name][None], other, seeds)
             drawn = drawn - _at(replicas[other.name][name], other, seeds)
@@ -237,17 +237,17 @@ def _compared(
         low, high = interval(over_seeds(drawn, by_seed))
         comparisons.append(
             Comparison(
-                row.name,
+                arm.name,
                 None if other is None else other.name,
                 group.data,
                 group.context,
-                _policy(row),
+                _policy(arm),
                 group.visibility,
                 name,
                 float(mean.mean()),
                 low,
                 high,
-                len(seeds) if "variant" in (row.kind, other.kind if other else "") else 0,
+                len(seeds) if "variant" in (arm.kind, other.kind if other else "") else 0,
                 group.count,
                 "" if other is None else verdict(name, low, high),
             )
@@ -255,50 +255,50 @@ def _compared(
     return comparisons
 
 
-def _at(values: np.ndarray, row: Arm, seeds: tuple[int, ...]) -> np.ndarray:
+def _at(values: np.ndarray, arm: Arm, seeds: tuple[int, ...]) -> np.ndarray:
     """Select the columns (R, S) of these seeds. An untrained model has one column for all of them."""
-    if row.kind != "variant":
+    if arm.kind != "variant":
         return np.repeat(values[:, :1], len(seeds), axis=1)
-    return values[:, [row.seeds.index(seed) for seed in seeds]]
+    return values[:, [arm.seeds.index(seed) for seed in seeds]]
 
 
-def _policy(row: Arm) -> str:
-    return "teacher" if row.kind == "teacher" else "student"
+def _policy(arm: Arm) -> str:
+    return "teacher" if arm.kind == "teacher" else "student"
 
 
 class _Group:
-    """All rows that answered the same questions: one dataset, context and visibility."""
+    """All arms that answered the same questions: one dataset, context and visibility."""
 
-    def __init__(self, data: str, context: str | None, visibility: str, rows: list[Arm], chosen: np.ndarray) -> None:
-        self.data, self.context, self.visibility, self.rows, self.chosen = data, context, visibility, rows, chosen
+    def __init__(self, data: str, context: str | None, visibility: str, arms: list[Arm], chosen: np.ndarray) -> None:
+        self.data, self.context, self.visibility, self.arms, self.chosen = data, context, visibility, arms, chosen
         self.count = int(chosen.sum())
-        self._by_name = {row.name: row for row in rows}
+        self._by_name = {arm.name: arm for arm in arms}
 
-    def points(self, row: Arm) -> dict[str, np.ndarray]:
+    def points(self, arm: Arm) -> dict[str, np.ndarray]:
         """Measure -> (S,), with every question counted once."""
         everything = np.full((1, self.count), 1.0 / self.count)
-        return {name: replicates[0] for name, replicates in self._measured(row, everything, None).items()}
+        return {name: replicates[0] for name, replicates in self._measured(arm, everything, None).items()}
 
-    def replicates(self, row: Arm, num_replicates: int, seed: int) -> dict[str, np.ndarray]:
-        """Measure -> (R, S); the drawn questions are the same for every row of the group."""
+    def replicates(self, arm: Arm, num_replicates: int, seed: int) -> dict[str, np.ndarray]:
+        """Measure -> (R, S); the drawn questions are the same for every arm of the group."""
         drawn = weights(
             self.count, key=f"{self.data} {self.context} {self.visibility}", num_replicates=num_replicates, seed=seed
         )
-        return self._measured(row, drawn, drawn)
+        return self._measured(arm, drawn, drawn)
 
-    def _measured(self, row: Arm, question_weights: np.ndarray, drawn: np.ndarray | None) -> dict[str, np.ndarray]:
-        lines = self._lines(row)
+    def _measured(self, arm: Arm, question_weights: np.ndarray, drawn: np.ndarray | None) -> dict[str, np.ndarray]:
+        lines = self._lines(arm)
         measured = _measured(lines, question_weights)
-        if row.kind == "variant" and row.untrained in self._by_name:
-            before, after = self._lines(self._by_name[row.untrained])[0], lines[0]  # (1, Q), (S, Q)
+        if arm.kind == "variant" and arm.untrained in self._by_name:
+            before, after = self._lines(self._by_name[arm.untrained])[0], lines[0]  # (1, Q), (S, Q)
             changed = over_questions(np.stack([(1 - before) * after, before * (1 - after)]), question_weights)
             measured |= {"repaired": changed[:, 0], "broken": changed[:, 1]}
         if (
             self.context == "plain"
             and self.visibility in (VISIBLE, "all")
-            and {row.untrained, row.teacher} <= self._by_name.keys()
+            and {arm.untrained, arm.teacher} <= self._by_name.keys()
         ):
-            gap = self._gap(row, question_weights)
+            gap = self._gap(arm, question_weights)
             if gap is not None:
                 untrained, teacher = gap
                 # a gap of at least one question, since the drawn questions may show none
@@ -307,17 +307,17 @@ class _Group:
                 )
         return measured
 
-    def _gap(self, row: Arm, question_weights: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+    def _gap(self, arm: Arm, question_weights: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
         """Accuracies (R, 1) of the untrained student and the teacher; None if the teacher is not clearly better."""
-        outcomes = [self._lines(self._by_name[name])[:1] for name in (row.untrained, row.teacher)]
+        outcomes = [self._lines(self._by_name[name])[:1] for name in (arm.untrained, arm.teacher)]
         untrained, teacher = (over_questions(accuracy, question_weights)[:, 0] for accuracy in outcomes)
         difference = (outcomes[1] - outcomes[0])[0, 0]
         error = difference.std() / np.sqrt(difference.size)
         return (untrained, teacher) if difference.mean() > 4.0 * error and difference.mean() > 0.0 else None
 
-    def _lines(self, row: Arm) -> np.ndarray:
+    def _lines(self, arm: Arm) -> np.ndarray:
         """Quantities averaged over questions (L, S, Q): the linear measures, then confidence - accuracy in each bin."""
-        columns = {name: row.answers[self.data, self.context][name][:, self.chosen] for name in _LINEAR}
+        columns = {name: arm.answers[self.data, self.context][name][:, self.chosen] for name in _LINEAR}
         excess = columns["confidence"] - columns["accuracy"]
         bin_idx = np.minimum(NUM_BINS - 1, (columns["confidence"] * NUM_BINS).astype(int))
         bins = [np.where(bin_idx == number, excess, 0.0) for number in range(NUM_BINS)]
@@ -327,19 +327,19 @@ class _Group:
 class _DomainGroup(_Group):
     """Questions of one domain, of any visibility: accuracy only."""
 
-    def _measured(self, row: Arm, question_weights: np.ndarray, drawn: np.ndarray | None) -> dict[str, np.ndarray]:
-        accuracy = row.answers[self.data, self.context]["accuracy"][None, :, self.chosen]
+    def _measured(self, arm: Arm, question_weights: np.ndarray, drawn: np.ndarray | None) -> dict[str, np.ndarray]:
+        accuracy = arm.answers[self.data, self.context]["accuracy"][None, :, self.chosen]
         return {"accuracy": over_questions(accuracy, question_weights)[:, 0]}
 
 
 class _TraceGroup(_Group):
     """Measures taken from the trace: one number per run, so only seeds vary."""
 
-    def __init__(self, rows: list[Arm]) -> None:
-        super().__init__(TRAINING, None, "all", rows, np.ones(1, dtype=bool))
+    def __init__(self, arms: list[Arm]) -> None:
+        super().__init__(TRAINING, None, "all", arms, np.ones(1, dtype=bool))
 
-    def _measured(self, row: Arm, question_weights: np.ndarray, drawn: np.ndarray | None) -> dict[str, np.ndarray]:
-        return {name: np.repeat(per_seed[None], len(question_weights), axis=0) for name, per_seed in row.trace.items()}
+    def _measured(self, arm: Arm, question_weights: np.ndarray, drawn: np.ndarray | None) -> dict[str, np.ndarray]:
+        return {name: np.repeat(per_seed[None], len(question_weights), axis=0) for name, per_seed in arm.trace.items()}
 
 
 def _measured(lines: np.ndarray, question_weights: np.ndarray) -> dict[str, np.ndarray]:
@@ -350,11 +350,11 @@ def _measured(lines: np.ndarray, question_weights: np.ndarray) -> dict[str, np.n
     return {name: measured[name] for name in _FROM_ANSWERS}
 
 
-def _groups(rows: list[Arm]) -> list[_Group]:
-    """Group rows by data, context and visibility in order of appearance, then by domain, then the trace."""
+def _groups(arms: list[Arm]) -> list[_Group]:
+    """Group arms by data, context and visibility in order of appearance, then by domain, then the trace."""
     groups: list[_Group] = []
-    for key in dict.fromkeys(key for row in rows for key in row.answers):
-        members = [row for row in rows if key in row.answers]
+    for key in dict.fromkeys(key for arm in arms for key in arm.answers):
+        members = [arm for arm in arms if key in arm.answers]
         visibility, is_graded = members[0].answers[key]["visibility"], ~np.isnan(members[0].answers[key]["accuracy"][0])
         for name in ("all", VISIBLE, PRIVILEGED):
             chosen = is_graded & ((visibility == name) | (name == "all"))
@@ -364,5 +364,5 @@ def _groups(rows: list[Arm]) -> list[_Group]:
         names = sorted({str(name) for name in domains if name})
         if len(names) > 1:
             groups += [_DomainGroup(*key, f"{name}{OF_DOMAIN}", members, domains == name) for name in names]
-    traced = [row for row in rows if row.trace]
+    traced = [arm for arm in arms if arm.trace]
     return [*groups, _TraceGroup(traced)] if traced else groups

@@ -62,7 +62,7 @@ class Results:
     """A study's numbers. `unfinished`: run -> status or error; `faults`: variant that cannot be built -> reason."""
 
     study: Study
-    rows: list[Arm]
+    arms: list[Arm]
     values: list[Value]
     comparisons: list[Comparison]
     unfinished: dict[str, str]
@@ -74,18 +74,18 @@ class Results:
 def collect(study: Study) -> Results:
     """Collect the numbers of all finished runs. Raises RunError if no run has finished."""
     record = _record(study)
-    rows, missing, files = [], unfinished(study), []
+    arms, missing, files = [], unfinished(study), []
     for reference in study.references():
         file = study.reference_file(reference.row)
         if is_evaluated(file, describe_reference(reference, study.evaluate)):
-            rows.append(Arm(reference.row, reference.role, (0,), aligned([read(file)])))
+            arms.append(Arm(reference.row, reference.role, (0,), aligned([read(file)])))
             files.append(file)
     names = {
         (reference.role, reference.model): reference.row
         for reference in study.references()
         if reference.learner == STUDENT
     }
-    _join_peers(study, rows)
+    _join_peers(study, arms)
     num_finished = 0
     for variant in study.usable:
         finished = {}
@@ -97,7 +97,7 @@ def collect(study: Study) -> Results:
             num_finished += len(finished)
             files += finished.values()
             models = variant.config.models
-            rows.append(
+            arms.append(
                 Arm(
                     variant.name,
                     "variant",
@@ -112,21 +112,21 @@ def collect(study: Study) -> Results:
         reasons = "".join(f"\n  {name}: {why}" for name, why in {**study.faults, **missing}.items())
         raise RunError(f"study {study.folder} has no finished run to report. Run the study first.{reasons}")
     left_out = list(dict.fromkeys(sentence for file in files for sentence in left_out_of(file)))
-    return Results(study, rows, values_of(rows), compare(rows, study.baseline), missing, study.faults, record, left_out)
+    return Results(study, arms, values_of(arms), compare(arms, study.baseline), missing, study.faults, record, left_out)
 
 
-def _join_peers(study: Study, rows: list[Arm]) -> None:
+def _join_peers(study: Study, arms: list[Arm]) -> None:
     """Merge each peer's starting model into the row of the starting student, so that a peer is compared with it."""
     references = {reference.row: reference for reference in study.references()}
-    peers = [row for row in rows if references[row.name].learner != STUDENT]
+    peers = [arm for arm in arms if references[arm.name].learner != STUDENT]
     for peer in peers:
         learner = references[peer.name].learner
         # with several starting models, a peer's start depends on the variant
-        if sum(references[row.name].learner == learner for row in peers) == 1:
-            for row in rows:
-                if row.kind == "student" and references[row.name].learner == STUDENT:
-                    row.answers |= peer.answers
-            rows.remove(peer)
+        if sum(references[arm.name].learner == learner for arm in peers) == 1:
+            for arm in arms:
+                if arm.kind == "student" and references[arm.name].learner == STUDENT:
+                    arm.answers |= peer.answers
+            arms.remove(peer)
 
 
 def unfinished(study: Study) -> dict[str, str]:
@@ -191,7 +191,7 @@ def markdown(results: Results) -> str:
 
 def came_about(results: Results) -> str:
     """Write the report's header: provenance, skipped questions, and whether privilege can pay."""
-    num_seeds = {row.name: len(row.seeds) for row in results.rows if row.kind == "variant"}
+    num_seeds = {arm.name: len(arm.seeds) for arm in results.arms if arm.kind == "variant"}
     lines = preamble(results.study, results.record, num_seeds, results.unfinished, results.faults)
     left_out = [f"- not evaluated: {sentence}" for sentence in results.left_out]
     return "\n".join([lines, *left_out, *payoff(results.values)])
@@ -206,10 +206,10 @@ def _overview(results: Results, data: str, context: str) -> str:
     }
     columns = [key for key in HEADLINES if any(item[1:] == key for item in means)]
     lines = []
-    for row in results.rows:
-        if any(item[0] == row.name for item in means):
-            cells = [value_text(means.get((row.name, *key))) for key in columns]
-            lines.append([_row_name(results, row), _seeds_text(row), *cells])
+    for arm in results.arms:
+        if any(item[0] == arm.name for item in means):
+            cells = [value_text(means.get((arm.name, *key))) for key in columns]
+            lines.append([_row_name(results, arm), _seeds_text(arm), *cells])
     header = ["", "seeds", *(title_of(*key) for key in columns)]
     return markdown_table(header, lines)
 
@@ -228,15 +228,15 @@ def _by_domain(results: Results, data: str, context: str) -> str:
         for (*_, visibility), comparison in by_row.items()
     }
     lines = []
-    for row in results.rows:
+    for arm in results.arms:
         cells = []
         for domain in domains:
-            alone, apart = by_row.get((row.name, None, domain)), by_row.get((row.name, results.study.baseline, domain))
+            alone, apart = by_row.get((arm.name, None, domain)), by_row.get((arm.name, results.study.baseline, domain))
             cells.append(
                 value_text(alone) + (f"; {difference_text(apart)} {interval_text(apart, alone)}" if apart else "")
             )
         if any(cell != "-" for cell in cells):
-            lines.append([row.name, _seeds_text(row), *cells])
+            lines.append([arm.name, _seeds_text(arm), *cells])
     against = (
         f"; against {results.study.baseline} [95 % interval]"
         if any(comparison.against for comparison in by_row.values())
@@ -255,15 +255,15 @@ def _trace_table(results: Results) -> str:
     names = list(dict.fromkeys(measure for _, measure in by_row))
     lines = [
         [
-            row.name,
-            str(len(row.seeds)),
+            arm.name,
+            str(len(arm.seeds)),
             measure_of(name).label,
-            value_text(by_row[row.name, name]),
-            interval_text(by_row[row.name, name]),
+            value_text(by_row[arm.name, name]),
+            interval_text(by_row[arm.name, name]),
         ]
-        for row in results.rows
+        for arm in results.arms
         for name in names
-        if (row.name, name) in by_row
+        if (arm.name, name) in by_row
     ]
     return markdown_table(["", "seeds", "share", "mean", "95 % interval over seeds"], lines) if lines else ""
 
@@ -277,13 +277,13 @@ def _compared_table(results: Results, data: str, context: str, measure: str, vis
     }
     baseline = results.study.baseline
     lines = []
-    for row in results.rows:
-        alone = by.get((row.name, None))
+    for arm in results.arms:
+        alone = by.get((arm.name, None))
         if alone is None:
             continue
-        cells = [row.name, _seeds_text(row), value_text(alone)]
-        for against in (baseline, row.untrained):
-            comparison = by.get((row.name, against))
+        cells = [arm.name, _seeds_text(arm), value_text(alone)]
+        for against in (baseline, arm.untrained):
+            comparison = by.get((arm.name, against))
             difference = f"{difference_text(comparison)} {interval_text(comparison, alone)}" if comparison else ""
             cells += [difference, comparison.verdict if comparison else ""]
         lines.append(cells)
@@ -296,20 +296,20 @@ def _compared_table(results: Results, data: str, context: str, measure: str, vis
 
 def _notes(results: Results) -> str:
     notes = [
-        f"- {row.name}: {variant.note}"
-        for row in results.rows
+        f"- {arm.name}: {variant.note}"
+        for arm in results.arms
         for variant in results.study.variants
-        if variant.name == row.name and variant.note
+        if variant.name == arm.name and variant.note
     ]
     return "\n".join([*notes, "", READING] if notes else [READING])
 
 
-def _seeds_text(row: Arm) -> str:
-    return str(len(row.seeds)) if row.kind == "variant" else "-"
+def _seeds_text(arm: Arm) -> str:
+    return str(len(arm.seeds)) if arm.kind == "variant" else "-"
 
 
-def _row_name(results: Results, row: Arm) -> str:
-    return f"**{row.name}**" if row.name == results.study.baseline else row.name
+def _row_name(results: Results, arm: Arm) -> str:
+    return f"**{arm.name}**" if arm.name == results.study.baseline else arm.name
 
 
 def title_of(measure: str, visibility: str) -> str:
@@ -423,9 +423,9 @@ def _write_questions(results: Results) -> None:
         (name, None, file) for name, file in references.items() if file.is_file()
     ]
     by_name = {variant.name: variant for variant in study.usable}
-    for row in results.rows:
-        if row.kind == "variant":
-            sources += [(row.name, seed, study.config(by_name[row.name], seed).run_dir / FILE) for seed in row.seeds]
+    for arm in results.arms:
+        if arm.kind == "variant":
+            sources += [(arm.name, seed, study.config(by_name[arm.name], seed).run_dir / FILE) for seed in arm.seeds]
     for name, seed, file in sources:
         table = read(file).replace_schema_metadata(None)
         table = table.add_column(0, "seed", pa.array([seed] * table.num_rows, pa.int64()))
