@@ -1,6 +1,7 @@
 # make demo    train the demo, some 40 seconds, and print what it did
 # make app     open the page over runs/
 # make test    the checks and the whole suite
+# make test-all    the whole suite and every model family, some twenty minutes more
 # make test-fast   what needs no browser, no subprocess and no models on disk, in a minute
 # make check   formatting, lint, types, layers
 # make docs    pages of the API in build/docs, of the docstrings
@@ -10,7 +11,7 @@ VENV   ?= .venv
 BIN     = $(VENV)/bin
 NAME   ?= demo-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: demo app test test-fast browser check docs campaigns clean
+.PHONY: demo app test test-all test-fast browser check docs campaigns clean
 
 # torch first: asked for with a range, pip on a machine without an accelerator may fetch gigabytes of CUDA libraries
 TORCH  ?= torch==2.13.0
@@ -41,8 +42,11 @@ app: $(VENV)/.installed-app
 test: check browser
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
+test-all: test
+	$(BIN)/python -m pytest -n auto tests/families -m families
+
 test-fast: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not browser and not subprocess and not slow"
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not browser and not subprocess and not slow and not families"
 
 # the page and the pictures are tested in a real browser
 browser:

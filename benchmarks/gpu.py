@@ -55,7 +55,7 @@ from workbench.distill.scoring import Batch
 from workbench.distill.step import compute_step, score_batch
 from workbench.policies import SamplingOptions
 from workbench.policies.autoregressive import AutoregressivePolicy, load_policy
-from workbench.policies.processors import VideoSettings, images_only
+from workbench.policies.processors import PartSettings, images_only
 from workbench.policies.vllm import Engine, VllmEngine
 from workbench.runs.folder import RunFolder
 from workbench.training.loop import Trainer
@@ -166,7 +166,7 @@ def save(folder: Path, shape: Shape, device: str) -> None:
     processor = images_only(Qwen3VLProcessor)(
         Qwen2VLImageProcessorPil(**sizes),
         tokenizer,
-        VideoSettings({"video_processor_type": "Qwen3VLVideoProcessor"} | sizes),
+        PartSettings({"video_processor_type": "Qwen3VLVideoProcessor"} | sizes),
         chat_template=TEMPLATE,
     )
     width, head = shape.text[0], shape.text[-1]

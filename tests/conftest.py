@@ -28,7 +28,7 @@ LONGEST = (
     "test_distributed.py",
     "runs/test_jobs.py",
     "test_cli.py",
-    "policies/test_families.py",
+    "families/test_model_families.py",
     "app/test_browser_origins.py",
     "app/test_browser_states.py",
     "render/test_render_browser.py",
@@ -62,6 +62,8 @@ SUBPROCESS = (
     "app/test_shell.py",
 )
 SLOW = (
+    "families/test_adapters.py",
+    "families/test_model_families.py",
     "analysis/test_figures.py",
     "analysis/test_tables.py",
     "methods/test_d_opsd.py",
@@ -79,7 +81,6 @@ SLOW = (
     "data/test_bad_rows.py",
     "policies/test_dropout.py",
     "training/test_export.py",
-    "policies/test_families.py",
     "policies/test_fetching.py",
     "data/test_grading_scripts.py",
     "test_opd_loop.py",

@@ -24,7 +24,7 @@ from transformers import (
 )
 from video_families import QWEN_TEMPLATE, QWEN_TOKENS
 
-from workbench.policies.processors import VideoSettings, images_only
+from workbench.policies.processors import PartSettings, images_only
 
 NUM_CODES = 16  # of a picture's codebook
 
@@ -66,7 +66,7 @@ def _packed(official: type, video: str) -> tuple[object, dict, dict]:
     processor = images_only(official)(
         image_processor=Qwen2VLImageProcessorPil(**sizes),
         tokenizer=tokenizer,
-        video_processor=VideoSettings({"video_processor_type": video} | sizes),
+        video_processor=PartSettings({"video_processor_type": video} | sizes),
         chat_template=QWEN_TEMPLATE,
     )
     ids = {f"{name}_id": tokenizer.convert_tokens_to_ids(token) for name, token in QWEN_TOKENS.items()}

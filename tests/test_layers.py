@@ -22,6 +22,7 @@ ROOMS = (
     "runs",
     "evals",
     "training",
+    "families",
     "render",
     "analysis",
     "studies",
@@ -31,7 +32,12 @@ ROOMS = (
     "__init__",
 )
 ENTRIES = {("training/run.py", "workbench.cli")}  # the module that torchrun starts is the command line
-COMPUTING = {"__init__.py", "cli.py", "methods/__init__.py"}  # the face comes last; methods finds the files beside it
+COMPUTING = {
+    "__init__.py",  # the face comes last
+    "cli.py",
+    "methods/__init__.py",  # finds the files beside it
+    "policies/processors.py",  # imports classes of transformers that ask for packages of other parts
+}
 RANK = {name: rank for rank, name in enumerate(ROOMS)}
 
 
@@ -112,7 +118,7 @@ def test_exceptions_are_used() -> None:
     assert imports() >= ENTRIES
 
 
-def test_computed_module_names_are_in_three_files_only() -> None:
+def test_computed_module_names_are_in_four_files_only() -> None:
     computing = {
         file.relative_to(PACKAGE).as_posix()
         for file in PACKAGE.rglob("*.py")

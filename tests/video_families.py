@@ -31,7 +31,7 @@ from transformers import (
     SmolVLMProcessor,
 )
 
-from workbench.policies.processors import VideoSettings, images_only
+from workbench.policies.processors import PartSettings, images_only
 from workbench.training.pretraining.tokenizer import build_processor
 
 MROPE = [2, 1, 1]  # of half a head
@@ -88,7 +88,7 @@ def _qwen(official: type, video: str, patch_size: int) -> tuple[object, dict]:
     processor = images_only(official)(
         Qwen2VLImageProcessorPil(**sizes),
         tokenizer,
-        VideoSettings({"video_processor_type": video} | sizes),
+        PartSettings({"video_processor_type": video} | sizes),
         chat_template=QWEN_TEMPLATE,
     )
     text = {key: value for key, value in TEXT.items() if key != "head_dim" or official is Qwen3VLProcessor}
@@ -107,7 +107,7 @@ def save_internvl(folder: Path, seed: int = 0) -> Path:
     processor = images_only(InternVLProcessor)(
         GotOcr2ImageProcessorPil(size=size, max_patches=2),
         tokenizer,
-        VideoSettings({"video_processor_type": "InternVLVideoProcessor", "size": size}),
+        PartSettings({"video_processor_type": "InternVLVideoProcessor", "size": size}),
         image_seq_length=4,
         chat_template=TEMPLATE.replace("IMAGE", "<IMG_CONTEXT>"),
     )
@@ -127,7 +127,7 @@ def save_llava_onevision(folder: Path, seed: int = 0) -> Path:
     processor = images_only(LlavaOnevisionProcessor)(
         LlavaOnevisionImageProcessorPil(size=size, image_grid_pinpoints=grid),
         tokenizer,
-        VideoSettings({"video_processor_type": "LlavaOnevisionVideoProcessor", "size": size}),
+        PartSettings({"video_processor_type": "LlavaOnevisionVideoProcessor", "size": size}),
         num_image_tokens=16,
         vision_feature_select_strategy="full",
         chat_template=TEMPLATE.replace("IMAGE", "<image>"),
@@ -154,7 +154,7 @@ def save_smolvlm(folder: Path, seed: int = 0) -> Path:
     processor = images_only(SmolVLMProcessor)(
         SmolVLMImageProcessorPil(size={"longest_edge": 96}, max_image_size={"longest_edge": 48}),
         tokenizer,
-        VideoSettings(
+        PartSettings(
             {
                 "video_processor_type": "SmolVLMVideoProcessor",
                 "video_sampling": {"fps": 1, "max_frames": 8, "video_size": {"longest_edge": 48}},

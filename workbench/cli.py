@@ -164,6 +164,19 @@ def _methods(options: argparse.Namespace) -> None:
         print(_described(f"method.{key}", default, option))
 
 
+def _families(options: argparse.Namespace) -> int:
+    table = _module("families.table")
+
+    def report(outcome: Any) -> None:
+        print(f"{outcome.model_type:24} {outcome.status:20} {outcome.sentence}"[:200].rstrip(), flush=True)
+
+    outcomes = table.try_families(options.type or table.all_types(), seconds=options.seconds, report=report)
+    if options.write is not None:
+        Path(options.write).write_text(table.format_page(outcomes), encoding="utf-8")
+        print(options.write)
+    return 1 if any(outcome.status == table.FAILED for outcome in outcomes) else 0
+
+
 def _options(options: argparse.Namespace) -> None:
     for key, (_, default, option) in _module("config.schema").describe_config(options.method).items():
         print(_described(key, default, option))
@@ -311,6 +324,7 @@ COMMANDS = {
     "report": _report,
     "geometry": _geometry,
     "methods": _methods,
+    "families": _families,
     "options": _options,
     "import": _import,
     "fetch": _fetch,

@@ -148,6 +148,12 @@ def _add_reference(add: Add) -> None:
     """Add the commands that list methods and keys."""
     command = add("methods", "list the methods, or show one with its options")
     command.add_argument("name", nargs="?", help="a method; default: list all")
+    command = add("families", "train a small random model of each model type of transformers, and list what works")
+    command.add_argument("--type", nargs="+", metavar="T", help="model types, e.g. qwen3_vl; default: all with images")
+    command.add_argument(
+        "--write", metavar="FILE", help="write the table to this file (Markdown), e.g. docs/families.md"
+    )
+    command.add_argument("--seconds", type=int, default=300, help="time limit of each model type")
     command = add("options", "list every key of a configuration with its default and meaning")
     command.add_argument("--method", help="include the options of this method")
 

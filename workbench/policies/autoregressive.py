@@ -16,6 +16,7 @@ from workbench.errors import DataError, PolicyError
 from workbench.policies import Completion, SamplingOptions
 from workbench.policies.adapters import add_adapter, beside
 from workbench.policies.encoding import PromptEncoder
+from workbench.policies.heads import output_layer
 from workbench.policies.models import load_model
 from workbench.policies.passes import Passes, Sent, States
 from workbench.policies.proof import Proof, prove
@@ -40,9 +41,9 @@ class AutoregressivePolicy(Passes):
         self.name, self.processor = name, processor
         self.tokenizer = self.encoder.tokenizer
         self._token_texts: dict[int, str] = {}
-        self.head = Head(model.get_output_embeddings())
+        self.head = Head(output_layer(model))
         self.proof: Proof | None = None
-        self.vocabulary = vocabulary or model.get_output_embeddings().weight.shape[0]
+        self.vocabulary = vocabulary or output_layer(model).weight.shape[0]
         self.stop_ids = stop_ids(model, self.tokenizer)
         if not self.stop_ids:
             raise PolicyError(
@@ -59,7 +60,7 @@ class AutoregressivePolicy(Passes):
     def head_width(self) -> int:
         """Width of the head's input: of hidden states, or of the logits themselves."""
         if not self.shortcuts.head:
-            return self.model.get_output_embeddings().weight.shape[0]
+            return output_layer(self.model).weight.shape[0]
         return self.model.get_input_embeddings().weight.shape[1]
 
     def prove(self) -> Proof:
@@ -75,7 +76,7 @@ class AutoregressivePolicy(Passes):
         """Apply a proof of these weights, or of a model with the same files."""
         self.proof, self.shortcuts = proof, proof.shortcuts
         if proof.shortcuts.head:
-            layer = self.model.get_output_embeddings()
+            layer = output_layer(self.model)
             head = Head(getattr(layer, "base_layer", layer) if self.adapter == "off" else layer, **proof.head)
         else:
             head = Head(torch.nn.Identity())
@@ -89,7 +90,7 @@ class AutoregressivePolicy(Passes):
         """Add a new low-rank adapter (a peft configuration) to the model."""
         add_adapter(self.model, config)
         if self.shortcuts.head:
-            self.head = replace(self.head, linear=self.model.get_output_embeddings())
+            self.head = replace(self.head, linear=output_layer(self.model))
 
     def beside(self, name: str) -> "AutoregressivePolicy":
         """Frozen copy of the adapter on the same base weights; shares processor and encoded prompts."""
@@ -154,9 +155,7 @@ class AutoregressivePolicy(Passes):
     ) -> list[list[Completion]]:
         """Sample with an engine. Raises PolicyError if its prompt tokens differ from the student's."""
         requests = [Request(*self.encoder.request(prompt)) for prompt in prompts]
-        padding = range(
-            self.vocabulary, self.model.get_output_embeddings().weight.shape[0]
-        )  # unused entries of the head
+        padding = range(self.vocabulary, output_layer(self.model).weight.shape[0])  # unused entries of the head
         with torch.autocast(self.device.type, enabled=False):  # the engine sets its own precision
             engine.load(weights_of(self.model))
             sampled = engine.generate(requests, seeds, options, self.stop_ids, [*self._placeholders, *padding])

@@ -23,6 +23,20 @@ CLOSE = {
 }  # relative tolerance of one layer
 
 
+def output_layer(model: nn.Module) -> nn.Module:
+    """Output layer of a model, or of the language model inside it.
+
+    Raises: ValueError for a model without one.
+    """
+    layer = model.get_output_embeddings()
+    if layer is None:
+        inner = (getattr(part, "get_output_embeddings", lambda: None)() for part in model.children())
+        layer = next((layer for layer in inner if layer is not None), None)
+    if layer is None:
+        raise ValueError(f"{type(model).__name__} has no output layer over its vocabulary")
+    return layer
+
+
 @dataclass
 class Seen:
     """Inputs and outputs of the output layer in one pass."""
@@ -52,7 +66,7 @@ def find_head(model: nn.Module, hidden: Float[Tensor, "T D"], seen: Seen, logits
 
     seen  inputs and outputs of the output layer in the same pass
     """
-    layer = model.get_output_embeddings()
+    layer = output_layer(model)
     if len(seen.outputs) != 1 or seen.inputs[0].ndim != 3 or seen.outputs[0].ndim != 3:
         return None
     given, raw = (states[0, -1 - len(logits) : -1].double() for states in (seen.inputs[0], seen.outputs[0]))

@@ -26,7 +26,9 @@ from workbench.files.gguf_paths import refuse_gguf
 from workbench.policies.adapters import base_of, has_adapter, load_adapter
 from workbench.policies.compiling import compile_parts
 from workbench.policies.image_size import set_image_options
+from workbench.policies.packages import missing_package
 from workbench.policies.processors import load_processor
+from workbench.policies.scope import out_of_scope
 
 INT8 = "int8"
 CACHE_LINE = 64  # bytes; alignment of torch's allocations
@@ -72,6 +74,7 @@ def load_model(
     source = path if base is path else f"{base} (the model of the adapter {path})"
     try:
         config = AutoConfig.from_pretrained(base, **options)
+        _refuse_out_of_scope(config, source, name)
         with _without_load_report():
             model, report = auto_class(config).from_pretrained(
                 base,
@@ -81,6 +84,8 @@ def load_model(
                 **model_options,
                 **options,
             )
+    except PolicyError:
+        raise
     except (ImportError, OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise _not_loaded(error, base, source, name, attn_implementation) from error
     _require_whole(model, report, source, name)
@@ -90,18 +95,31 @@ def load_model(
         load_adapter(model, path, name)
     _require_numbers(model, path, name)
     _align(model)
-    try:
-        processor = load_processor(path, config, **options)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise PolicyError(
-            f'{name}: cannot load the processor of "{path}": {_first_line(error)}. Save the processor beside the model '
-            "with processor.save_pretrained."
-        ) from error
+    processor = _load_processor(path, config, name, **options)
     set_image_options(processor, image_processor or {}, name)
     model = model if dtype == INT8 else model.to(device)
     if compiler:
         compile_parts(model, compiler, name)
     return model.requires_grad_(False).eval(), processor
+
+
+def _refuse_out_of_scope(config: PretrainedConfig, source: str | Path, name: str) -> None:
+    reason = out_of_scope(config)
+    if reason is not None:
+        raise PolicyError(f'{name}: "{source}" cannot be trained: {reason}')
+
+
+def _load_processor(path: str | Path, config: PretrainedConfig, name: str, **options: Any) -> object:
+    try:
+        return load_processor(path, config, **options)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        remedy = missing_package(error)
+        if remedy is not None:
+            raise ConfigError(f'{name}: cannot load the processor of "{path}": {remedy}.') from error
+        raise PolicyError(
+            f'{name}: cannot load the processor of "{path}": {_first_line(error)}. Save the processor beside the model '
+            "with processor.save_pretrained."
+        ) from error
 
 
 def _model_options(dtype: str, device: str, attn_implementation: str | None, name: str) -> dict[str, Any]:
@@ -133,6 +151,9 @@ def _not_loaded(
             "Install it (flash_attention_2: pip install flash-attn, for a CUDA GPU), or choose "
             "models.attn_implementation=sdpa."
         )
+    remedy = missing_package(error)
+    if remedy is not None:
+        return ConfigError(f'{name}: cannot load "{source}" as a model: {remedy}.')
     is_hub_name = str(base).count("/") <= 1 and not str(base).startswith((".", "/", "~"))
     if not is_hub_name and not Path(base).exists():
         return PolicyError(

@@ -1,30 +1,27 @@
-"""Load processors from folders and hub names, without torchvision also for families with a video processor.
+"""Load processors from folders and hub names; without their video and audio parts where these need a missing package.
 
-Qwen-VL, InternVL, LLaVA-OneVision and SmolVLM have a video processor, which needs torchvision in transformers. Without
-torchvision, the family's own class is built without its video part: chat template, image token expansion and the image
-processor (on Pillow) are unchanged, and checkpoints keep the settings of the video part. With torchvision, the official
-processor is used.
+Many families have a video processor, which needs torchvision in transformers, or a feature extractor of sounds. Where
+such a package is missing, the family's own class is built with its image processor and tokenizer alone: chat template,
+expansion of image tokens and image processor (on Pillow) are unchanged, and checkpoints keep the settings of the other
+parts. With the packages, the official processor is used.
 """
 
 import functools
+import importlib
 import inspect
 import sys
 from pathlib import Path
 from typing import Any
 
-from transformers import (
-    PROCESSOR_MAPPING,
-    AutoImageProcessor,
-    AutoProcessor,
-    AutoTokenizer,
-    PretrainedConfig,
-    ProcessorMixin,
-)
+import transformers
+from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer, PretrainedConfig, ProcessorMixin
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 from transformers.models.auto.video_processing_auto import get_video_processor_config
 
 from workbench.policies.templates import adopt_template
 
 VIDEO = "video_processor"
+PARTS = {"image_processor": AutoImageProcessor, "tokenizer": AutoTokenizer}
 
 
 def load_processor(path: str | Path, config: PretrainedConfig, **options) -> object:
@@ -34,13 +31,30 @@ def load_processor(path: str | Path, config: PretrainedConfig, **options) -> obj
     """
     try:
         processor = AutoProcessor.from_pretrained(path, **options)
-    except ImportError:
-        official = PROCESSOR_MAPPING.get(type(config), None)
-        if official is None or VIDEO not in official.get_attributes():
+    except (ImportError, OSError, ValueError) as error:  # a missing package, or a part that the folder lacks
+        official = _official_of(path, config, **options)
+        if official is None or not other_parts(official):
             raise
-        processor = load_images_only(official, path, **options)
+        try:
+            processor = load_images_only(official, path, **options)
+        except (ImportError, OSError, ValueError, KeyError) as second:
+            raise (second if isinstance(second, ImportError) else error) from second
     adopt_template(processor)
     return processor
+
+
+def _official_of(path: str | Path, config: PretrainedConfig, **options) -> type[ProcessorMixin] | None:
+    try:
+        settings, _ = ProcessorMixin.get_processor_dict(path, **options)
+    except OSError:  # no processor_config.json
+        settings = {}
+    return official_class(settings.get("processor_class") or PROCESSOR_MAPPING_NAMES.get(config.model_type))
+
+
+def official_class(name: str | None) -> Any:
+    """Processor class of transformers, also where it asks for packages that only some of its parts need."""
+    placeholder = getattr(transformers, name or "", None)
+    return None if placeholder is None else getattr(importlib.import_module(placeholder.__module__), name)
 
 
 def has_video_part(processor: object) -> bool:
@@ -48,9 +62,14 @@ def has_video_part(processor: object) -> bool:
     return isinstance(processor, ProcessorMixin) and VIDEO in processor.get_attributes()
 
 
+def other_parts(official: type[ProcessorMixin]) -> list[str]:
+    """Parts of a processor class beside its image processor and tokenizer."""
+    return [name for name in official.get_attributes() if name not in PARTS]
+
+
 @functools.cache
-def images_only(official: type[ProcessorMixin]) -> type[ProcessorMixin]:
-    """Subclass of the official class without its video part, under the official name, which checkpoints store."""
+def images_only(official: Any) -> type[ProcessorMixin]:
+    """Subclass of the official class without its other parts, under the official name, which checkpoints store."""
     module: Any = sys.modules[official.__module__]
     if getattr(module, "num2words", True) is None:  # SmolVLM checks for it, to spell a video's number of frames
         module.num2words = _no_videos
@@ -58,32 +77,34 @@ def images_only(official: type[ProcessorMixin]) -> type[ProcessorMixin]:
 
 
 def load_images_only(official: Any, path: str | Path, **options) -> ProcessorMixin:
-    """Load a saved processor without its video part."""
+    """Load a saved processor with its image processor and tokenizer alone."""
     settings, _ = official.get_processor_dict(path, **options)
-    parts = {"image_processor": AutoImageProcessor, "tokenizer": AutoTokenizer}
-    known_names = inspect.signature(official.__init__).parameters.keys() - {"kwargs", VIDEO, *parts}
+    others = {name: PartSettings(settings.get(name) or {}) for name in other_parts(official)}
+    if VIDEO in others and not others[VIDEO]:
+        others[VIDEO] = PartSettings(get_video_processor_config(path))
+    known_names = inspect.signature(official.__init__).parameters.keys() - {"kwargs", *others, *PARTS}
     return images_only(official)(
-        **{name: kind.from_pretrained(path, **options) for name, kind in parts.items()},
-        video_processor=VideoSettings(settings.get(VIDEO) or get_video_processor_config(path)),
+        **{name: kind.from_pretrained(path, **options) for name, kind in PARTS.items()},
+        **others,
         **{name: value for name, value in settings.items() if name in known_names},
     )
 
 
 class _ImagesOnly:
-    """Mixin before an official class that takes settings in place of a video processor."""
+    """Mixin before an official class that takes settings in place of its other parts."""
 
     def check_argument_for_proper_class(self, argument_name: str, argument: object) -> type | tuple[type, ...]:
-        if argument_name == VIDEO:
-            return VideoSettings
+        if argument_name not in PARTS:
+            return PartSettings
         return super().check_argument_for_proper_class(argument_name, argument)  # type: ignore[misc]
 
     def to_dict(self) -> dict:
-        settings = super().to_dict()  # type: ignore[misc]
-        return {name: value for name, value in settings.items() if name != VIDEO or value}
+        settings, others = super().to_dict(), other_parts(type(self))  # type: ignore[misc, arg-type]
+        return {name: value for name, value in settings.items() if name not in others or value}
 
 
-class VideoSettings(dict):
-    """Settings of the video processor, for saving and for templates that access it."""
+class PartSettings(dict):
+    """Settings of a part that is not built, for saving and for templates that access it."""
 
     _auto_class = None  # save_pretrained reads it: no custom code
 

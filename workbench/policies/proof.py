@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from workbench.errors import PolicyError
-from workbench.policies.heads import Seen, find_head, watched
+from workbench.policies.heads import Seen, find_head, output_layer, watched
 from workbench.policies.image_features import cached_image_features
 from workbench.policies.passes import Sent
 from workbench.policies.shortcuts import Shortcuts
@@ -190,12 +190,12 @@ def _trial(policy: "AutoregressivePolicy") -> tuple[_Trial, Seen]:
     for prompt_idx, start, stop in _ROWS:
         for prompt in [prompt_by_row[prompt_idx]] if prompt_idx in prompt_by_row else _prompts(policy, prompt_idx):
             try:
-                with watched(policy.model.get_output_embeddings()) as seen:
+                with watched(output_layer(policy.model)) as seen:
                     logits = policy.plain_logits(prompt, ids[start:stop])
             except torch.OutOfMemoryError:
                 raise
             except (PolicyError, *FAILURES) as error:
-                failure = error
+                failure = failure or error
                 continue
             prompt_by_row[prompt_idx], first = prompt, first or seen
             prompts.append(prompt)
@@ -203,16 +203,23 @@ def _trial(policy: "AutoregressivePolicy") -> tuple[_Trial, Seen]:
             reference.append(logits)
             break
     if first is None:
-        reason = (str(failure).strip().splitlines() or [type(failure).__name__])[0]
-        raise PolicyError(
-            f"{policy.name}: the forward pass of {type(policy.model).__name__} fails on a small prompt "
-            f"({reason[:300]}). Expected a model whose forward pass takes its processor's outputs and returns logits. "
-            "Choose another model, or another version of transformers."
-        ) from failure
+        raise _no_pass(policy, failure) from failure
+    if policy.processor is not policy.tokenizer and not any(prompt.images for prompt in prompts):
+        raise _no_pass(policy, failure) from failure
     spread = max(float((row.float().amax(-1) - row.float().mean(-1)).mean()) for row in reference)
     quantized = getattr(policy.model, "hf_quantizer", None) is not None
     relative = QUANTIZED if quantized else TOLERANCE.get(next(policy.model.parameters()).dtype, 4e-2)
     return _Trial(prompts, completions, reference, relative * spread + 1e-6), first
+
+
+def _no_pass(policy: "AutoregressivePolicy", failure: Exception) -> PolicyError:
+    reason = (str(failure).strip().splitlines() or [type(failure).__name__])[0]
+    what = "a small prompt" if policy.processor is policy.tokenizer else "a small prompt with an image"
+    return PolicyError(
+        f"{policy.name}: the forward pass of {type(policy.model).__name__} fails on {what} "
+        f"({reason[:300]}). Expected a model whose forward pass takes its processor's outputs and returns logits. "
+        "Choose another model, or another version of transformers."
+    )
 
 
 def _prompts(policy: "AutoregressivePolicy", prompt_idx: int) -> list[Prompt]:

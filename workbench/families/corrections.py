@@ -1,0 +1,113 @@
+"""What a configuration does not tell about a model type, as data: values that its small model needs."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Correction:
+    """Values for one model type.
+
+    config           dotted keys of the configuration -> value; None leaves it to the class
+    image_processor  arguments of the image processor
+    processor        arguments of the processor
+    tokens           attributes of the tokenizer, or keys of the configuration, -> token
+    literals         further special tokens of the tokenizer
+    placeholder      text of an image in the chat template, where it is not the image token
+    processor_of     model type with the same processor, where transformers maps none
+    image_processor_of  the same for the image processor
+    """
+
+    config: dict[str, Any] = field(default_factory=dict)
+    image_processor: dict[str, Any] = field(default_factory=dict)
+    processor: dict[str, Any] = field(default_factory=dict)
+    tokens: dict[str, str] = field(default_factory=dict)
+    literals: tuple[str, ...] = ()
+    placeholder: str = ""
+    processor_of: str = ""
+    image_processor_of: str = ""
+
+
+def _mrope(*sections: int) -> dict[str, Any]:
+    """Sections of M-RoPE for small heads, for models whose code holds those of large ones."""
+    return {"text_config.rope_parameters.mrope_section": list(sections)}
+
+
+def _letters(number: int) -> str:
+    return "".join(chr(ord("A") + int(digit)) for digit in str(number))
+
+
+_NUM_CODES = 16  # of a codebook
+_ROPE = {"rope_type": "default", "rope_theta": 1e4}
+_SMALL_VQ = {"base_channels": 32, "channel_multiplier": [1, 1], "num_res_blocks": 1, "embed_dim": 8}
+
+_GEMMA3 = Correction(config={"mm_tokens_per_image": 4}, placeholder="<|boi_token|>")
+
+CORRECTIONS: dict[str, Correction] = {
+    "chameleon": Correction(
+        config={
+            "vq_config": {**_SMALL_VQ, "num_embeddings": _NUM_CODES, "resolution": 16, "latent_channels": 8},
+        },
+        image_processor={"size": {"shortest_edge": 16}, "crop_size": {"height": 16, "width": 16}},
+        processor={"image_seq_length": 64},
+        literals=(*(f"IMGIMG{_letters(code)}Z" for code in range(_NUM_CODES)), "<reserved08706>"),
+    ),
+    "cohere2_vision": Correction(image_processor={"patch_size": 2}),
+    "cohere_compass": Correction(config={"text_config.rope_parameters": {"full_attention": _ROPE}}),
+    "cosmos3_omni": Correction(processor_of="qwen3_vl"),
+    "deepseek_ocr2": Correction(
+        config={
+            "text_config.mlp_layer_types": ["dense", "sparse"],
+            "text_config.num_experts_per_tok": 2,
+            "vision_config.sam_config.downsample_channels": [64, 64],
+        }
+    ),
+    "emu3": Correction(
+        config={
+            "vq_config": {**_SMALL_VQ, "channel_multiplier": [1] * 4, "codebook_size": _NUM_CODES, "hidden_size": 32},
+        },
+        image_processor={"size": {"min_pixels": 16 * 16, "max_pixels": 24 * 24}},
+        tokens={"image_wrapper_token": "<|image token|>", "eof_token": "<|extra_201|>", "eol_token": "<|extra_200|>"},
+        literals=tuple(f"<|visual token {code:06d}|>" for code in range(_NUM_CODES)),
+    ),
+    "ernie4_5_vl_moe": Correction(config=_mrope(3, 3, 2)),
+    "fast_vlm": Correction(processor_of="llava", image_processor_of="llava"),
+    "fuyu": Correction(literals=("|SPEAKER|", "|NEWLINE|")),
+    "gemma3": _GEMMA3,
+    "glm46v": Correction(config=_mrope(2, 3, 3)),
+    "glm4v": Correction(config=_mrope(2, 3, 3)),
+    "glm4v_moe": Correction(config=_mrope(2, 1, 1), image_processor_of="glm4v"),
+    "glm_ocr": Correction(config=_mrope(2, 3, 3), processor_of="glm46v", image_processor_of="glm46v"),
+    "glmga": Correction(config=_mrope(2, 3, 3), processor_of="glm46v"),
+    "granite4_vision": Correction(config={"downsample_rate": "1/2", "spatial_target_layers": [1]}),
+    "hunyuan_vl": Correction(config={"text_config.head_dim": 16}),
+    "janus": Correction(config={"vq_config.base_channels": 32}),
+    "kosmos-2": Correction(processor_of="Kosmos2Processor"),
+    "kosmos-2.5": Correction(processor_of="Kosmos2_5Processor"),
+    "minimax_m3_vl": Correction(literals=("]<]image[>[", "]<]video[>[", "]<]start of image[>[", "]<]end of image[>[")),
+    "molmo2": Correction(config={"adapter_config.vision_feature_layer": [1, 0]}),
+    "paddleocr_vl": Correction(config=_mrope(2, 3, 3)),
+    "qwen2_5_omni_thinker": Correction(
+        config={**_mrope(2, 3, 3), "vision_start_token_id": 100},
+        processor_of="qwen2_5_omni",
+        image_processor_of="qwen2_vl",
+    ),
+    "qwen2_5_vl": Correction(config=_mrope(2, 3, 3)),
+    "qwen2_vl": Correction(config=_mrope(2, 3, 3)),
+    "qwen3_omni_moe_thinker": Correction(
+        config={"vision_start_token_id": 100}, processor_of="qwen3_omni_moe", image_processor_of="qwen2_vl"
+    ),
+    "qwen3_vl_moe": Correction(image_processor_of="qwen3_vl"),
+    "qwen4_exp": Correction(
+        config={
+            "text_config.indexer_n_heads": 2,
+            "text_config.indexer_kv_heads": 1,
+            "text_config.indexer_head_dim": 16,
+            "text_config.indexer_budget": 64,
+            "text_config.indexer_compress_ratio": 4,
+            "text_config.ngram_vocab_size_base": 1000,
+        }
+    ),
+    "shieldgemma2": _GEMMA3,
+    "step3p7": Correction(config={"text_config.sliding_window": 64}),
+}
