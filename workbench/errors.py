@@ -4,6 +4,7 @@
     ├── ConfigError   (ValueError)    a key, option or value of a configuration
     ├── DataError     (ValueError)    a file, row, column, image or box of the data
     ├── PolicyError   (RuntimeError)  a model, processor, tokenizer or template
+    │   └── PromptTooLongError        a prompt of more tokens than fit
     ├── TraceError    (RuntimeError)  a trace that is missing, truncated or of another schema
     └── RunError      (RuntimeError)  a run folder, a checkpoint, a loss that is not a number
 
@@ -35,6 +36,10 @@ class DataError(WorkbenchError, ValueError):
 
 class PolicyError(WorkbenchError, RuntimeError):
     """A model, its processor or its tokenizer does not fit the task."""
+
+
+class PromptTooLongError(PolicyError):
+    """A prompt has more tokens than the models' context or data.max_prompt_length leaves."""
 
 
 class TraceError(WorkbenchError, RuntimeError):

@@ -29,7 +29,7 @@ BAD = {
         "huge.png has 81,?000 x 1,?000 pixels|huge.png has far more",
     ),
     "mark": ({"question": "What?<end_of_utterance>"}, 'special token in "question"', 'column "question"'),
-    "long": ({"question": "why " * 3000}, "prompt cannot be encoded", r"has \d+ tokens"),
+    "long": ({"question": "why " * 3000}, "prompt is too long", r"has \d+ tokens"),
 }
 
 
@@ -41,6 +41,16 @@ def write(folder: Path, *rows: dict) -> Path:
     whole = [{"question": f"Color {n}?", "images": ["a.png"], "answer": "green", **row} for n, row in enumerate(rows)]
     (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in whole))
     return folder / "data.jsonl"
+
+
+def test_max_prompt_length_longer_prompts_are_skipped_and_counted(models: dict, tmp_path: Path) -> None:
+    """The question of 40 words has at least 40 tokens more than the others."""
+    data = {"train": str(write(tmp_path, {"question": "why " * 40}, {}, {})), "eval": None}
+    config = run_config(models, tmp_path, method={"name": "opd"}, data={**data, "max_prompt_length": 45})
+    checks = {item.name: item for item in check_config(config)}
+    assert "1 of 3 are skipped (prompt is too long: 1; checked all 3)" in checks["rows of data.train"].finding
+    assert "of 45 allowed" in checks["completion in view student (student / plain)"].finding
+    assert train(config).skipped == {"prompt is too long": 1}
 
 
 @pytest.mark.parametrize("kind", BAD)

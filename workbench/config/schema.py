@@ -176,6 +176,14 @@ class DataConfig:
     probes: Annotated[
         str | None, Option("Examples re-scored throughout the run. null = the first evaluation examples")
     ] = None
+    max_prompt_length: Annotated[
+        int | None,
+        Option(
+            "Examples with a longer prompt in any view are skipped and counted. null = what the models' context leaves",
+            unit="tokens",
+            low=1,
+        ),
+    ] = None
     max_train_examples: Annotated[int | None, Option("Use only the first N training examples. null = all", low=1)] = (
         None
     )

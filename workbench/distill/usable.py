@@ -15,7 +15,7 @@ from workbench.data.scripts import is_blank
 from workbench.data.sources import show
 from workbench.distill.method import Method
 from workbench.distill.rollouts import reference_of
-from workbench.errors import DataError, PolicyError
+from workbench.errors import DataError, PolicyError, PromptTooLongError
 from workbench.policies import Policy
 from workbench.policies.by_domain import covers
 from workbench.types import Example
@@ -133,7 +133,7 @@ def _reference_problem(policy: Policy, example: Example) -> Problem | None:
 def encoding_problem(example: Example, views: Views, reference_students: Iterable[Policy] = ()) -> Problem | None:
     """Return the first problem of encoding an example for all views, with its reference for `reference_students`.
 
-    Skips contexts whose evidence the example is_missing_rollout_data, and policies of other domains.
+    Skips contexts whose evidence the example lacks, and policies of other domains.
     """
     if problem := text_problem(example, views, reference_students):
         return problem
@@ -146,6 +146,8 @@ def encoding_problem(example: Example, views: Views, reference_students: Iterabl
             policy.check_prompt(prompt, max(lengths, default=0))
     except DataError as error:
         return Problem("image cannot be read", str(error))
+    except PromptTooLongError as error:
+        return Problem("prompt is too long", str(error))
     except PolicyError as error:
         return Problem("prompt cannot be encoded", str(error))
     return None

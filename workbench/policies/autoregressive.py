@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from workbench.errors import DataError, PolicyError
+from workbench.errors import DataError, PolicyError, PromptTooLongError
 from workbench.policies import Completion, SamplingOptions
 from workbench.policies.adapters import add_adapter, beside
 from workbench.policies.encoding import PromptEncoder
@@ -121,7 +121,7 @@ class AutoregressivePolicy(Passes):
         """Raise DataError or PolicyError if the images cannot be read, or the prompt with a completion is too long."""
         length = self.encoder.encode(prompt)["input_ids"].shape[1]
         if self.context_length is not None and length + completion_length > self.context_length:
-            raise PolicyError(
+            raise PromptTooLongError(
                 f'prompt "{prompt.key}" has {length} tokens (images included) and its reference {completion_length}. '
                 f"Expected at most {self.context_length} together. Shorten one of them, or use smaller images."
             )

@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from workbench.data.images import note, open_image
-from workbench.errors import ConfigError, PolicyError
+from workbench.errors import ConfigError, PolicyError, PromptTooLongError
 from workbench.policies.image_size import MAX_PIXELS, reduce
 from workbench.policies.templates import TEXT, check_system_prompt, check_template_kwargs, content_form
 from workbench.types import Prompt, Turn
@@ -95,10 +95,10 @@ class PromptEncoder:
         encoded = self._encode(prompt)
         length = encoded["input_ids"].shape[1]
         if self.max_prompt_length is not None and length > self.max_prompt_length:
-            raise PolicyError(
+            raise PromptTooLongError(
                 f'prompt "{prompt.key}" has {length} tokens (images included). Expected at most '
-                f"{self.max_prompt_length}, beside the completion. Use smaller images, a shorter text, or a smaller "
-                "sampling.max_completion_length."
+                f"{self.max_prompt_length}, beside the completion. Use smaller images (models.max_pixels), a shorter "
+                "text, a larger data.max_prompt_length if it is set, or a smaller sampling.max_completion_length."
             )
         if prompt.key:
             self._keep(prompt, encoded)

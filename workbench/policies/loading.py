@@ -51,6 +51,7 @@ def load_policies(
     teacher_options: dict[str, Any] | None = None,
     offload_teachers: bool = False,
     max_completion_length: int = 0,
+    max_prompt_length: int | None = None,
     adapter: object | None = None,
     learner: str = STUDENT,
     block: int = 0,
@@ -94,7 +95,8 @@ def load_policies(
     for name in (name for name in policies if offload_teachers and name.startswith("teacher")):
         offload(policies[name], options["device"])
     match_decoding(policies, block, steps_per_block, max_completion_length)
-    _fit_together(policies, max_completion_length, accept_differences)
+    _fit_together(policies, accept_differences)
+    leave_room(policies.values(), max_completion_length, max_prompt_length)
     return policies if by_domain is None else policies | {by_domain.name: by_domain}
 
 
@@ -106,15 +108,12 @@ def _student(path: str | Path, name: str, adapter: object | None, **options: Any
     return student
 
 
-def _fit_together(
-    policies: dict[str, AutoregressivePolicy], max_completion_length: int, accept_differences: bool
-) -> None:
-    """Prove each model, then share vocabulary, end tokens and encoders; leave room for a completion."""
+def _fit_together(policies: dict[str, AutoregressivePolicy], accept_differences: bool) -> None:
+    """Prove each model, then share vocabulary, end tokens and encoders."""
     prove_all(policies.values(), accept_differences=accept_differences)
     share_vocabulary(policies)
     unify_eos_tokens(policies)
     share_encoders(policies)
-    leave_room(policies.values(), max_completion_length)
 
 
 def _teacher(name: str, teachers: dict[str, str], other: str | Path | None, **options: Any) -> AutoregressivePolicy:
@@ -126,13 +125,17 @@ def _teacher(name: str, teachers: dict[str, str], other: str | Path | None, **op
     return load_policy(path, name, **options)
 
 
-def leave_room(policies: Iterable[AutoregressivePolicy], max_completion_length: int) -> None:
-    """Limit prompts to the context length minus the completion. Raises ConfigError if nothing is left."""
+def leave_room(
+    policies: Iterable[AutoregressivePolicy], max_completion_length: int, max_prompt_length: int | None = None
+) -> None:
+    """Limit prompts to max_prompt_length, and to the context length minus the completion.
+
+    Raises: ConfigError if nothing is left.
+    """
     for encoder in {id(policy.encoder): policy.encoder for policy in policies}.values():
-        if encoder.context_length is None:
-            continue
-        encoder.max_prompt_length = encoder.context_length - max_completion_length
-        if encoder.max_prompt_length <= 0:
+        room = None if encoder.context_length is None else encoder.context_length - max_completion_length
+        encoder.max_prompt_length = min((n for n in (room, max_prompt_length) if n is not None), default=None)
+        if room is not None and room <= 0:
             raise ConfigError(
                 f"sampling.max_completion_length={max_completion_length} leaves no room for a prompt. Expected less "
                 f"than the models' {encoder.context_length} tokens. Lower it."

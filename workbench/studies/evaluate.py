@@ -70,7 +70,7 @@ def _ask(
     """Return the answers by label, and a sentence for each reason why questions were skipped."""
     answered: dict[str, list[EvalRecord]] = {}
     left_out: list[str] = []
-    leave_room([policy], config.sampling.max_completion_length)
+    leave_room([policy], config.sampling.max_completion_length, config.data.max_prompt_length)
     for questions in evaluate:
         tally = Tally()
         examples = filter_encodable(

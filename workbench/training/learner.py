@@ -166,6 +166,7 @@ def build_learner(
         compiler=models.compile,
         device="cpu" if process_group.sharding else device,
         max_completion_length=config.sampling.max_completion_length,
+        max_prompt_length=config.data.max_prompt_length,
         block=config.sampling.diffusion_block_size,
         steps_per_block=config.sampling.steps_per_block,
         adapter=adapter,
