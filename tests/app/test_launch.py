@@ -28,6 +28,7 @@ from workbench.app.form import (
 from workbench.app.tabs.launch import (
     check_html,
     load_recipe,
+    outdated,
     preview,
     recipe_values,
     refresh_recipes,
@@ -44,6 +45,7 @@ from workbench.runs.jobs import read_job
 
 RECIPE = "recipe:tiny.yaml"
 FORM = form_slots(fields())
+SKIP = {"__type__": "update"}  # the output stays as it is
 
 
 @pytest.fixture
@@ -177,7 +179,7 @@ def test_preview_invalid_value_shows_error_and_keeps_command(
     ((message, command),) = call(RECIPE, more, *entered(context, **changes))
     assert 'role="alert"' in message
     assert output.replace('"', "&quot;").lower() in message.lower()
-    assert command == {"__type__": "update"}, "the command stays as it was"
+    assert command == SKIP
 
 
 def test_preview_markup_entered_is_escaped(context: AppContext) -> None:
@@ -235,14 +237,17 @@ def test_start_valid_form_finishes_and_name_is_taken(context: AppContext, monkey
     assert form_values(context, "run:tiny")["training.steps"] == 1
     assert free_name(context, "tiny") == "tiny-2" and free_name(context, "other") == "other"
     assert refresh_recipes(context, RECIPE, "tiny")[1] == "tiny-2"
-    assert refresh_recipes(context, RECIPE, "other")[1] == {"__type__": "update"}, "somebody may be typing"
+    assert refresh_recipes(context, RECIPE, "other")[1] == SKIP, "somebody may be typing"
 
 
-def test_check_valid_form_shows_table(context: AppContext, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    first, last = run_check(context, FORM, RECIPE, "", *entered(context))
-    assert "Checking" in first[0]
-    assert "checks passed" in last[0] and "<td>ok</td>" in last[0] and "regimes of this batch" in last[0]
+def test_outdated_form_edited_during_check_warns(context: AppContext) -> None:
+    values = entered(context, training__steps=7)
+    (command,) = preview(context, FORM, RECIPE, "", *values)
+    assert outdated(context, FORM, command, RECIPE, "", *values) == (SKIP, SKIP)
+    assert outdated(context, FORM, "", RECIPE, "", *values) == (SKIP, SKIP), "an edit has cleared the report"
+    for steps in (8, 0):
+        outcome, report = outdated(context, FORM, command, RECIPE, "", *entered(context, training__steps=steps))
+        assert outcome == "" and "edited during the check" in report
 
 
 def test_check_missing_student_raises(context: AppContext) -> None:
@@ -271,7 +276,7 @@ def test_show_errors_user_error_warns_and_bug_raises() -> None:
         raise error
 
     with pytest.warns(UserWarning, match="A &lt;b&gt;"):
-        assert show_errors(fails)(WorkbenchError("a <b>")) == {"__type__": "update"}
+        assert show_errors(fails)(WorkbenchError("a <b>")) == SKIP
     with pytest.raises(ZeroDivisionError):
         show_errors(fails)(ZeroDivisionError())
 

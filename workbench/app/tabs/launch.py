@@ -92,7 +92,7 @@ class _Side:
 
     form_error  what is wrong with the form as it is
     outcome     result of Check or Start, until the form is edited
-    checked     hidden: the command that was checked
+    checked     hidden: the command whose result is shown; empty during a check and after an edit
     """
 
     command: gr.Textbox
@@ -155,7 +155,8 @@ def _connect_form(
     lists = [widget.input for widget in widgets if isinstance(widget, gr.Dropdown) and widget is not chooser]
     gr.on(lists, None, None, typed, js="() => workbenchApp.typed()")
     edited = [typed.change, chooser.input, recipe.change]
-    gr.on(edited, None, None, [side.outcome, side.report], js=f"() => ['', {json.dumps(side.about_check)}]")
+    cleared = [side.outcome, side.report, side.checked]
+    gr.on(edited, None, None, cleared, js=f"() => ['', {json.dumps(side.about_check)}, '']")
     typed.change(*shows, **_SILENT)
     loaded = recipe.change(
         with_message(partial(load_recipe, context, form), 1 + len(widgets)),
@@ -188,7 +189,8 @@ def _connect_buttons(
         show_progress_on=side.report,
         api_visibility="private",
     )
-    checking.then(outdated, [side.checked, side.command], [side.outcome, side.report], **_SILENT)
+    check_edited = partial(outdated, context, form)
+    checking.then(check_edited, [side.checked, *inputs], [side.outcome, side.report], **_SILENT)
     started = side.start.click(
         with_message(partial(start_from, context, form), 4),
         inputs,
@@ -291,19 +293,31 @@ def refresh_recipes(context: AppContext, recipe: str | None, name: str) -> tuple
 
 
 def checked_form(context: AppContext, form: Form, recipe: str, more: str, *entered: object) -> Iterator[tuple]:
-    """The form's error, the check's report, and the command that was checked ("" if the form has an error)."""
+    """The form's error, the check's report, and, with the result, the command that was checked.
+
+    The command is "" if the form has an error.
+    """
     command = ""
     try:
         (command,) = preview(context, form, recipe, more, *entered)
-        for (report,) in run_check(context, form, recipe, more, *entered):
-            yield "", report, command
+        reports = run_check(context, form, recipe, more, *entered)
+        yield "", *next(reports), ""
+        yield "", *next(reports), command
     except (WorkbenchError, OSError) as error:
         yield note(sentence(error), "error"), "", command
 
 
-def outdated(checked: str, command: str) -> tuple:
-    """A warning in place of the report if the form was edited during the check."""
-    if checked == command:
+def outdated(context: AppContext, form: Form, checked: str, recipe: str, more: str, *entered: object) -> tuple:
+    """A warning in place of the report if the form was edited during the check.
+
+    It compares with the form's values, since the command beside the form may be older. If `checked` is empty, an edit
+    has already cleared the report.
+    """
+    try:
+        (command,) = preview(context, form, recipe, more, *entered)
+    except (WorkbenchError, OSError):  # the message beside the form names the error
+        command = ""
+    if checked in ("", command):
         return gr.skip(), gr.skip()
     return "", note("The form was edited during the check, so the report is out of date. Check again.", "warning")
 
