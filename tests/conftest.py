@@ -24,6 +24,7 @@ LONGEST = (
     "training/test_train.py",
     "app/test_browser_tokens.py",
     "app/test_browser_figures.py",
+    "app/test_browser_launch.py",
     "test_notebooks.py",
     "test_distributed.py",
     "runs/test_jobs.py",

@@ -1,13 +1,15 @@
 """Runs of tiny models with random weights, on which the tabs are tested, and the page over them."""
 
+import os
 import shutil
-import socket
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from page_checks import SHOWS
-from playwright.sync_api import Browser, BrowserContext, Page, expect
+from app_process import Server
+from page_checks import SHOWS, free_port, watched_pages
+from playwright.sync_api import Browser, BrowserContext, Page
 from small import add_begun, run_config
 from test_studies import write
 
@@ -16,7 +18,6 @@ from workbench.app.server import serve
 from workbench.training.run import train
 
 SAMPLES = Path(__file__).parents[2] / "data/samples/samples.jsonl"
-PATIENCE_MS = 60_000  # a busy machine is slow, and a wrong page stays wrong
 
 
 @pytest.fixture(scope="session")
@@ -38,12 +39,6 @@ def context(runs: Path) -> AppContext:
     return AppContext(runs, runs.parent / "configs")
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 @pytest.fixture(scope="module")
 def address(runs: Path, models: dict) -> Iterator[str]:
     """The page over the runs, a study beside them, and one recipe."""
@@ -61,33 +56,49 @@ def address(runs: Path, models: dict) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def visitor(browser: Browser) -> Iterator[BrowserContext]:
     """One visitor for all tests: its browser keeps the page's scripts."""
-    context = browser.new_context(viewport={"width": 1280, "height": 1000})
+    context = browser.new_context(viewport={"width": 1280, "height": 1000}, reduced_motion="reduce")
     yield context
     context.close()
 
 
 @pytest.fixture
 def visit(visitor: BrowserContext, address: str) -> Iterator[Callable[[str, str], Page]]:
-    """Opens an address of the app; at the end the page must have asked nobody else and said no script error."""
-    pages, foreign, faults = [], [], []
-    expect.set_options(timeout=PATIENCE_MS)
+    """Open a tab of the app; at the end its pages are checked, as `watched_pages` describes."""
+    with watched_pages(visitor, address) as open_query:
 
-    def opened(query: str, tab: str) -> Page:
-        page = visitor.new_page()
-        pages.append(page)
-        page.set_default_timeout(PATIENCE_MS)
-        page.on(
-            "request",
-            lambda request: (
-                foreign.append(request.url) if not request.url.startswith((address, "data:", "blob:")) else None
-            ),
-        )
-        page.on("pageerror", lambda error: faults.append(str(error)))
-        page.goto(f"{address}/?{query}&tab={tab}")
-        page.locator(SHOWS[tab]).first.wait_for()
-        return page
+        def open_tab(query: str, tab: str) -> Page:
+            page = open_query(f"{query}&tab={tab}")
+            page.locator(SHOWS[tab]).first.wait_for()
+            return page
 
-    yield opened
-    for page in pages:
-        page.close()
-    assert foreign == [] and faults == []
+        yield open_tab
+
+
+@pytest.fixture(scope="module")
+def server(models: dict, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The app over an empty folder of runs and one recipe, without the type checks that tests have."""
+    folder = tmp_path_factory.mktemp("app")
+    (folder / "configs").mkdir()
+    config = run_config(models, "runs", name="tiny", data__eval="scenes:eval?count=4")
+    (folder / "configs" / "tiny.yaml").write_text(config.to_yaml())
+    server = Server(folder)
+    server.start()
+    yield server
+    server.kill()
+    for job in server.runs.glob("*/run.json"):
+        state = server.state(job.parent.name)
+        if state.is_alive:
+            os.kill(state.pid, signal.SIGKILL)
+
+
+@pytest.fixture
+def open_page(visitor: BrowserContext, server: Server) -> Iterator[Callable[..., Page]]:
+    """Open an address of the app; errors of requests to a killed server are expected."""
+    with watched_pages(visitor, server.address, expected="(?i)fetch|network|connection|stream") as open_at:
+
+        def open_query(query: str) -> Page:
+            page = open_at(query)
+            page.locator("#app-run").wait_for()
+            return page
+
+        yield open_query

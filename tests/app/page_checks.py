@@ -1,7 +1,13 @@
-"""What holds of every tab: it fits its window, and a screen reader has a name for every control."""
+"""Checks of every page: it fits its window, names its controls, raises no script error and calls no other server."""
 
-from playwright.sync_api import Page
+import re
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
+from playwright.sync_api import BrowserContext, Page, expect
+
+PATIENCE_MS = 120_000  # a busy machine is slow, and a wrong page stays wrong
 SHOWS = {  # what a tab has when it is drawn
     "launch": "#launch-start",
     "tokens": "#tokens-answer .wb-detail .wb-views",
@@ -42,3 +48,35 @@ REFERENCES = """() => {
 def nameless(page: Page, part: str) -> list[str]:
     """The beginnings of controls inside `part` (a selector) that have no accessible name."""
     return page.evaluate(NAMELESS, part)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@contextmanager
+def watched_pages(visitor: BrowserContext, address: str, expected: str = "$^") -> Iterator[Callable[[str], Page]]:
+    """A function that opens a query of the app at `address` in a new page.
+
+    At the end the pages are closed. None may have requested another address or raised a script error, except errors
+    that match `expected`.
+    """
+    pages, foreign, errors = [], [], []
+    expect.set_options(timeout=PATIENCE_MS)
+
+    def open_query(query: str) -> Page:
+        page = visitor.new_page()
+        pages.append(page)
+        page.set_default_timeout(PATIENCE_MS)
+        page.on("request", lambda request: foreign.append(request.url))
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.goto(f"{address}/?{query}")
+        return page
+
+    yield open_query
+    for page in pages:
+        page.close()
+    assert [url for url in foreign if not url.startswith((address, "data:", "blob:"))] == []
+    assert [error for error in errors if not re.search(expected, error)] == []

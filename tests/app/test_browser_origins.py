@@ -5,17 +5,16 @@ The page has a password and the visitor is logged in, which helps an attacker an
 
 import functools
 import http.server
-import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from page_checks import PATIENCE_MS, free_port
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 
 from workbench.app.server import serve
 
-PATIENCE_MS = 60_000
 ASK = """async ([address, path, method, mode]) => {
     const event = path.includes("join") ? {fn_index: 1} : {}
     const json = {data: ["?tab=monitor"], session_hash: "other", ...event}, form = new FormData()
@@ -31,12 +30,6 @@ READS, WRITES = (
     ("/config", "/gradio_api/info", "/gradio_api/openapi.json"),
     ("/gradio_api/run/first_paint", "/gradio_api/queue/join", "/gradio_api/upload"),
 )
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import PATIENCE_MS, free_port
+from page_checks import free_port, watched_pages
 from playwright.sync_api import BrowserContext, Page, expect
 
 from workbench.app import layout, live_updates
@@ -40,18 +40,8 @@ def page_of(folder: Path) -> Iterator[str]:
 
 @pytest.fixture
 def opened(visitor: BrowserContext, page_of: str) -> Iterator[Callable[[str], Page]]:
-    pages = []
-    expect.set_options(timeout=PATIENCE_MS)
-
-    def open_at(query: str) -> Page:
-        pages.append(visitor.new_page())
-        pages[-1].set_default_timeout(PATIENCE_MS)
-        pages[-1].goto(f"{page_of}/?{query}")
-        return pages[-1]
-
-    yield open_at
-    for page in pages:
-        page.close()
+    with watched_pages(visitor, page_of) as open_query:
+        yield open_query
 
 
 def test_tokens_run_just_begun_shows_answers_once_recorded(opened, folder: Path, trained: Path) -> None:

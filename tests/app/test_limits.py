@@ -3,7 +3,6 @@
 import asyncio
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -13,6 +12,7 @@ from pathlib import Path
 import gradio as gr
 import httpx
 import pytest
+from page_checks import free_port
 
 from workbench.app import limits
 from workbench.app.context import AppContext
@@ -22,12 +22,6 @@ from workbench.app.requests import takes_click
 from workbench.app.server import serve
 
 ODD = (5, 1.5, True, [], ["a"], [1], {}, {"a": 1}, {"a": [1]}, [[1]], None, "x", "")
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
 
 
 @pytest.fixture(scope="module")

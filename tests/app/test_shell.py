@@ -7,6 +7,7 @@ import gradio as gr
 import httpx
 import pytest
 from failures import raises
+from page_checks import free_port
 
 from workbench.app.components import TRACES
 from workbench.app.context import ADDRESS_KEYS, AppContext, run_choices
@@ -148,9 +149,7 @@ def test_tabs_deleted_or_old_schema_run_show_error(runs: Path, monkeypatch: pyte
 
 
 def test_upload_read_only_page_is_refused(runs: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     app = serve(runs, configs=runs, port=port, read_only=True)
     try:
         sent = httpx.post(
@@ -163,9 +162,7 @@ def test_upload_read_only_page_is_refused(runs: Path) -> None:
 
 def test_password_page_requires_login_and_serves_no_file(runs: Path, tmp_path: Path) -> None:
     (tmp_path / "users").write_text("ann:right\n")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     app = serve(runs, configs=runs, port=port, auth=tmp_path / "users")
     visitor = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60)
     try:

@@ -1,0 +1,118 @@
+"""The form of Launch in a real browser: mistakes, methods, checks, and a run that failed at its start."""
+
+import re
+import shutil
+from collections.abc import Callable, Iterator
+
+import pytest
+import yaml
+from app_process import Server
+from playwright.sync_api import expect
+
+from workbench.runs.jobs import _Record, _write_record
+
+
+def test_form_mistakes_show_errors_and_start_nothing(server: Server, open_page: Callable) -> None:
+    page = open_page("tab=launch")
+    page.locator("#launch-training-steps input").fill("0")
+    expect(page.locator("#launch-message [role=alert]")).to_contain_text("training.steps must be at least 1, got 0")
+    for name in ("../o", "../out") * 4:  # two fields within one round trip: the page gets one request for both
+        page.locator("#launch-training-steps input").fill("0")
+        page.locator("#launch-training-steps input").fill("2")
+        page.locator("#launch-name input, #launch-name textarea").fill(name)
+        expect(page.locator("#launch-message [role=alert]")).to_contain_text(f'"{name}" must be a plain folder name')
+    page.locator("#launch-name input, #launch-name textarea").press("Backspace")  # deleting and pasting are edits too
+    expect(page.locator("#launch-message [role=alert]")).to_contain_text('"../ou" must be a plain folder name')
+    page.locator("#launch-name input, #launch-name textarea").evaluate(
+        "one => { one.focus(); one.select(); document.execCommand('insertText', false, '../pasted'); }"
+    )
+    expect(page.locator("#launch-message [role=alert]")).to_contain_text('"../pasted" must be a plain folder name')
+    expect(page.locator("#launch-command textarea")).to_have_value("")
+    page.locator("#launch-name input, #launch-name textarea").fill("missing")
+    page.locator("#launch-models-student textarea").fill("no/such/model")
+    expect(page.locator("#launch-command textarea")).to_have_value(re.compile("models.student=no/such/model"))
+    page.locator("#launch-start").click()
+    expect(page.locator("#launch-said [role=alert]")).to_contain_text('"no/such/model" is not a model folder')
+    page.wait_for_timeout(600)  # the new command arrives, and the error stays
+    expect(page.locator("#launch-said [role=alert]")).to_be_visible()
+    assert not (server.runs / "missing").exists()
+    assert "Traceback" not in page.content()
+
+
+def test_check_edited_form_replaces_report(open_page: Callable) -> None:
+    page = open_page("tab=launch")
+    report, output = page.locator("#launch-report"), page.locator("#launch-said [role=alert]")
+    data, steps = page.locator("#launch-data-train textarea"), page.locator("#launch-training-steps input")
+    command = page.locator("#launch-command textarea")
+    expect(page.locator("#launch-method-trim input")).to_be_visible()
+    page.locator("#launch-method-name input").click()
+    page.get_by_role("option", name="opd", exact=True).click()
+    expect(page.locator("#launch-method-support")).to_be_visible()
+    expect(page.locator("#launch-method-trim")).to_have_count(0)
+    expect(command).to_have_value(re.compile(r"method\.name=opd"))
+
+    data.fill("nofile.jsonl")
+    expect(command).to_have_value(re.compile("nofile.jsonl"))
+    page.locator("#launch-check").click()
+    expect(output).to_contain_text("nofile.jsonl")
+    expect(report).not_to_contain_text("Checking")
+    data.fill("scenes:train?count=12")
+    expect(command).not_to_have_value(re.compile("nofile.jsonl"))
+    expect(output).to_have_count(0)
+
+    page.locator("#launch-check").click()
+    expect(report).to_contain_text("Checking")
+    expect(report.locator(".app-good")).to_contain_text("checks passed")
+    expect(report.locator("table tbody tr").first).to_contain_text("evidence")
+    expect(report.locator("table")).to_contain_text("regimes of this batch")
+    expect(report.locator("td", has_text=re.compile("^ok$")).first).to_be_visible()
+    steps.fill("7")
+    expect(report).not_to_contain_text("checks passed")
+
+    page.locator("#launch-check").click()
+    expect(report).to_contain_text("Checking")
+    steps.fill("8")
+    expect(report).to_contain_text("The form was edited during the check")
+    expect(command).to_have_value(re.compile("training.steps=8"))
+    expect(report.locator("table")).to_have_count(0)
+
+
+@pytest.fixture
+def failed_run(server: Server) -> Iterator[str]:
+    """A run whose process ended before it made the run's folder, since its data file does not exist."""
+    folder = server.runs / ".jobs/fails"
+    folder.mkdir(parents=True)
+    plain = yaml.safe_load((server.folder / "configs/tiny.yaml").read_text())
+    plain |= {"name": "fails", "data": {"train": "nofile.jsonl", "eval": None}}
+    (folder / "config.yaml").write_text(yaml.safe_dump(plain))
+    (folder / "train.out").write_text("workbench.errors.DataError: nofile.jsonl does not exist.\n")
+    command = ("python", "-m", "workbench", "train", str(folder / "config.yaml"))
+    _write_record(server.runs / "fails", _Record(2**22 + 1, None, 1.0, command))  # no process has such a number
+    yield "fails"
+    shutil.rmtree(folder)
+
+
+def test_run_failed_before_folder_can_be_corrected(server: Server, open_page: Callable, failed_run: str) -> None:
+    page = open_page(f"run={failed_run}&tab=monitor")
+    status = page.locator("#monitor-status")
+    expect(status).to_contain_text("nofile.jsonl does not exist")
+    expect(status).to_contain_text("This run cannot be resumed")
+    words = status.locator(".app-command code").inner_text().split()
+    assert words[:2] == ["workbench", "train"] and words[3:] == ["name=fails-again"]
+    assert (server.folder / words[2]).read_text() == (server.runs / ".jobs/fails/config.yaml").read_text()
+    for figure in page.locator(".app-plots .js-plotly-plot").all():
+        expect(figure).to_contain_text("before it recorded anything")
+    page.get_by_role("tab", name="Data", exact=True).click()
+    expect(page.locator("#data-source input")).to_have_value(re.compile("nofile.jsonl"))
+    expect(page.locator("#data-list")).to_contain_text("nofile.jsonl")
+    page.get_by_role("tab", name="Launch", exact=True).click()
+    page.locator("#launch-recipe input").click()
+    page.get_by_role("option", name=re.compile(r"run\s+fails")).click()
+    expect(page.locator("#launch-data-train textarea, #launch-data-train input").first).to_have_value("nofile.jsonl")
+
+
+def test_start_button_form_scrolled_stays_in_viewport(open_page: Callable) -> None:
+    page = open_page("tab=launch")
+    page.locator("#launch-training-steps").scroll_into_view_if_needed()
+    page.mouse.wheel(0, 3000)
+    expect(page.locator("#launch-start")).to_be_in_viewport()
