@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from page_checks import FITS, SHOWS, nameless
 from PIL import Image
-from playwright.sync_api import expect
+from playwright.sync_api import Page, expect
 from small import run_config
 
 from workbench.traces.reader import open_traces
@@ -22,7 +22,7 @@ from workbench.training.run import train
 BUILT_IN = Path(__file__).parents[2] / "data/models"
 
 
-def test_tokens_first_answer_hover_and_pin_work(visit) -> None:
+def test_tokens_hover_pin_keys_and_mouse_follow_answers(visit) -> None:
     page = visit("run=dopd", "tokens")
     token = page.locator("#tokens-answer .wb-t").nth(1)
     token.hover()
@@ -42,25 +42,27 @@ def test_tokens_first_answer_hover_and_pin_work(visit) -> None:
     expect(page).to_have_url(pinned)
     page.locator("#tokens-list tr[data-key]").nth(1).click()
     expect(page).to_have_url(re.compile("step=4&rollout=1$"))
+    move_through_answers(page)
 
 
-def test_tokens_keys_and_mouse_move_through_answers(visit) -> None:
-    page = visit("run=dopd", "tokens")
+def move_through_answers(page: Page) -> None:
+    """From rollout 1 of step 4 to others, by keys and by mouse; the numbers must be those of the open answer."""
+    expect(page.locator("#tokens-answer .wb-meta")).to_contain_text("rollout 1")
     page.locator("#tokens-answer .wb-chip[data-by='entropy']").click()
     page.locator("#tokens-answer .wb-t").first.click()
-    for rollout in ("1", "2"):
+    for rollout in ("2", "3"):
         page.keyboard.press("ArrowDown")
         expect(page.locator("#tokens-answer .wb-meta")).to_contain_text(f"rollout {rollout}")
         expect(page.locator("#tokens-answer .wb-tokens")).to_have_attribute("data-by", "entropy")
         expect(page.locator("#tokens-answer .wb-t[aria-pressed='true']")).to_be_focused()
     page.keyboard.press("ArrowUp")
-    expect(page.locator("#tokens-answer .wb-meta")).to_contain_text("rollout 1")
+    expect(page.locator("#tokens-answer .wb-meta")).to_contain_text("rollout 2")
 
-    page.locator("#tokens-list tr[data-key]").nth(3).click()
-    expect(page.locator("#tokens-answer .wb-meta")).to_contain_text("rollout 3")
-    expect(page).to_have_url(re.compile("step=4.*rollout=3"))
+    page.locator("#tokens-list tr[data-key]").nth(5).click()
+    expect(page.locator("#tokens-answer .wb-meta")).to_contain_text("rollout 5")
+    expect(page).to_have_url(re.compile("step=4.*rollout=5"))
     expect(page.locator("#tokens-list tr[aria-selected='true']")).to_have_attribute(
-        "data-key", re.compile('"rollout": 3')
+        "data-key", re.compile('"rollout": 5')
     )
     num_tokens, num_texts = page.evaluate(
         """() => { const root = document.querySelector('#tokens-answer .wb-tokens');
@@ -77,25 +79,13 @@ def test_tokens_keys_and_mouse_move_through_answers(visit) -> None:
     expect(first).to_have_attribute("aria-expanded", "false")
 
 
-def test_link_to_token_reloaded_opens_same_token(visit) -> None:
+def test_tokens_link_page_and_filter_survive_reload(visit) -> None:
     page = visit("run=dopd&step=2&rollout=5&token=1", "tokens")
     expect(page.locator("#tokens-answer .wb-meta")).to_contain_text("step 2")
     expect(page.locator("#tokens-answer .wb-meta")).to_contain_text("rollout 5")
     expect(page.locator("#tokens-answer .wb-detail")).to_contain_text("token 2 of")
     page.reload()
     expect(page.locator("#tokens-answer .wb-meta")).to_contain_text("rollout 5")
-
-
-def test_link_other_tab_keeps_step_and_unknown_run_errors(visit, address: str) -> None:
-    page = visit("run=dopd&step=2&rollout=1", "monitor")
-    expect(page.locator("#monitor-status h2")).to_have_text("dopd")
-    page.wait_for_url(re.compile("step=2&rollout=1"))
-    page.goto(f"{address}/?run=gone&tab=monitor")
-    expect(page.get_by_text('Run "gone" does not exist')).to_be_visible()
-
-
-def test_tokens_pages_and_filters_survive_reload(visit) -> None:
-    page = visit("run=dopd", "tokens")
     page.locator("#tokens-on").click()
     expect(page.locator("#tokens-where")).to_contain_text("21–24 of 24")
     page.locator("#tokens-step input").click()
@@ -170,37 +160,6 @@ def test_token_filters_combined_match_one_marked_token(visit, scenes: str, runs:
     expect(page.locator("#tokens-answer .wb-detail")).to_contain_text(f"token {positions[0] + 1} of")
 
 
-def test_moved_token_clicked_opens_in_tokens(visit) -> None:
-    page = visit("run=dopd", "movement")
-    expect(page.locator("#movement-map .wb-cell").first).to_be_visible()
-    page.locator("#movement-probes tr[data-key]").nth(2).click()
-    expect(page.locator("#movement-map .wb-heading")).to_contain_text("probe 2")
-    page.locator("#movement-moved tr[data-key]").first.click()
-    page.locator(SHOWS["tokens"]).wait_for()
-    expect(page).to_have_url(re.compile("tab=tokens.*probe=1"))
-    expect(page.locator("#tokens-probe input")).to_be_checked()
-
-
-def test_worst_case_clicked_opens_in_tokens(visit) -> None:
-    page = visit("run=photos", "illusion")
-    row = page.locator("#illusion-worst tr[data-key]").first
-    key = json.loads(row.get_attribute("data-key"))
-    row.click()
-    expect(page.locator("#tokens-answer .wb-meta")).to_contain_text(f"step {key['step']}")
-    expect(page.locator("#tokens-answer .wb-detail")).to_contain_text(f"token {key['position'] + 1} of")
-
-
-def test_compare_two_runs_aligns_tokens(visit) -> None:
-    page = visit("run=dopd&other=opd", "compare")
-    expect(page.locator("#compare-views .wb-tokens")).to_have_count(2)
-    expect(page.locator("#compare-aligned .wbu-token").first).to_be_visible()
-    page.locator("#compare-examples tr[data-key]").nth(1).click()
-    expect(page).to_have_url(re.compile("other=opd.*example="))
-    page.locator("#compare-layout").get_by_text("side by side").click()
-    expect(page.locator("#compare-views .wbu-sides")).to_be_visible()
-    expect(page).to_have_url(re.compile("layout=beside"))
-
-
 def test_own_image_box_drawn_by_mouse_is_scored(visit, tmp_path: Path) -> None:
     Image.new("RGB", (300, 200), (40, 90, 200)).save(tmp_path / "own.png")
     page = visit("run=dopd", "data")
@@ -270,8 +229,10 @@ def test_tabs_any_theme_and_width_fit_window(visit, theme: str) -> None:
                 page.screenshot(path=file, full_page=True, animations="disabled")
 
 
-def test_theme_toggled_survives_reload(visit) -> None:
-    page = visit("run=dopd", "monitor")
+def test_link_and_theme_survive_reload_and_unknown_run_errors(visit, address: str) -> None:
+    page = visit("run=dopd&step=2&rollout=1", "monitor")
+    expect(page.locator("#monitor-status h2")).to_have_text("dopd")
+    page.wait_for_url(re.compile("step=2&rollout=1"))  # parameters of another tab
     assert not page.evaluate("document.body.classList.contains('dark')")
     page.locator("#app-theme").click()
     assert page.evaluate("document.body.classList.contains('dark')")
@@ -279,3 +240,14 @@ def test_theme_toggled_survives_reload(visit) -> None:
     expect(page.locator("#monitor-status h2")).to_have_text("dopd")
     assert page.evaluate("document.body.classList.contains('dark')")
     page.locator("#app-theme").click()  # the next visitor is the same
+    page.goto(f"{address}/?run=gone&tab=monitor")
+    expect(page.get_by_text('Run "gone" does not exist')).to_be_visible()
+
+
+def test_worst_case_clicked_opens_in_tokens(visit) -> None:
+    page = visit("run=photos", "illusion")
+    row = page.locator("#illusion-worst tr[data-key]").first
+    key = json.loads(row.get_attribute("data-key"))
+    row.click()
+    expect(page.locator("#tokens-answer .wb-meta")).to_contain_text(f"step {key['step']}")
+    expect(page.locator("#tokens-answer .wb-detail")).to_contain_text(f"token {key['position'] + 1} of")
