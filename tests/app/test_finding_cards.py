@@ -5,6 +5,7 @@ from html import unescape
 from pathlib import Path
 
 import pytest
+from known_answers import STUDENT, TEACHER, rows
 from playwright.sync_api import expect
 
 from workbench.app.context import AppContext
@@ -15,29 +16,6 @@ from workbench.evals.records import EvalRecord, save_records
 from workbench.runs.folder import RunFolder
 
 CONFIG = "models: {teacher: t}\nmethod: {name: dopd, privilege: crop}\n"
-
-
-def rows(
-    step: int, policy: str, context: str, rewards: str, visibility: str | None, sure: float = 0.5
-) -> list[EvalRecord]:
-    return [
-        EvalRecord(
-            step, policy, context, f"{visibility}{number}", "", visibility, "3", "3", float(reward), sure, 2, True
-        )
-        for number, reward in enumerate(rewards)
-    ]
-
-
-STUDENT = [
-    *rows(0, "student", "plain", "11000000", "visible"),
-    *rows(0, "student", "plain", "1000", "privileged", 0.3),
-    *rows(9, "student", "plain", "10111100", "visible"),
-    *rows(9, "student", "plain", "0001", "privileged", 0.9),
-]
-TEACHER = [
-    *rows(0, "teacher", "plain", "11100000", "visible"),
-    *rows(0, "teacher", "crop", "11111110", "visible"),
-]
 WRONG = rows(0, "teacher", "wrong_crop", "11100001", "visible")
 
 
