@@ -12,7 +12,7 @@ from transformers.utils import is_torchvision_available
 from workbench.distill.losses import score
 from workbench.policies import SamplingOptions
 from workbench.policies.autoregressive import load_policy
-from workbench.policies.encoding import collate, collate_pictures
+from workbench.policies.encoding import append, collate, collate_pictures
 from workbench.types import Prompt
 
 STATES = {"prompts"}  # of linear attention or convolutions: not repeated
@@ -58,3 +58,17 @@ def test_collate_patch_indices_continue_over_prompts() -> None:
     expected = torch.tensor([[0, 1, -1], [7, -1, -1], [8, 9, 11]])
     assert torch.equal(collate([first, text, second], 0)["image_token_pooling"], expected)
     assert torch.equal(collate_pictures([first, second])["image_token_pooling"], expected)
+
+
+def test_values_per_token_are_padded_on_the_left_and_repeat_the_last_ones() -> None:
+    """Mllama's cross_attention_mask: for each token the tiles of each image that it sees; 1 and 2 images of 2 tiles."""
+    ids = {"input_ids": torch.tensor([[1, 2, 3]]), "attention_mask": torch.ones(1, 3, dtype=torch.long)}
+    first = ids | {"sees": torch.tensor([[[[0, 0]], [[1, 0]], [[1, 1]]]])}
+    second = {name: value[:, :2] for name, value in ids.items()} | {"sees": torch.ones(1, 2, 2, 2, dtype=torch.long)}
+    batch = collate([first, second], 0)
+    assert batch["input_ids"].tolist() == [[1, 2, 3], [0, 1, 2]]
+    assert batch["sees"][0].tolist() == [[[0, 0], [0, 0]], [[1, 0], [0, 0]], [[1, 1], [0, 0]]]
+    assert batch["sees"][1].tolist() == [[[0, 0], [0, 0]], [[1, 1], [1, 1]], [[1, 1], [1, 1]]]
+    longer = append(batch, [(7, 8), (9,)], 0, 0)
+    assert longer["sees"].shape == (2, 5, 2, 2)
+    assert torch.equal(longer["sees"][0, 3:], batch["sees"][0, 2:].repeat(2, 1, 1))

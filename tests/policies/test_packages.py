@@ -37,6 +37,6 @@ def test_family_that_needs_torchvision_names_it(tmp_path: Path) -> None:
         build_family("llama4")
     save_family(tmp_path, "llava")
     config = (tmp_path / "processor_config.json").read_text()
-    (tmp_path / "processor_config.json").write_text(config.replace("LlavaImageProcessorPil", "Llama4ImageProcessor"))
+    (tmp_path / "processor_config.json").write_text(config.replace("LlavaImageProcessor", "Llama4ImageProcessor"))
     with raises(ConfigError, "torchvision"):
         load_policy(tmp_path, "student")

@@ -53,9 +53,13 @@ class LoraConfig:
     rank: Annotated[int, Option("Rank of the adapters. 0 = no LoRA: train all weights", low=0)] = 0
     alpha: Annotated[float, Option("Scale of the adapters' output: alpha / rank", low=0)] = 16.0
     dropout: Annotated[float, Option("Dropout on the adapters' inputs during training", low=0, high=0.9)] = 0.0
-    target_modules: Annotated[str, Option("Layers that get adapters: all-linear, or a regular expression")] = (
-        "all-linear"
-    )
+    target_modules: Annotated[
+        str,
+        Option(
+            "Layers that get adapters: all-linear, which takes those of the vision tower in too, or a regular "
+            "expression, e.g. .*language_model.*proj"
+        ),
+    ] = "all-linear"
 
 
 @dataclass(frozen=True)

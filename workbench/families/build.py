@@ -19,8 +19,8 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from workbench.families.corrections import CORRECTIONS, Correction
-from workbench.families.processors import COUNTS, build_processor, processor_class
-from workbench.families.sizes import shrink, sub_configs
+from workbench.families.processors import COUNTS, build_processor, patch_size, pinpoints, processor_class
+from workbench.families.sizes import is_vocabulary, shrink, sub_configs
 from workbench.families.tokenizer import small_tokenizer
 from workbench.policies.models import auto_class
 from workbench.training.pretraining.tokenizer import CHAT_TEMPLATE
@@ -50,6 +50,9 @@ def build_family(model_type: str, seed: int = 0) -> tuple[nn.Module, Any]:
     takes_images = official is not None  # Mistral 4 alone is mapped without a processor
     tokenizer = small_tokenizer(official, correction.tokens, correction.literals)
     config = shrink(_default(model_type), len(tokenizer))  # _set_tokens may add tokens
+    for values in sub_configs(config):
+        if "image_grid_pinpoints" in values:
+            values["image_grid_pinpoints"] = pinpoints(patch_size(config))
     for key, value in correction.config.items():
         _set(config, key, value)
     processor = build_processor(model_type, config, tokenizer, correction) if takes_images else tokenizer
@@ -71,7 +74,11 @@ def build_family(model_type: str, seed: int = 0) -> tuple[nn.Module, Any]:
 def _default(model_type: str) -> dict[str, Any]:
     """Default configuration of a model type, with those of its parts."""
     config = AutoConfig.for_model(model_type)
-    return config.to_dict() | {"model_type": model_type}
+    values = config.to_dict() | {"model_type": model_type}
+    for name, part in config.sub_configs.items():
+        if values.get(name) is None and "vision" in name:  # some types have no vision tower by default
+            values[name] = part().to_dict()
+    return values
 
 
 def _random(config: PretrainedConfig, seed: int) -> nn.Module:
@@ -80,6 +87,8 @@ def _random(config: PretrainedConfig, seed: int) -> nn.Module:
     for parameter in model.parameters():
         if parameter.ndim > 1:
             nn.init.normal_(parameter, std=STD)
+        elif parameter.numel() == 1 and not parameter.any():
+            nn.init.constant_(parameter, 0.5)  # a gate, through which nothing would pass
     return model
 
 
@@ -124,7 +133,7 @@ def _set_tokens(config: dict[str, Any], processor: Any, correction: Correction) 
     if "vocabulary_map" in config:  # an image is words of the vocabulary
         config["vocabulary_map"] = tokenizer.get_vocab()
     for values in sub_configs(config):
-        values |= dict.fromkeys([key for key in values if _is_vocabulary(key)], _padded(len(tokenizer)))
+        values |= dict.fromkeys([key for key in values if is_vocabulary(key)], _padded(len(tokenizer)))
 
 
 def _image_id(processor: Any) -> int | None:
@@ -145,10 +154,6 @@ def _image_id(processor: Any) -> int | None:
 def _padded(count: int) -> int:
     """Rows of a head: more than tokens, as heads of real models have."""
     return (count // 64 + 1) * 64
-
-
-def _is_vocabulary(key: object) -> bool:
-    return isinstance(key, str) and re.fullmatch(r"\w*vocab_size\w*", key) is not None
 
 
 def _token_id(processor: Any, tokenizer: PreTrainedTokenizerFast, correction: Correction, key: str, name: str) -> int:

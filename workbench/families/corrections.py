@@ -23,7 +23,7 @@ class Correction:
     processor: dict[str, Any] = field(default_factory=dict)
     tokens: dict[str, str] = field(default_factory=dict)
     literals: tuple[str, ...] = ()
-    placeholder: str = ""
+    placeholder: str | None = None
     processor_of: str = ""
     image_processor_of: str = ""
 
@@ -41,9 +41,16 @@ _NUM_CODES = 16  # of a codebook
 _ROPE = {"rope_type": "default", "rope_theta": 1e4}
 _SMALL_VQ = {"base_channels": 32, "channel_multiplier": [1, 1], "num_res_blocks": 1, "embed_dim": 8}
 
-_GEMMA3 = Correction(config={"mm_tokens_per_image": 4}, placeholder="<|boi_token|>")
-
 CORRECTIONS: dict[str, Correction] = {
+    "aria": Correction(  # its processor takes images of 490 or 980 pixels a side
+        config={
+            "vision_config.patch_size": 245,
+            "vision_config.image_size": 980,
+            "projector_patch_to_query_dict": {4: 4, 16: 4},
+        },
+        processor={"size_conversion": {490: 4, 980: 4}},
+        image_processor={"max_image_size": 980, "min_image_size": 336},
+    ),
     "chameleon": Correction(
         config={
             "vq_config": {**_SMALL_VQ, "num_embeddings": _NUM_CODES, "resolution": 16, "latent_channels": 8},
@@ -55,6 +62,7 @@ CORRECTIONS: dict[str, Correction] = {
     "cohere2_vision": Correction(image_processor={"patch_size": 2}),
     "cohere_compass": Correction(config={"text_config.rope_parameters": {"full_attention": _ROPE}}),
     "cosmos3_omni": Correction(processor_of="qwen3_vl"),
+    "deepseek_vl_hybrid": Correction(image_processor={"high_res_size": {"height": 64, "width": 64}}),
     "deepseek_ocr2": Correction(
         config={
             "text_config.mlp_layer_types": ["dense", "sparse"],
@@ -67,26 +75,54 @@ CORRECTIONS: dict[str, Correction] = {
             "vq_config": {**_SMALL_VQ, "channel_multiplier": [1] * 4, "codebook_size": _NUM_CODES, "hidden_size": 32},
         },
         image_processor={"size": {"min_pixels": 16 * 16, "max_pixels": 24 * 24}},
-        tokens={"image_wrapper_token": "<|image token|>", "eof_token": "<|extra_201|>", "eol_token": "<|extra_200|>"},
+        tokens={
+            "image_token": "<image>",
+            "image_wrapper_token": "<|image token|>",
+            "eof_token": "<|extra_201|>",
+            "eol_token": "<|extra_200|>",
+        },
         literals=tuple(f"<|visual token {code:06d}|>" for code in range(_NUM_CODES)),
     ),
     "ernie4_5_vl_moe": Correction(config=_mrope(3, 3, 2)),
     "fast_vlm": Correction(processor_of="llava", image_processor_of="llava"),
-    "fuyu": Correction(literals=("|SPEAKER|", "|NEWLINE|")),
-    "gemma3": _GEMMA3,
+    "falcon_h1": Correction(config={"mamba_d_ssm": 64, "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 16}),
+    "fuyu": Correction(literals=("|SPEAKER|", "|NEWLINE|"), placeholder=""),
+    "gemma3": Correction(config={"mm_tokens_per_image": 4}, placeholder="<|boi_token|>"),
+    "gemma4": Correction(config={"vision_config.position_embedding_size": 128}),
     "glm46v": Correction(config=_mrope(2, 3, 3)),
     "glm4v": Correction(config=_mrope(2, 3, 3)),
     "glm4v_moe": Correction(config=_mrope(2, 1, 1), image_processor_of="glm4v"),
+    "glm5_next": Correction(config={"text_config.index_topk": 16}),
     "glm_ocr": Correction(config=_mrope(2, 3, 3), processor_of="glm46v", image_processor_of="glm46v"),
     "glmga": Correction(config=_mrope(2, 3, 3), processor_of="glm46v"),
-    "granite4_vision": Correction(config={"downsample_rate": "1/2", "spatial_target_layers": [1]}),
-    "hunyuan_vl": Correction(config={"text_config.head_dim": 16}),
+    "granite4_vision": Correction(
+        config={"downsample_rate": "1/2", "spatial_target_layers": [1], "deepstack_layer_map": [[-1, 0]]}
+    ),
+    "hunyuan_vl": Correction(
+        config={"text_config.head_dim": 16, **_mrope(2, 2, 2, 2)},
+        placeholder="<|image_start_token|><|image_token|><|image_end_token|>",
+    ),
+    "idefics": Correction(config={"additional_vocab_size": 0}),
     "janus": Correction(config={"vq_config.base_channels": 32}),
     "kosmos-2": Correction(processor_of="Kosmos2Processor"),
     "kosmos-2.5": Correction(processor_of="Kosmos2_5Processor"),
+    "llama4": Correction(config={"vision_config.intermediate_size": 256}),  # of 2 x 2 patches
+    "llava_onevision": Correction(processor={"num_image_tokens": 16}),
+    "mistral_large4": Correction(config={"text_config.index_topk": 512}),
+    "mllama": Correction(config={"vision_config.vision_output_dim": 128}),  # of two layers
     "minimax_m3_vl": Correction(literals=("]<]image[>[", "]<]video[>[", "]<]start of image[>[", "]<]end of image[>[")),
-    "molmo2": Correction(config={"adapter_config.vision_feature_layer": [1, 0]}),
+    "molmo2": Correction(
+        config={"adapter_config.vision_feature_layer": [1, 0]},
+        tokens={
+            "image_patch_id": "<im_patch>",
+            "image_start_token_id": "<im_start>",
+            "low_res_image_start_token_id": "<low_res_im_start>",
+        },
+        image_processor={"overlap_margins": [0, 0], "max_crops": 3},
+    ),
     "paddleocr_vl": Correction(config=_mrope(2, 3, 3)),
+    "paligemma": Correction(image_processor={"image_seq_length": 16}),
+    "qianfan_ocr": Correction(placeholder="<image>"),
     "qwen2_5_omni_thinker": Correction(
         config={**_mrope(2, 3, 3), "vision_start_token_id": 100},
         processor_of="qwen2_5_omni",
@@ -108,6 +144,7 @@ CORRECTIONS: dict[str, Correction] = {
             "text_config.ngram_vocab_size_base": 1000,
         }
     ),
-    "shieldgemma2": _GEMMA3,
     "step3p7": Correction(config={"text_config.sliding_window": 64}),
+    "unlimited_ocr": Correction(config={"vision_config.sam_config.downsample_channels": [64, 64]}),
+    "vipllava": Correction(config={"vision_feature_layers": [-1, -2]}),
 }

@@ -53,7 +53,8 @@ def build_processor(
         kind = _TYPES.get(name, {}).get(model_type)
         kind = kind if isinstance(kind, str) else next(iter(kind.values()), None) if kind else None
         arguments[name] = PartSettings({f"{name}_type": kind} if kind else {})
-    shared = {"patch_size": patch, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
+    shared: dict[str, Any] = {"patch_size": patch, "num_additional_image_tokens": 1}
+    shared["vision_feature_select_strategy"] = config.get("vision_feature_select_strategy", "default")
     shared |= {"img_size": patch * SIDE, **dict.fromkeys(COUNTS, num_tokens)}
     arguments |= {name: value for name, value in shared.items() if name in parameters}
     for values in sub_configs(config):
@@ -63,7 +64,8 @@ def build_processor(
             if isinstance(values[name], (int, float, str)) and not name.endswith("_token")
         }
     processor = images_only(official)(**{**arguments, **correction.processor})
-    processor.chat_template = TEMPLATE.replace("IMAGE", correction.placeholder or image_token(processor))
+    placeholder = image_token(processor) if correction.placeholder is None else correction.placeholder
+    processor.chat_template = TEMPLATE.replace("IMAGE", placeholder)
     return processor
 
 
@@ -101,12 +103,17 @@ def _small_images(settings: dict[str, Any], patch: int) -> dict[str, Any]:
         elif key in ("min_pixels", "max_pixels"):
             small[key] = _edge(key, value, patch)
         elif key in ("image_grid_pinpoints", "split_resolutions"):
-            small[key] = [[side, 2 * side], [2 * side, side]]
+            small[key] = pinpoints(patch)
         elif key in ("max_patches", "max_num_tiles", "max_slice_nums", "max_tiles", "max_crops"):
             small[key] = 2
         elif key in ("patch_size", "encoder_patch_size"):
             small[key] = resized(value, patch)
     return small
+
+
+def pinpoints(patch: int) -> list[list[int]]:
+    """Sizes of two tiles, side by side and one above the other."""
+    return [[patch * SIDE, 2 * patch * SIDE], [2 * patch * SIDE, patch * SIDE]]
 
 
 def _edge(name: str, number: int, patch: int) -> int:

@@ -43,7 +43,7 @@ def shrink(values: dict[str, Any], vocabulary: int) -> dict[str, Any]:
             }
         elif isinstance(value, dict):
             small[key] = _rope(value, values) if "rope" in key else shrink(value, vocabulary)
-        elif re.fullmatch(r"\w*vocab_size\w*", key) and isinstance(value, int):
+        elif is_vocabulary(key) and isinstance(value, int):
             small[key] = vocabulary
         elif isinstance(value, (list, tuple)) and len(value) == _depth(values) > LAYERS:
             small[key] = [_smaller(key, value[layer]) for layer in layers]
@@ -122,7 +122,7 @@ def _fit_image(small: dict[str, Any]) -> None:
     for key in ("image_size", "img_size"):
         if small.get(key) is not None:
             small[key] = resized(small[key], patch * SIDE)
-    for key in ("num_position_embeddings", "num_patches", "position_embedding_size"):
+    for key in ("num_position_embeddings", "num_patches"):
         if isinstance(small.get(key), int):
             small[key] = SIDE * SIDE
 
@@ -141,6 +141,11 @@ def resized(value: Any, side: int) -> Any:
     if isinstance(value, dict):
         return dict.fromkeys(value, side)
     return [side] * len(value) if isinstance(value, (list, tuple)) else side
+
+
+def is_vocabulary(key: object) -> bool:
+    """Whether a key holds the size of the vocabulary."""
+    return isinstance(key, str) and "vocab_size" in key and "additional" not in key
 
 
 def sub_configs(values: dict[str, Any]) -> Iterator[dict[str, Any]]:

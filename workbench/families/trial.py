@@ -122,7 +122,11 @@ def _check_samples(policy: AutoregressivePolicy, prompts: list[Prompt]) -> None:
 def _generate(policy: AutoregressivePolicy, prompt: Prompt) -> tuple[tuple[int, ...], torch.Tensor]:
     """Greedy answer of transformers without special tokens, and its log-probs."""
     tokens = [token for token in range(policy.vocabulary) if policy.is_special(token)]
-    inputs = policy.encoder.encode(prompt)
+    dtype = next(policy.model.parameters()).dtype
+    inputs = {
+        name: value.to(dtype) if value.is_floating_point() else value
+        for name, value in policy.encoder.encode(prompt).items()
+    }
     with torch.no_grad():
         generated = policy.model.generate(
             **inputs, max_new_tokens=_NEW_TOKENS, do_sample=False, suppress_tokens=tokens,

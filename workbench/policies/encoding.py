@@ -30,7 +30,7 @@ CACHE_BYTES = 2**30  # of encoded prompts per encoder; least recently used are e
 RECENT_PICTURES = 8  # cached sets of processed images
 GRID = "image_grid_thw"
 POOLING = "image_token_pooling"  # Molmo 2: patch indices of each image token
-_PER_TOKEN = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
+MODALITIES = "mm_token_type_ids"
 
 Encoded = dict[str, Tensor]
 
@@ -52,6 +52,8 @@ class PromptEncoder:
         self.system_prompt: str | None = None  # of prompts without a system turn
         self.chat_template_kwargs: dict[str, Any] = {}
         self._content = content_form(processor) if getattr(processor, "chat_template", None) is not None else None
+        declares = self.processor is not self.tokenizer and MODALITIES in processor.model_input_names
+        self._declared = {"processor_kwargs": {f"return_{MODALITIES}": True}} if declares else {}
         self._kept: OrderedDict[str, tuple[Prompt, Encoded]] = OrderedDict()
         self._kept_bytes = 0
         self._pictures: OrderedDict[tuple, _ImageInputs] = OrderedDict()  # of recent prompts
@@ -184,6 +186,7 @@ class PromptEncoder:
             tokenize=True,
             return_dict=True,
             return_tensors="pt",
+            **self._declared,
             **self.chat_template_kwargs,
         )
         return _inputs(encoded)
@@ -301,12 +304,10 @@ def collate(encoded: list[Encoded], pad_id: int) -> Encoded:
     names = dict.fromkeys(name for inputs in encoded for name in inputs)
     longest = max(inputs["input_ids"].shape[1] for inputs in encoded)
     for name in names:
-        if name in _PER_TOKEN:
-            fill = pad_id if name == "input_ids" else 0
-            # some families have token types only for prompts with images; 0 is text
+        if any(is_per_token(inputs, name) for inputs in encoded):
+            fill = pad_id if name == "input_ids" else 0  # 0 is text, of which some families give no types
             values = [inputs[name] if name in inputs else torch.zeros_like(inputs["input_ids"]) for inputs in encoded]
-            rows = [F.pad(ids, (longest - ids.shape[1], 0), value=fill) for ids in values]
-            batch[name] = torch.cat(rows)
+            batch[name] = _end_to_end([_padded_left(value, longest, fill) for value in values])
         else:
             batch[name] = _joined(encoded, name)
     return batch
@@ -320,7 +321,18 @@ def collate_pictures(encoded: list[Encoded]) -> Encoded:
 
 def image_inputs(encoded: Encoded) -> Encoded:
     """Image inputs of an encoded prompt: all inputs that are not per token."""
-    return {name: value for name, value in encoded.items() if name not in _PER_TOKEN}
+    return {name: value for name, value in encoded.items() if not is_per_token(encoded, name)}
+
+
+def is_per_token(encoded: Encoded, name: str) -> bool:
+    """Return whether an input has a value, or several, for each token: masks, token types, images that a token sees."""
+    ids, value = encoded.get("input_ids"), encoded.get(name)
+    return ids is not None and isinstance(value, Tensor) and value.shape[:2] == ids.shape
+
+
+def _padded_left(value: Tensor, length: int, fill: int) -> Tensor:
+    """Pad an input with a value per token to a number of tokens."""
+    return F.pad(value, (0, 0) * (value.ndim - 2) + (length - value.shape[1], 0), value=fill)
 
 
 def _joined(encoded: list[Encoded], name: str) -> Tensor:
@@ -378,7 +390,11 @@ def _num_bytes(prompt: Prompt, encoded: Encoded) -> int:
 
 
 def append(inputs: dict, completions: list[tuple[int, ...]], pad_id: int, token_type: int) -> dict:
-    """Append completions to prompts, padded on the right, with masks and token types."""
+    """Append completions to prompts, padded on the right; other values per token repeat those of the last token.
+
+    token_type  token type of completions, where the processor gives types; others repeat: a text token follows a text
+                token, and sees the images that it saw
+    """
     device, longest = inputs["input_ids"].device, max(len(ids) for ids in completions)
     ids = torch.full((len(completions), longest), pad_id)
     mask = torch.zeros((len(completions), longest), dtype=torch.long)
@@ -389,9 +405,11 @@ def append(inputs: dict, completions: list[tuple[int, ...]], pad_id: int, token_
     appended = dict(inputs)
     appended["input_ids"] = torch.cat((inputs["input_ids"], ids), -1)
     appended["attention_mask"] = torch.cat((inputs["attention_mask"], mask), -1)
-    for name in ("token_type_ids", "mm_token_type_ids"):
-        if name in inputs:
-            appended[name] = torch.cat((inputs[name], torch.full_like(ids, token_type)), -1)
+    for name in inputs.keys() - {"input_ids", "attention_mask"}:
+        if is_per_token(inputs, name):
+            last = inputs[name][:, -1:]
+            last = torch.full_like(last, token_type) if name in ("token_type_ids", MODALITIES) else last
+            appended[name] = torch.cat((inputs[name], last.repeat(1, longest, *[1] * (last.ndim - 2))), 1)
     return appended
 
 

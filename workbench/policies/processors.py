@@ -111,7 +111,7 @@ class PartSettings(dict):
     def __getattr__(self, name: str) -> object:
         if name.startswith("__"):  # accessed by copy
             raise AttributeError(name)
-        return self.get(name)
+        return [] if name == "model_input_names" else self.get(name)
 
 
 def _no_videos(*_) -> None:

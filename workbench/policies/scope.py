@@ -3,12 +3,20 @@
 from transformers import PretrainedConfig
 
 _USE = "Choose a model that writes from left to right, with the prompt's images among its tokens, such as Qwen3-VL."
+_CAPTIONER = "a captioner of a Q-Former and a language model, whose processor has no chat template"
+_READER = "a reader of documents, whose processor writes the prompt itself"
 _OTHER = {
     "blip": "a captioner whose text decoder reads the image through cross-attention alone, without a prompt for both",
+    "blip-2": _CAPTIONER,
     "diffusion_gemma": "a block diffusion model with an encoder of its own for the prompt",
     "evolla": "a protein model, which takes amino acids instead of images",
+    "git": "a captioner whose image is a prefix outside of the token ids, so that logits and tokens differ in number",
+    "got_ocr2": _READER,
+    "instructblip": _CAPTIONER,
     "instructblipvideo": "a video model, which takes no images",
     "pi0": "a robot policy, which predicts actions instead of text",
+    "pp_chart2table": _READER,
+    "shieldgemma2": "a classifier of images, whose processor writes the prompt itself",
 }
 
 

@@ -120,6 +120,7 @@ def _learner_checks(
             *_routing(scored),
             _answers(scored),
             *_precision(config, learner),
+            *_adapters(learner),
         ]
 
 
@@ -264,6 +265,17 @@ def _precision(config: RunConfig, learner: Learner) -> Iterator[Check]:
             NOTE if rate < finest else OK,
             text + (f" {REMEDY}" if rate < finest else ""),
         )
+
+
+def _adapters(learner: Learner) -> Iterator[Check]:
+    """Say which part of the model the adapters are in: all-linear takes the vision tower in too."""
+    model = learner.student.model
+    adapted = [name for name, module in model.named_modules() if hasattr(module, "get_delta_weight")]
+    if adapted:
+        vision = sum(bool(re.search(r"vision|visual|image|siglip|vit", name)) for name in adapted)
+        text = f"{len(adapted)} layers, {vision} of them in the vision tower or its projector"
+        remedy = ". Set models.lora.target_modules to a regular expression to leave these out" if vision else ""
+        yield Check("adapters", NOTE if vision else OK, text + remedy)
 
 
 def _by_policy(policy: Policy, prompts: list[Prompt]) -> list[tuple[AutoregressivePolicy, list[int]]]:
