@@ -141,6 +141,14 @@ def _check(options: argparse.Namespace) -> int:
     return 0 if _module("training.check").is_good(checks) else 1
 
 
+def _prompts(options: argparse.Namespace) -> None:
+    _quiet()
+    render_prompts = _module("training.prompts").render_prompts
+    for example, prompts in render_prompts(wb.load_config(options.config, options.overrides), options.rows):
+        print(f"== {example.origin or example.id}")
+        print("\n\n".join(map(str, prompts)) + "\n")
+
+
 def _pretrain(options: argparse.Namespace) -> None:
     _quiet()
     print(wb.pretrain(_module("training.pretraining.train").load_pretrain_config(options.config, options.overrides)))
@@ -316,6 +324,7 @@ COMMANDS = {
     "init": _init,
     "resume": _resume,
     "eval": _eval,
+    "prompts": _prompts,
     "study": _study,
     "check": _check,
     "show": _show,

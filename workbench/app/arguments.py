@@ -89,6 +89,10 @@ def _add_evaluation(add: Add) -> None:
     command.add_argument(
         "overrides", nargs="*", metavar="key=value", help="seeds=[0,1], parallel=1, overrides.KEY=VALUE"
     )
+    command = add("prompts", "print the prompt of every view as its model reads it")
+    command.add_argument("config", help="a YAML file, or the name of a built-in recipe such as demo")
+    command.add_argument("--rows", type=int, default=1, metavar="N", help="number of training examples, default 1")
+    _add_overrides(command)
     command = add("check", "check data, tokenization, templates and scores of a configuration")
     command.add_argument("config", help="a YAML file, or the name of a built-in recipe such as demo")
     _add_overrides(command)

@@ -10,8 +10,9 @@ from workbench.policies.autoregressive import AutoregressivePolicy
 from workbench.policies.by_domain import PolicyByDomain, is_by_domain
 from workbench.policies.compatibility import share_vocabulary, unify_eos_tokens
 from workbench.policies.diffusion import DiffusionPolicy
+from workbench.policies.encoding import PromptEncoder
 from workbench.policies.image_size import MAX_PIXELS
-from workbench.policies.models import is_masked_lm, load_model
+from workbench.policies.models import is_masked_lm, load_model, load_model_processor
 from workbench.policies.offload import offload
 from workbench.policies.proven import prove_all
 from workbench.types import STUDENT
@@ -38,6 +39,25 @@ def load_policy(
     policy.source, policy.encoder.max_pixels = path, max_pixels
     policy.encoder.set_template(system_prompt, chat_template_kwargs or {}, name)
     return policy
+
+
+def load_encoder(
+    path: str | Path,
+    name: str,
+    *,
+    max_pixels: int | None = MAX_PIXELS,
+    system_prompt: str | None = None,
+    chat_template_kwargs: dict[str, Any] | None = None,
+    **options: Any,
+) -> PromptEncoder:
+    """Load only what encodes prompts, without weights; arguments as in load_policy."""
+    processor, config = load_model_processor(path, name, **options)
+    encoder = PromptEncoder(
+        processor, max_prompt_length=getattr(config.get_text_config(), "max_position_embeddings", None)
+    )
+    encoder.max_pixels = max_pixels
+    encoder.set_template(system_prompt, chat_template_kwargs or {}, name)
+    return encoder
 
 
 def load_policies(

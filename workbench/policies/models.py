@@ -21,7 +21,7 @@ from transformers import (
     PretrainedConfig,
 )
 
-from workbench.errors import ConfigError, PolicyError
+from workbench.errors import ConfigError, PolicyError, WorkbenchError
 from workbench.files.gguf_paths import refuse_gguf
 from workbench.policies.adapters import base_of, has_adapter, load_adapter
 from workbench.policies.compiling import compile_parts
@@ -95,8 +95,7 @@ def load_model(
         load_adapter(model, path, name)
     _require_numbers(model, path, name)
     _align(model)
-    processor = _load_processor(path, config, name, **options)
-    set_image_options(processor, image_processor or {}, name)
+    processor = _load_processor(path, config, name, image_processor, **options)
     model = model if dtype == INT8 else model.to(device)
     if compiler:
         compile_parts(model, compiler, name)
@@ -109,9 +108,28 @@ def _refuse_out_of_scope(config: PretrainedConfig, source: str | Path, name: str
         raise PolicyError(f'{name}: "{source}" cannot be trained: {reason}')
 
 
-def _load_processor(path: str | Path, config: PretrainedConfig, name: str, **options: Any) -> object:
+def load_model_processor(
+    path: str | Path, name: str, *, trust_remote_code: bool = False, image_processor: dict | None = None
+) -> tuple[object, PretrainedConfig]:
+    """Load the processor and the configuration of a model, without weights; arguments and errors as in load_model."""
+    refuse_gguf(name, path)
+    options, base = {"trust_remote_code": trust_remote_code}, base_of(path)
     try:
-        return load_processor(path, config, **options)
+        config = AutoConfig.from_pretrained(base, **options)
+    except (ImportError, OSError, ValueError, KeyError) as error:
+        raise _not_loaded(error, base, path, name, None) from error
+    return _load_processor(path, config, name, image_processor, **options), config
+
+
+def _load_processor(
+    path: str | Path, config: PretrainedConfig, name: str, image_processor: dict | None, **options: Any
+) -> object:
+    try:
+        processor = load_processor(path, config, **options)
+        set_image_options(processor, image_processor or {}, name)
+        return processor
+    except WorkbenchError:
+        raise
     except (OSError, ValueError, KeyError, ImportError) as error:
         remedy = missing_package(error)
         if remedy is not None:

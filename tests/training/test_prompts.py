@@ -1,0 +1,70 @@
+"""`workbench prompts`: what every view's model reads, special tokens included."""
+
+import json
+from pathlib import Path
+
+import pytest
+from failures import raises
+from PIL import Image
+from small import run_config
+
+from workbench.cli import main
+from workbench.errors import DataError
+from workbench.training.prompts import render_prompts
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> str:
+    Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
+    row = {"question": "What color?", "images": ["a.png"], "answer": "red", "hint": "the door"}
+    rows = [row, {**row, "question": "What shape?", "hint": None}]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(tmp_path / "rows.jsonl")
+
+
+def test_prompts_each_view_is_written_as_its_model_reads_it(models: dict, tmp_path: Path, data: str) -> None:
+    """An image of the small models is 9 tokens."""
+    method = {"name": "dopd", "privilege": "hint"}
+    config = run_config(models, tmp_path, method=method, data={"train": data, "eval": None})
+    (first, views), (second, lacking) = render_prompts(config, rows=2)
+    by_view = {prompt.view: prompt for prompt in views}
+    assert list(by_view) == ["student", "self", "teacher"]
+    assert [first.question, second.question] == ["What color?", "What shape?"]
+    student, teacher = by_view["student"], by_view["teacher"]
+    assert student.text == (
+        "<bos><user><fake_token_around_image><global-img><image>[x 9]<fake_token_around_image>What color?"
+        "<end_of_utterance><assistant>"
+    )
+    assert "door" not in student.text and "the door" in teacher.text and teacher.length > student.length
+    assert str(student).startswith(f"[student] student given plain: {student.length} tokens, 1 image\n")
+    assert [prompt.why for prompt in lacking] == ["", "this example has no hint", "this example has no hint"]
+
+
+def test_prompts_system_prompt_is_in_every_prompt(models: dict, tmp_path: Path, data: str) -> None:
+    values = {
+        "models": {**{name: str(path) for name, path in models.items()}, "teacher_system_prompt": "be brief"},
+        "data": {"train": data, "eval": None},
+    }
+    ((_, prompts),) = render_prompts(
+        run_config(models, tmp_path, **values, method={"name": "opd", "privilege": "hint"})
+    )
+    assert ["be brief" in prompt.text for prompt in prompts] == [False, True]
+
+
+def test_prompts_command_needs_no_weights(
+    models: dict, tmp_path: Path, data: str, capsys: pytest.CaptureFixture
+) -> None:
+    for folder in models.values():
+        assert list(Path(folder).glob("*.safetensors"))
+    config = run_config(models, tmp_path, method={"name": "opd"}, data={"train": data, "eval": None})
+    (tmp_path / "recipe.yaml").write_text(config.to_yaml())
+    assert main(["prompts", str(tmp_path / "recipe.yaml"), "--rows", "2"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("[student] student given plain: ") == 2 and "rows.jsonl:2" in out
+
+
+def test_prompts_row_that_cannot_be_read_is_named(models: dict, tmp_path: Path, data: str) -> None:
+    (tmp_path / "a.png").write_bytes(b"no image")
+    config = run_config(models, tmp_path, method={"name": "opd"}, data={"train": data, "eval": None})
+    with raises(DataError, "a.png"):
+        list(render_prompts(config))
