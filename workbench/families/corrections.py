@@ -88,7 +88,9 @@ CORRECTIONS: dict[str, Correction] = {
     "falcon_h1": Correction(config={"mamba_d_ssm": 64, "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 16}),
     "fuyu": Correction(literals=("|SPEAKER|", "|NEWLINE|"), placeholder=""),
     "gemma3": Correction(config={"mm_tokens_per_image": 4}, placeholder="<|boi_token|>"),
-    "gemma4": Correction(config={"vision_config.position_embedding_size": 128}),
+    "gemma4": Correction(
+        config={"vision_config.position_embedding_size": 128}, image_processor={"max_soft_tokens": 70}
+    ),
     "glm46v": Correction(config=_mrope(2, 3, 3)),
     "glm4v": Correction(config=_mrope(2, 3, 3)),
     "glm4v_moe": Correction(config=_mrope(2, 1, 1), image_processor_of="glm4v"),

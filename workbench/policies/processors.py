@@ -6,6 +6,7 @@ expansion of image tokens and image processor (on Pillow) are unchanged, and che
 parts. With the packages, the official processor is used.
 """
 
+import copy
 import functools
 import importlib
 import inspect
@@ -21,6 +22,7 @@ from transformers.models.auto.video_processing_auto import get_video_processor_c
 from workbench.policies.templates import adopt_template
 
 VIDEO = "video_processor"
+_WITHOUT_PART: dict[str, object] = {"model_input_names": [], "font": ""}  # ERNIE 4.5 VL saves a font of its videos
 PARTS = {"image_processor": AutoImageProcessor, "tokenizer": AutoTokenizer}
 
 
@@ -111,7 +113,7 @@ class PartSettings(dict):
     def __getattr__(self, name: str) -> object:
         if name.startswith("__"):  # accessed by copy
             raise AttributeError(name)
-        return [] if name == "model_input_names" else self.get(name)
+        return self.get(name, copy.copy(_WITHOUT_PART.get(name)))
 
 
 def _no_videos(*_) -> None:
