@@ -10,6 +10,7 @@ Numbers follow YAML 1.2: 010 is ten; 1_000, 1:30, yes and off are text, so field
 
 import dataclasses
 import json
+import math
 import re
 import typing
 from collections.abc import Sequence
@@ -28,6 +29,7 @@ from workbench.files.shipped import find_recipe, locate_all
 from workbench.methods import describe_options, load_method, method_module
 from workbench.policies.by_domain import is_by_domain
 from workbench.policies.image_size import MAX_PIXELS
+from workbench.policies.role_names import ROLES
 from workbench.types import STUDENT
 
 BACKENDS = ("transformers", "vllm")
@@ -75,6 +77,10 @@ class ModelsConfig:
     peers: Annotated[
         dict, Option("Further students, as name: model. They train in the same run on the same prompts")
     ] = field(default_factory=dict)
+    train: Annotated[
+        list,
+        Option(f"Parts of the students to train, of {', '.join(ROLES)}. [] = all. The others stay as they are"),
+    ] = field(default_factory=list)
     device: Annotated[
         str | None,
         Option("Device for all models, e.g. cuda:1. null = first available accelerator, otherwise CPU"),
@@ -236,6 +242,10 @@ class TrainingConfig:
         ),
     ] = OPTIMIZERS[0]
     learning_rate: Annotated[float, Option("Peak learning rate", low=0)] = 5e-6
+    learning_rates: Annotated[
+        dict,
+        Option(f"Peak learning rates of parts of the students, by {', '.join(ROLES)}; of the others: learning_rate"),
+    ] = field(default_factory=dict)
     schedule: Annotated[str, Option("Learning rate schedule, as in transformers", choices=SCHEDULES)] = "cosine"
     warmup_steps: Annotated[
         int,
@@ -344,6 +354,7 @@ class RunConfig:
                 f"training.warmup_steps={self.training.warmup_steps} has no effect with training.schedule=constant. "
                 "Set training.schedule=constant_with_warmup, or training.warmup_steps=0."
             )
+        self._check_roles()
         if self.training.update_mask and self.models.lora.rank:
             raise ConfigError(
                 "training.update_mask selects weights of the student, but models.lora.rank trains adapters instead. "
@@ -383,6 +394,31 @@ class RunConfig:
                 raise ConfigError(
                     f"method {self.method['name']} needs a teacher: set models.teacher, or models.teachers by domain."
                 )
+
+    def _check_roles(self) -> None:
+        """Raise ConfigError for an unknown role, or a learning rate of one that is not trained or not a number."""
+        trained, rates = self.models.train, self.training.learning_rates
+        for key, names in (("models.train", trained), ("training.learning_rates", rates)):
+            for role in names:
+                if role not in ROLES:
+                    raise ConfigError(unknown(f"{key}: role", show(role), ROLES))
+        for role, rate in rates.items():
+            if trained and role not in trained:
+                raise ConfigError(
+                    f"training.learning_rates has a rate for {role}, which models.train={trained} leaves as it is. "
+                    "Remove the rate, or add the role."
+                )
+            if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 <= rate < math.inf:
+                raise ConfigError(f"training.learning_rates.{role} must be a number of at least 0, got {show(rate)}.")
+        if rates and not self.training.learning_rate:
+            raise ConfigError(
+                "training.learning_rates needs a training.learning_rate above 0, whose schedule it scales."
+            )
+        if self.training.update_mask and (trained or rates):
+            raise ConfigError(
+                "training.update_mask names the weights to train, and so do models.train and training.learning_rates. "
+                "Set one of them."
+            )
 
     def load_method(self) -> Method:
         """Build the method with its options."""

@@ -29,6 +29,7 @@ from workbench.policies import Completion, Policy, SamplingOptions
 from workbench.policies.autoregressive import AutoregressivePolicy
 from workbench.policies.by_domain import member
 from workbench.policies.image_size import reduced_size
+from workbench.policies.roles import describe_trained
 from workbench.training.check_rows import count_pictures, describe_pictures, describe_rows, require_usable, split_rows
 from workbench.training.filter import split_by_teacher
 from workbench.training.learner import Learner, attach_engine, autocast, build_learner, check_engine
@@ -119,6 +120,7 @@ def _learner_checks(
             _chunks(scored, learner, scored_batch),
             *_routing(scored),
             _answers(scored),
+            _trained(learner),
             *_precision(config, learner),
             *_adapters(learner),
         ]
@@ -250,6 +252,10 @@ def _completion_prefix(policy: AutoregressivePolicy, prompt: Prompt) -> str:
     """Text that the chat template inserts between question and answer, such as an open or closed thinking block."""
     text = policy.tokenizer.decode(policy.encoder.encode(prompt)["input_ids"][0])
     return text.rpartition(prompt.text)[2] if prompt.text in text else ""
+
+
+def _trained(learner: Learner) -> Check:
+    return Check("weights that are trained", OK, describe_trained(learner.student.model))
 
 
 def _precision(config: RunConfig, learner: Learner) -> Iterator[Check]:

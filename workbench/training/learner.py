@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import get_scheduler
 
-from workbench.config.schema import LoraConfig, RunConfig
+from workbench.config.schema import LoraConfig, RunConfig, TrainingConfig
 from workbench.data.contexts import parse_context
 from workbench.distill.method import Method
 from workbench.distill.step import NonFiniteError
@@ -25,6 +25,7 @@ from workbench.policies.dropout import enter_training_without_dropout, set_adapt
 from workbench.policies.fsdp import full_tensor, local_tensor, shard, single_policies
 from workbench.policies.loading import load_policies
 from workbench.policies.proven import agree
+from workbench.policies.roles import ROLES, require_roles, roles
 from workbench.policies.vllm import VllmEngine, require_vllm
 from workbench.runs.checkpoints import Checkpoint, refuse_other_run
 from workbench.training.underflow import UpdateUnderflow
@@ -39,20 +40,28 @@ class Learner:
         self.name, self.policies, self.ema_rate = name, policies, ema_rate
         self.seed = () if name == STUDENT else (name,)  # seed suffix of its random draws, which differ between peers
         model = self.student.model
+        trained, by_name = config.models.train or ROLES, roles(model)
+        require_roles(model, config.models.train, self.name)
         for name, parameter in model.named_parameters():
-            parameter.requires_grad_("lora_" in name or not has_adapter(model))
+            parameter.requires_grad_(by_name[name] in trained and ("lora_" in name or not has_adapter(model)))
         self._dropout = config.training.dropout
         set_adapter_dropout(model, config.models.lora.dropout)
         if config.models.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         training = config.training
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        if not self.parameters:
+            raise ConfigError(
+                f"models.train={config.models.train} leaves no weight to train in {self.name}: "
+                f"models.lora.target_modules={config.models.lora.target_modules} adapts other parts. Change one."
+            )
         rule = {"lr": training.learning_rate, "weight_decay": training.weight_decay}
+        groups, self._scales = self._parameter_groups(by_name, training)
         if training.optimizer == "sgd":
-            self.optimizer: torch.optim.Optimizer = torch.optim.SGD(self.parameters, **rule)
+            self.optimizer: torch.optim.Optimizer = torch.optim.SGD(groups, **rule)
         else:
             # fused: one pass over memory, several times as fast on a CPU
-            self.optimizer = torch.optim.AdamW(self.parameters, betas=tuple(training.betas), fused=True, **rule)
+            self.optimizer = torch.optim.AdamW(groups, betas=tuple(training.betas), fused=True, **rule)
         self.mask = UpdateMask(training.update_mask, model) if training.update_mask else None
         if self.mask is not None:
             self.optimizer.param_groups[0]["weight_decay"] = 0.0  # `step` applies weight decay inside the mask only
@@ -60,6 +69,19 @@ class Learner:
         self.underflow = UpdateUnderflow(self.parameters)
         self._rate = learning_rates(config)
         self.max_grad_norm = training.max_grad_norm
+
+    def _parameter_groups(
+        self, by_name: dict[str, str], training: TrainingConfig
+    ) -> tuple[list[dict[str, Any]], list[float]]:
+        """Trained weights in groups of one learning rate, and the factor of each group on the scheduled rate."""
+        rates = training.learning_rates
+        grouped: dict[str | None, list[torch.nn.Parameter]] = {None: []}
+        for name, parameter in self.student.model.named_parameters():
+            if parameter.requires_grad:
+                grouped.setdefault(by_name[name] if by_name[name] in rates else None, []).append(parameter)
+        kept = {role: parameters for role, parameters in grouped.items() if parameters}
+        scales = [1.0 if role is None else rates[role] / training.learning_rate for role in kept]
+        return [{"params": parameters} for parameters in kept.values()], scales
 
     @property
     def student(self) -> AutoregressivePolicy:
@@ -101,8 +123,8 @@ class Learner:
     def step(self, step: int) -> dict[str, float]:
         """One optimizer step and EMA update; steps count from 1."""
         rate = self._rate(step)
-        for param_group in self.optimizer.param_groups:
-            param_group["lr"] = rate
+        for param_group, scale in zip(self.optimizer.param_groups, self._scales, strict=True):
+            param_group["lr"] = rate * scale
         if self.mask is not None:
             self.mask.decay(1 - rate * self.weight_decay)
         self.underflow.before()

@@ -35,6 +35,7 @@ from workbench.policies import SamplingOptions
 from workbench.policies.by_domain import covers
 from workbench.policies.fsdp import single_policies, unsharded, unsharded_root
 from workbench.policies.image_features import cached_image_features
+from workbench.policies.roles import describe_trained
 from workbench.runs.checkpoints import Checkpoint
 from workbench.runs.fingerprints import models_read_again, require_same_data, require_same_models
 from workbench.runs.folder import RunFolder, StopSignal, checkpoint_path
@@ -241,6 +242,8 @@ class Trainer:
         log.info(
             "%s: %d examples, steps %d to %d", self.method.name, len(self.examples), self.step_done, training.steps
         )
+        for learner in self.learners:
+            log.info("%s trains %s weights", learner.name, describe_trained(learner.student.model))
         if self.step_done == 0:
             self._evaluate(0)
             self._probe(0)
