@@ -53,7 +53,7 @@ class PromptEncoder:
         self.chat_template_kwargs: dict[str, Any] = {}
         self._content = content_form(processor) if getattr(processor, "chat_template", None) is not None else None
         declares = self.processor is not self.tokenizer and MODALITIES in processor.model_input_names
-        self._declared = {"processor_kwargs": {f"return_{MODALITIES}": True}} if declares else {}
+        self.processor_options = {"processor_kwargs": {f"return_{MODALITIES}": True}} if declares else {}
         self._kept: OrderedDict[str, tuple[Prompt, Encoded]] = OrderedDict()
         self._kept_bytes = 0
         self._pictures: OrderedDict[tuple, _ImageInputs] = OrderedDict()  # of recent prompts
@@ -186,7 +186,7 @@ class PromptEncoder:
             tokenize=True,
             return_dict=True,
             return_tensors="pt",
-            **self._declared,
+            **self.processor_options,
             **self.chat_template_kwargs,
         )
         return _inputs(encoded)

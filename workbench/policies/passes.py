@@ -17,7 +17,7 @@ from transformers import Cache, DynamicCache
 from transformers.cache_utils import LinearAttentionCacheLayerMixin
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from workbench.policies.encoding import Encoded, PromptEncoder, append, collate, distinct, image_inputs
+from workbench.policies.encoding import MODALITIES, Encoded, PromptEncoder, append, collate, distinct, image_inputs
 from workbench.policies.image_features import ImageFeatureCache, caching_enabled
 from workbench.policies.shortcuts import Shortcuts
 from workbench.types import Prompt
@@ -44,6 +44,8 @@ class Passes:
     def __init__(self, model: nn.Module, encoder: PromptEncoder, adapter: str | None = None) -> None:
         self.model, self.encoder, self.adapter = model, encoder, adapter
         self.shards: Any = None  # FsdpModel, if the weights are sharded
+        if MODALITIES not in inspect.signature(model.forward).parameters:
+            encoder.processor_options = {}  # the processor would return types that the model does not take
         self._can_share_pictures = "mm_encoder_outputs" in inspect.signature(model.forward).parameters
         self._feature_cache = ImageFeatureCache(getattr(model.config, "image_token_id", -1))
         self._cache_argument = _cache_argument(model)
