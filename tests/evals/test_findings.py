@@ -7,7 +7,7 @@ import pytest
 from known_answers import STUDENT, TEACHER, rows
 
 from workbench.analysis.summary import summarize_run
-from workbench.evals.findings import find, sentences, source_of, wrong_context
+from workbench.evals.findings import compare, compared, find, sentences, source_of, wrong_context
 from workbench.evals.records import save_records
 from workbench.runs.folder import RunFolder
 
@@ -30,7 +30,9 @@ def test_sentences_give_numbers_and_control_command() -> None:
     assert "Accuracy gain: 25.0% to 62.5% on 8 questions that the image answers, +37.5 points" in gained
     assert "37.5% without and 87.5% with crop, so the evidence can help here" in gained
     assert "4 questions that only the evidence answers" in claimed
-    assert "+65 points (+5 before training): confidence 90%, accuracy 25%" in claimed
+    assert (
+        "+65 points (+5 before training, a change of +60.0 [" in claimed and "confidence 90%, accuracy 25%" in claimed
+    )
     assert "workbench train runs/demo/config.yaml method.privilege=wrong_crop name=demo-wrong_crop" in why
 
 
@@ -112,8 +114,33 @@ def test_wrong_context_is_control_of_context(privilege: str | None, control: str
     assert wrong_context(privilege) == control
 
 
+def test_compare_with_original_is_paired() -> None:
+    """Against 5 of 8 right, in the same places 1, 3, 4, 5 and 6: one more right, so the mean change is 1/8."""
+    control = [*rows(9, "student", "plain", "11111100", "visible"), *rows(9, "student", "plain", "0000", "privileged")]
+    accuracy, overconfidence = compare(control, RUN)
+    margin = 1.96 * math.sqrt((1 - 8 * (1 / 8) ** 2) / 7 / 8)
+    assert accuracy == pytest.approx((1 / 8, 1 / 8 - margin, 1 / 8 + margin))
+    # confidence minus reward was 0.9, 0.9, 0.9, -0.1 and is 0.5 four times: changes -0.4, -0.4, -0.4, 0.6
+    assert overconfidence[0] == pytest.approx(-0.15)
+    assert "+12.5 points [" in compared("demo", (accuracy, overconfidence)) and "in demo" in compared(
+        "demo", (None, None)
+    )
+
+
+def test_summary_of_control_compares_with_its_original(tmp_path: Path) -> None:
+    for name, privilege in (("demo", "crop"), ("demo-wrong_crop", "wrong_crop")):
+        config = f"method: {{name: dopd, privilege: {privilege}}}\n"
+        folder = RunFolder.create(tmp_path / name, config, seed=0, method="dopd")
+        for step in (0, 9):
+            save_records(folder.path, step, [row for row in RUN if row.step == step])
+    assert "in demo: +0.0 points [+0.0, +0.0] of accuracy" in summarize_run(tmp_path / "demo-wrong_crop")
+    assert "against true" not in summarize_run(tmp_path / "demo")
+
+
 def test_sentences_of_wrong_evidence_run_say_so() -> None:
     assert "wrong evidence" in sentences(find(RUN, "crop"), run="a", config="b", privilege="wrong_crop")[-1]
+    first = sentences(find(RUN, "crop"), run="a", config="b", privilege="wrong_crop")[0]
+    assert "which this run did not use" in first and "can help" not in first
 
 
 def test_summary_ends_with_findings(tmp_path: Path) -> None:

@@ -34,3 +34,10 @@ def test_payoff_without_both_contexts_is_empty() -> None:
     assert payoff([value("plain", 0.5)]) == []
     assert payoff([value("crop", 0.5)]) == []
     assert payoff([value("plain", 0.5, row="untrained"), value("crop", 0.9, row="untrained")]) == []
+
+
+def test_payoff_wrong_evidence_is_not_evidence() -> None:
+    """A wrong crop that helps, as where any crop restores the form of an answer, is not a teacher that can use it."""
+    (line,) = payoff([value("plain", 0.38), value("crop", 0.385), value("wrong_crop", 0.64)])
+    assert "cannot pay" in line and "64.0% with wrong_crop" in line
+    assert payoff([value("plain", 0.38), value("wrong_crop", 0.64)]) == []

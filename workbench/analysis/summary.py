@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.errors import TraceError
-from workbench.evals.findings import INTERVALS, find, privilege_of, sentences
+from workbench.evals.findings import INTERVALS, compare, compared, find, privilege_of, sentences, shows_wrong
 from workbench.evals.records import CONFIDENCE, EvalRecord, load_records, measure
 from workbench.runs.folder import RunFolder
 from workbench.runs.processes import born_at
@@ -56,6 +56,9 @@ def _findings(folder: RunFolder, answered: list[EvalRecord]) -> list[str]:
         return []
     config = str(folder.path / "config.yaml")
     lines = sentences(findings, run=folder.path.name, config=config, privilege=privilege)
+    original = folder.path.with_name(folder.path.name.removesuffix(f"-{(privilege or '').replace('+', '-')}"))
+    if privilege and shows_wrong(privilege) and original != folder.path and (original / "evals").is_dir():
+        lines.append(compared(original.name, compare(answered, load_records(original))))
     return ["\n".join([*lines, f"  {INTERVALS}"])]
 
 

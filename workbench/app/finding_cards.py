@@ -29,6 +29,7 @@ from workbench.types import STUDENT
 
 NO_PLAIN = "The student was not evaluated without evidence. Add plain to evaluation.contexts."
 NO_EVIDENCE = "Not recorded: no policy was evaluated with evidence. Add {context} to evaluation.contexts."
+USED_WRONG = "This run used {context}, evidence of other examples. The card is about the true evidence."
 NO_TEACHER = "The teacher was not evaluated. Set evaluation.teacher=true."
 NO_OWN_EVIDENCE = "The evidence of this run, {context}, was not evaluated. Add it to evaluation.contexts."
 NO_WRONG_EVIDENCE = "Not evaluated with wrong evidence. Add {context} to evaluation.contexts."
@@ -80,6 +81,8 @@ def _pay(source: Source | None, privilege: str | None, *, has_teacher: bool) -> 
     title = "Does the evidence help?"
     if source is None:
         return _card(title, "Not known", NO_EVIDENCE.format(context=true or "crop"), [], notes)
+    if privilege and shows_wrong(privilege):
+        notes.append(USED_WRONG.format(context=privilege))
     if true and source.context != true:
         notes.append(NO_OWN_EVIDENCE.format(context=true))
     control = wrong_context(source.context)

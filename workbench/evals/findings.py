@@ -162,16 +162,16 @@ def sentences(findings: Findings, *, run: str, config: str, privilege: str | Non
     )
     source = findings.source
     if source is not None:
-        can = "can" if source.can_pay else "cannot"
+        can = "so the evidence can help here" if source.can_pay else "so the evidence cannot help here"
         first += (
-            f"; {source.name} has {source.plain:.1%} without and {source.privileged:.1%} with {source.context}, so "
-            f"the evidence {can} help here"
+            f"; {source.name} has {source.plain:.1%} without and {source.privileged:.1%} with {source.context}, "
+            + ("which this run did not use" if privilege and shows_wrong(privilege) else can)
         )
     before, after = findings.claimed
+    was = f"{100 * before.overconfidence:+.0f} before training{_change(findings.more_claimed)}"
     second = (
-        f"Over-confidence: {100 * after.overconfidence:+.0f} points ({100 * before.overconfidence:+.0f} before "
-        f"training): confidence {after.confidence:.0%}, accuracy {after.accuracy:.0%} on {after.count} "
-        f"{questions(findings.claimed_group)}"
+        f"Over-confidence: {100 * after.overconfidence:+.0f} points ({was}): confidence {after.confidence:.0%}, "
+        f"accuracy {after.accuracy:.0%} on {after.count} {questions(findings.claimed_group)}"
     )
     lines = [f"{first}.", f"{second}."]
     if control := wrong_context(privilege):
@@ -184,6 +184,44 @@ def sentences(findings: Findings, *, run: str, config: str, privilege: str | Non
             "This run used wrong evidence, of other examples: its gain does not come from the evidence's content."
         )
     return lines
+
+
+def compare(
+    answered: list[EvalRecord], other: list[EvalRecord]
+) -> tuple[tuple[float, float, float] | None, tuple[float, float, float] | None]:
+    """Differences of two runs at their last evaluations, this one minus the other, with 95% intervals over questions.
+
+    Returns accuracy on the questions that the image answers, and over-confidence on those that only the evidence does;
+    None where fewer than two questions are common.
+    """
+    ends = []
+    for records in (_as_used(other), _as_used(answered)):
+        last = max((record.step for record in records), default=0)
+        ends.append([record for record in records if record.step == last])
+    (then, now), group = ends, _group(ends[1], VISIBLE)
+    claimed = _group(ends[1], PRIVILEGED)
+    return _paired(_of(then, group), _of(now, group)), _paired(
+        _of(then, claimed), _of(now, claimed), lambda record: record.confidence - record.reward
+    )
+
+
+def compared(name: str, differences: tuple) -> str:
+    """Write the differences of a run with wrong evidence and of its original, with the true evidence, as a sentence."""
+    accuracy, overconfidence = differences
+    parts = [
+        "{:+.1f} points [{:+.1f}, {:+.1f}] of {}".format(*(100 * value for value in difference), what)
+        for difference, what in ((accuracy, "accuracy"), (overconfidence, "over-confidence"))
+        if difference is not None
+    ]
+    return (
+        f"Wrong evidence against true, in {name}: {', '.join(parts)}. One seed of each tells little: take five or more."
+    )
+
+
+def _change(difference: tuple[float, float, float] | None) -> str:
+    if difference is None:
+        return ""
+    return ", a change of {:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * value for value in difference))
 
 
 def wrong_context(privilege: str | None) -> str | None:
