@@ -31,6 +31,7 @@ CONTRASTS = (
     ("naive_forward", "naive"),
     ("opd_forward", "opd"),
     ("dopd", "naive"),
+    ("dopd_wrong", "opd"),
     ("dopd", "random_mask"),
     ("dopd_live", "dopd"),
     ("dopd", "opsd"),
@@ -120,7 +121,7 @@ def gains(answers: Accuracies) -> str:
         accuracy = f"{100 * answers.of(name, 'visible').to_numpy().mean():.1f} %"
         sure = 100 * answers.of(name, "privileged", "confidence").to_numpy().mean()
         right = 100 * answers.of(name, "privileged").to_numpy().mean()
-        gained = kept = evidence = ""
+        gained = kept = evidence = surer = ""
         if name != UNTRAINED:
             difference = answers.accuracy_apart(name, UNTRAINED)
             gained = points(difference)
@@ -128,15 +129,18 @@ def gains(answers: Accuracies) -> str:
                 wrong = answers.accuracy_apart(control, UNTRAINED)
                 kept = f"{wrong[0]:+.1f} ({wrong[0] / difference[0]:.0%})" if difference[1] > 0 else f"{wrong[0]:+.1f}"
                 evidence = points(answers.accuracy_apart(name, control))
-        lines.append([name, accuracy, gained, kept, evidence, f"{sure - right:+.0f}", f"{sure:.0f} %, {right:.0f} %"])
+                surer = points(answers.overconfidence_apart(name, control))
+        apart = f"{sure - right:+.0f}"
+        lines.append([name, accuracy, gained, kept, evidence, apart, surer, f"{sure:.0f} %, {right:.0f} %"])
     return markdown(
         [
             "",
             "visible, right",
             "gained over the untrained",
             "of it with wrong evidence",
-            "the evidence's own part",
+            "right minus wrong evidence",
             "over-confidence, privileged",
+            "of it right minus wrong evidence",
             "sure, right",
         ],
         lines,
