@@ -209,7 +209,7 @@ def compared(name: str, differences: tuple) -> str:
     """Write the differences of a run with wrong evidence and of its original, with the true evidence, as a sentence."""
     accuracy, overconfidence = differences
     parts = [
-        "{:+.1f} points [{:+.1f}, {:+.1f}] of {}".format(*(100 * value for value in difference), what)
+        "{:+.1f} points [{:+.1f}, {:+.1f}] of {}".format(*_points(difference), what)
         for difference, what in ((accuracy, "accuracy"), (overconfidence, "over-confidence"))
         if difference is not None
     ]
@@ -221,7 +221,12 @@ def compared(name: str, differences: tuple) -> str:
 def _change(difference: tuple[float, float, float] | None) -> str:
     if difference is None:
         return ""
-    return ", a change of {:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * value for value in difference))
+    return ", a change of {:+.1f} [{:+.1f}, {:+.1f}]".format(*_points(difference))
+
+
+def _points(difference: tuple[float, float, float]) -> tuple[float, ...]:
+    """Shares as points of one decimal, without a negative zero."""
+    return tuple(round(100 * value, 1) + 0.0 for value in difference)
 
 
 def wrong_context(privilege: str | None) -> str | None:
