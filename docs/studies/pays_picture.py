@@ -14,7 +14,7 @@ from pays import UNTRAINED, WRONG, Accuracies
 from plotly.subplots import make_subplots
 from screenshot import screenshot
 
-from workbench.analysis.style import CAPABILITY, INFORMATION, INK, LINE, MUTED, layout
+from workbench.analysis.style import CAPABILITY, INFORMATION, LINE, MUTED, layout
 
 LABELS = {
     "opd": "OPD, plain view",
@@ -45,44 +45,32 @@ def draw(folder: Path, title: str) -> go.Figure:
         column_widths=[0.62, 0.38],
         subplot_titles=[
             "accuracy gained on visible questions, points",
-            "over-confidence on hidden answers, points",
+            "over-confidence added on hidden answers, points",
         ],
     )
     style = layout(
         THEME,
         title=title,
-        subtitle="five seeds, 95 % intervals over seeds and questions · untrained student: 0 (left), dashed (right)",
+        subtitle="five seeds, 95 % intervals over seeds and questions · untrained student: 0",
         height=200 + 34 * len(names),
         wrap=150,
     )
     plot.update_layout(style)
     controls = [name for name in names if name + WRONG in answers.names]
-    for name in controls:
-        ends = [answers.accuracy_apart(other, UNTRAINED)[0] for other in (name, name + WRONG)]
-        line = {"color": LINE[THEME], "width": 5}
-        bar = go.Scatter(x=ends, y=[LABELS.get(name, name)] * 2, mode="lines", line=line, showlegend=False)
-        plot.add_trace(bar, 1, 1)
-    _add(
-        plot,
-        1,
-        [answers.accuracy_apart(name, UNTRAINED) for name in names],
-        rows,
-        "with its evidence",
-        CAPABILITY[THEME],
-        "circle",
-    )
-    wrong = [answers.accuracy_apart(name + WRONG, UNTRAINED) for name in controls]
     labels = [LABELS.get(name, name) for name in controls]
-    _add(plot, 1, wrong, labels, "with another example's evidence", INFORMATION[THEME], "circle-open")
-    sure = [(100 * float(answers.overconfidence(name).to_numpy().mean()),) * 3 for name in names]
-    _add(plot, 2, sure, rows, "over-confidence", INK[THEME], "diamond", legend=False)
-    plot.add_vline(0, line={"color": MUTED[THEME], "width": 1}, row=1, col=1)
-    plot.add_vline(
-        100 * float(answers.overconfidence(UNTRAINED).to_numpy().mean()),
-        line={"color": MUTED[THEME], "width": 1, "dash": "dash"},
-        row=1,
-        col=2,
-    )
+    for column, apart in ((1, answers.accuracy_apart), (2, answers.overconfidence_apart)):
+        for name in controls:
+            ends = [apart(other, UNTRAINED)[0] for other in (name, name + WRONG)]
+            line = {"color": LINE[THEME], "width": 5}
+            bar = go.Scatter(x=ends, y=[LABELS.get(name, name)] * 2, mode="lines", line=line, showlegend=False)
+            plot.add_trace(bar, 1, column)
+        gained = [apart(name, UNTRAINED) for name in names]
+        wrong = [apart(name + WRONG, UNTRAINED) for name in controls]
+        legend = column == 1
+        _add(plot, column, gained, rows, "with its evidence", CAPABILITY[THEME], "circle", legend=legend)
+        label = "with another example's evidence"
+        _add(plot, column, wrong, labels, label, INFORMATION[THEME], "circle-open", legend=legend)
+        plot.add_vline(0, line={"color": MUTED[THEME], "width": 1}, row=1, col=column)
     plot.update_yaxes(autorange="reversed", categoryorder="array", categoryarray=rows, automargin=True)
     plot.update_layout(legend={"orientation": "h", "y": -30 / (34 * len(names)), "x": 0, "yanchor": "top"})
     plot.update_layout(margin={"l": 20, "b": 80})
