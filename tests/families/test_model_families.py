@@ -27,6 +27,22 @@ STATUS = {  # of types that every run of the suite tries
     "mamba": PLAIN,
 }
 
+KNOWN_FAILURES = {  # as docs/families.md has them
+    "dots3_note": "its shrunken configuration is inconsistent",
+    "kosmos-2.5": "the model has no get_image_features",
+    "mistral_large4": "resumed weights differ from those of an uninterrupted run",
+    "qwen3_omni_moe_thinker": "the forward pass of the small model fails",
+}
+
+
+def others() -> list:
+    """All types but those of STATUS; the known failures are expected to fail."""
+    return [
+        pytest.param(name, marks=pytest.mark.xfail(reason=KNOWN_FAILURES[name])) if name in KNOWN_FAILURES else name
+        for name in all_types()
+        if name not in STATUS
+    ]
+
 
 @pytest.mark.parametrize("model_type", list(STATUS))
 def test_sampled_model_type_trains(model_type: str, tmp_path: Path) -> None:
@@ -35,7 +51,7 @@ def test_sampled_model_type_trains(model_type: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.families
-@pytest.mark.parametrize("model_type", [name for name in all_types() if name not in STATUS])
+@pytest.mark.parametrize("model_type", others())
 def test_every_other_model_type_trains_or_is_refused_with_a_sentence(model_type: str) -> None:
     (outcome,) = try_families([model_type])
     assert outcome.status in (FAST, PLAIN) or outcome.sentence
