@@ -9,9 +9,10 @@ import pytest
 from failures import raises
 
 from workbench.cli import main
-from workbench.config.schema import load_config
+from workbench.config.schema import build_config, load_config
 from workbench.errors import ConfigError, RunError, TraceError
 from workbench.evals.records import load_records
+from workbench.files.parsing import read_yaml
 from workbench.runs.upgrade import TABLES, Upgrade, upgrade_run
 from workbench.traces.reader import open_traces
 from workbench.traces.schema import HEADER_KEY
@@ -51,7 +52,9 @@ def test_upgraded_config_has_present_keys_in_both_copies(run: Path) -> None:
         2,
         4,
     )
-    assert json.loads((run / "run.json").read_text())["config"] == config.to_dict()
+    in_json = json.loads((run / "run.json").read_text())["config"]
+    assert in_json == read_yaml(run / "config.yaml")
+    assert build_config(in_json).to_dict() == config.to_dict()
 
 
 def test_upgraded_traces_have_former_values(run: Path) -> None:

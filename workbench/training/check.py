@@ -201,10 +201,10 @@ def _tokens(scored: StepResult, learner: Learner) -> Iterator[Check]:
         for policy, indices in _by_policy(learner.policies[view.policy], prompts):
             policy_prompts, expected = [prompts[idx] for idx in indices], [completions[idx] for idx in indices]
             inputs, start, lengths = policy.model_inputs(policy_prompts, expected)
-            completions = [
+            input_ids = [
                 row[start : start + int(n)] for row, n in zip(inputs["input_ids"].tolist(), lengths, strict=True)
             ]
-            same = completions == [list(ids) for ids in expected]
+            same = input_ids == [list(ids) for ids in expected]
             longest = max(policy.encoder.encode(prompt)["input_ids"].shape[1] for prompt in policy_prompts)
             room = policy.encoder.max_prompt_length
             text = f"prompts up to {longest} tokens" + ("" if room is None else f" of {room} allowed")
