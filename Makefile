@@ -46,7 +46,8 @@ test-all: test
 	$(BIN)/python -m pytest -n auto tests/families -m families
 
 test-fast: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not browser and not subprocess and not slow and not families"
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder \
+	-m "not browser and not subprocess and not slow and not families"
 
 # the page and the pictures are tested in a real browser
 browser:

@@ -15,7 +15,7 @@ from workbench.training.scorer import evaluate
 
 
 def tiny_gguf(file: Path, rule: str) -> Path:
-    """A file with a vocabulary, a rule for splitting and one matrix, which is no complete model."""
+    """A file with a vocabulary, a rule for splitting and one matrix: an incomplete model."""
     gguf = pytest.importorskip("gguf", reason="needs the extra [real]")
     writer = gguf.GGUFWriter(file, "llama")
     writer.add_tokenizer_model("gpt2")

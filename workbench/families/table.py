@@ -41,7 +41,7 @@ _MEANING = {
     REFUSED: "is refused, with the sentence in the table",
     FAILED: "does not train: the sentence is the error",
     MISSING: "could not be built where this table was written",
-    OUT: "is no model that writes text from left to right after images",
+    OUT: "does not write text from left to right after images",
 }
 
 
@@ -55,7 +55,7 @@ prompt."""
 
 
 def check_types(model_types: Iterable[str]) -> None:
-    """Raise ConfigError for a name that is no model type of a language model in transformers."""
+    """Raise ConfigError for a name outside the model types of language models in transformers."""
     known = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.keys() | MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.keys()
     for name in model_types:
         if name not in known:
