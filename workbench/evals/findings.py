@@ -209,7 +209,7 @@ def compared(name: str, differences: tuple) -> str:
     """Write the differences of a run with wrong evidence and of its original, with the true evidence, as a sentence."""
     accuracy, overconfidence = differences
     parts = [
-        "{:+.1f} points [{:+.1f}, {:+.1f}] of {}".format(*_points(difference), what)
+        "{:+.1f} points [{:+.1f}, {:+.1f}]".format(*_points(difference)) + f" of {what}"
         for difference, what in ((accuracy, "accuracy"), (overconfidence, "over-confidence"))
         if difference is not None
     ]
