@@ -133,8 +133,10 @@ def test_summary_of_control_compares_with_its_original(tmp_path: Path) -> None:
         folder = RunFolder.create(tmp_path / name, config, seed=0, method="dopd")
         for step in (0, 9):
             save_records(folder.path, step, [row for row in RUN if row.step == step])
-    assert "in demo: +0.0 points [+0.0, +0.0] of accuracy" in summarize_run(tmp_path / "demo-wrong_crop")
-    assert "against true" not in summarize_run(tmp_path / "demo")
+    assert "Against demo, which used the true evidence: +0.0 points [+0.0, +0.0] of accuracy" in summarize_run(
+        tmp_path / "demo-wrong_crop"
+    )
+    assert "Against" not in summarize_run(tmp_path / "demo")
 
 
 def test_sentences_of_wrong_evidence_run_say_so() -> None:

@@ -214,7 +214,7 @@ def compared(name: str, differences: tuple) -> str:
         if difference is not None
     ]
     return (
-        f"Wrong evidence against true, in {name}: {', '.join(parts)}. One seed of each tells little: take five or more."
+        f"Against {name}, which used the true evidence: {', '.join(parts)}. One seed tells little: take five or more."
     )
 
 
