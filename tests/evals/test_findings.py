@@ -122,9 +122,10 @@ def test_compare_with_original_is_paired() -> None:
     assert accuracy == pytest.approx((1 / 8, 1 / 8 - margin, 1 / 8 + margin))
     # confidence minus reward was 0.9, 0.9, 0.9, -0.1 and is 0.5 four times: changes -0.4, -0.4, -0.4, 0.6
     assert overconfidence[0] == pytest.approx(-0.15)
-    assert "+12.5 points [" in compared("demo", (accuracy, overconfidence)) and "in demo" in compared(
-        "demo", (None, None)
-    )
+    sentence = compared("demo", (accuracy, overconfidence))
+    assert sentence.startswith("Against demo, ") and "+12.5 points [-12.0, +37.0] of accuracy" in sentence
+    assert "-15.0 points [-64.0, +34.0] of over-confidence" in sentence
+    assert compare(control, TEACHER) == (None, None) and compared("demo", (None, None)) is None
 
 
 def test_summary_of_control_compares_with_its_original(tmp_path: Path) -> None:

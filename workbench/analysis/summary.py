@@ -58,7 +58,8 @@ def _findings(folder: RunFolder, answered: list[EvalRecord]) -> list[str]:
     lines = sentences(findings, run=folder.path.name, config=config, privilege=privilege)
     original = folder.path.with_name(folder.path.name.removesuffix(f"-{(privilege or '').replace('+', '-')}"))
     if privilege and shows_wrong(privilege) and original != folder.path and (original / "evals").is_dir():
-        lines.append(compared(original.name, compare(answered, load_records(original))))
+        sentence = compared(original.name, compare(answered, load_records(original)))
+        lines += [sentence] if sentence else []
     return ["\n".join([*lines, f"  {INTERVALS}"])]
 
 

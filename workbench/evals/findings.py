@@ -205,14 +205,16 @@ def compare(
     )
 
 
-def compared(name: str, differences: tuple) -> str:
-    """Write the differences of a run with wrong evidence and of its original, with the true evidence, as a sentence."""
+def compared(name: str, differences: tuple) -> str | None:
+    """Write how a run with wrong evidence differs from its original, with the true evidence; None if not comparable."""
     accuracy, overconfidence = differences
     parts = [
         "{:+.1f} points [{:+.1f}, {:+.1f}]".format(*_points(difference)) + f" of {what}"
         for difference, what in ((accuracy, "accuracy"), (overconfidence, "over-confidence"))
         if difference is not None
     ]
+    if not parts:
+        return None
     return (
         f"Against {name}, which used the true evidence: {', '.join(parts)}. One seed tells little: take five or more."
     )
