@@ -39,7 +39,7 @@ def main() -> None:
     options = parser.parse_args()
     prose = load_examples(options.data / "prose.jsonl", max_examples=options.prose)
     held_out = load_examples(options.data / "held-out.jsonl")
-    asked = [[row for row in held_out if row.domain == kind][: options.questions] for kind in KINDS]
+    questions = [[row for row in held_out if row.domain == kind][: options.questions] for kind in KINDS]
     teacher = load_proven(options.teacher)
     prompts = [build_prompt(example, "plain") for example in prose]
     sampled = teacher.sample(prompts, [[0]] * len(prompts), SamplingOptions(LENGTH, temperature=0.0))
@@ -53,7 +53,7 @@ def main() -> None:
         print(f"{str(folder)[-39:]:40}{nats:8.3f}{forward:9.3f}{reverse:9.3f}", end="", flush=True)
         graded = evaluate_policy(
             policy,
-            [example for rows in asked for example in rows],
+            [example for rows in questions for example in rows],
             "plain",
             step=0,
             max_completion_length=LENGTH,

@@ -56,29 +56,29 @@ def paragraphs(modules: Iterable[str]) -> list[str]:
 
 def rows(texts: list[str], pairs: list, words: list[str], capitals: list) -> list[dict]:
     """Questions of all kinds; all but rephrasing have an answer."""
-    asked = [("rephrase", f"Say this in other words: {text}", None) for text in texts]
-    asked += [("add", f"What is {a} + {b}?", str(a + b)) for a, b in pairs]
-    asked += [("repeat", f"Repeat this word: {word}", word) for word in words]
-    asked += [("capital", f"What is the capital of {country}?", capital) for country, capital in capitals]
+    questions = [("rephrase", f"Say this in other words: {text}", None) for text in texts]
+    questions += [("add", f"What is {a} + {b}?", str(a + b)) for a, b in pairs]
+    questions += [("repeat", f"Repeat this word: {word}", word) for word in words]
+    questions += [("capital", f"What is the capital of {country}?", capital) for country, capital in capitals]
     return [
         {"id": f"{kind}-{number}", "domain": kind, "question": question} | ({"answer": answer} if answer else {})
-        for number, (kind, question, answer) in enumerate(asked)
+        for number, (kind, question, answer) in enumerate(questions)
     ]
 
 
 def passages(draw: random.Random) -> list[dict]:
     """Questions about invented facts, which only the passage in the caption answers; the number is privileged."""
-    places = [f"{kind} of {town}" for kind in ("library", "museum", "market", "bank") for town in TOWNS]
-    draw.shuffle(places)
+    buildings = [f"{kind} of {town}" for kind in ("library", "museum", "market", "bank") for town in TOWNS]
+    draw.shuffle(buildings)
     return [
         {
             "id": f"passage-{number}",
-            "question": f"When does the {place} close? Give the hour.",
+            "question": f"When does the {building} close? Give the hour.",
             "answer": str(closes),
-            "caption": f"The {place} opens at {draw.randint(6, 11)} o'clock and closes at {closes} o'clock.",
+            "caption": f"The {building} opens at {draw.randint(6, 11)} o'clock and closes at {closes} o'clock.",
             "marks": [{"pattern": r"(\d+)", "kind": "answer", "truth": "privileged"}],
         }
-        for number, place in enumerate(places)
+        for number, building in enumerate(buildings)
         for closes in [draw.randint(13, 22)]
     ]
 

@@ -105,9 +105,9 @@ def _picture(html: str, page: Page) -> str:
 
 
 def main(wanted: list[str]) -> None:
-    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    installed = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     with sync_playwright() as playwright:
-        path = os.environ.get("CHROMIUM") or found
+        path = os.environ.get("CHROMIUM") or installed
         browser = playwright.chromium.launch(
             executable_path=path, args=["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
         )

@@ -95,6 +95,14 @@ def run_config(folders: dict, output_dir: object, /, **values: object) -> RunCon
     return build_config(plain)
 
 
+def picture(seed: int = 0, size: tuple[int, int] = (60, 40)) -> Image.Image:
+    """Stripes whose color and width depend on the seed, without noise."""
+    image = Image.new("RGB", size, (40 * seed % 256, 90, 200))
+    for column in range(seed % 3, size[0], 3 + seed):
+        image.paste((250, 70 * seed % 256, 10), (column, 0, column + 1, size[1]))
+    return image
+
+
 def add_begun(folder: Path) -> None:
     """A run that has only begun: no number yet."""
     begun = folder / "begun"

@@ -86,7 +86,7 @@ def data(folder: Path, displayed: str) -> dict[str, str]:
 
 
 def text_config(models: dict, folder: Path) -> RunConfig:
-    """A model with eyes that is asked in words alone."""
+    """A vision-language model with questions without images."""
     method = {"name": "dopd", "privilege": "hint", "self_policy": "student"}
     return run_config(models, folder, **QUICK | {"method": method, "data": data(folder, "......")})
 

@@ -130,11 +130,11 @@ def departures() -> Canvas:
         ("14:20", "Ashford", "IC 9", "6"),
         ("14:31", "Dunmore", "R 30", "8"),
     ]
-    for idx, (time, place, train, platform) in enumerate(trains):
+    for idx, (time, town, train, platform) in enumerate(trains):
         y = 78 + 32 * idx
         canvas.box(12, y - 14, 408, y + 14, "#1e2d3b" if idx % 2 == 0 else "#243646", radius=2)
         canvas.text(20, y, time, 13, "white", "lm")
-        canvas.text(80, y, place, 13, "white", "lm")
+        canvas.text(80, y, town, 13, "white", "lm")
         canvas.text(330, y, train, 8, "white")
         canvas.text(385, y, platform, 8, "#f5c542")
     return canvas

@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 import uvicorn
-from conftest import free_port
-from page_checks import REFERENCES, SHOWS
+from page_checks import REFERENCES, SHOWS, free_port
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 from small import run_config

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from families import FAMILIES
-from PIL import Image
+from small import picture
 from video_families import VIDEO_FAMILIES
 
 from workbench.policies.autoregressive import AutoregressivePolicy, load_policy
@@ -26,14 +26,6 @@ def policy(request: pytest.FixtureRequest, folders: dict[str, Path]) -> Autoregr
 @pytest.fixture(scope="session")
 def idefics3(folders: dict[str, Path]) -> AutoregressivePolicy:
     return load_policy(folders["idefics3"], "student")
-
-
-def picture(seed: int = 0, size: tuple[int, int] = (60, 40)) -> Image.Image:
-    """Stripes of a colour and a width of their own: no noise, so that the same seed is the same picture."""
-    image = Image.new("RGB", size, (40 * seed % 256, 90, 200))
-    for column in range(seed % 3, size[0], 3 + seed):
-        image.paste((250, 70 * seed % 256, 10), (column, 0, column + 1, size[1]))
-    return image
 
 
 @pytest.fixture(scope="session")

@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import picture
 from failures import raises
 from PIL import Image
-from small import example
+from small import example, picture
 from tokenizers.processors import TemplateProcessing
 
 import workbench.policies.encoding

@@ -4,9 +4,9 @@ import math
 from pathlib import Path
 
 import pytest
-from conftest import picture
 from failures import raises
 from PIL import Image
+from small import picture
 
 from workbench.data import images
 from workbench.errors import ConfigError

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import picture
 from newer_families import NEWER_FAMILIES, TORCHVISION_FAMILIES
+from small import picture
 from text_families import plain_logprobs
 from transformers.utils import is_torchvision_available
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import picture
 from failures import raises
+from small import picture
 from transformers import PROCESSOR_MAPPING, AutoConfig, AutoImageProcessor, AutoTokenizer
 from transformers.utils import is_torchvision_available
 from video_families import QWEN_TEMPLATE, VIDEO_FAMILIES

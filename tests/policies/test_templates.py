@@ -5,9 +5,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import picture
 from failures import raises
 from families import TEMPLATE, TEXT_FAMILIES
+from small import picture
 from transformers import AutoProcessor
 
 from workbench.errors import ConfigError, PolicyError
@@ -105,8 +105,8 @@ def test_system_prompt_and_arguments_render_in_every_form(family: str, template:
         (source / "chat_template.jinja").write_text(template)
     folder = moved(source, tmp_path / "model", "jinja", template)
     policy = load_policy(folder, "student", system_prompt="be brief", chat_template_kwargs={"enable_thinking": False})
-    asked = text_of(policy, Prompt((), "what is this?"))
-    assert asked.replace(" ", "").endswith("system:bebrief\nuser:whatisthis?\nassistant:<none>")
+    prompt_text = text_of(policy, Prompt((), "what is this?"))
+    assert prompt_text.replace(" ", "").endswith("system:bebrief\nuser:whatisthis?\nassistant:<none>")
     of_its_own = Prompt((), "what is this?", (Turn("system", "be long"), Turn("user", "a"), Turn("assistant", "b")))
     assert "brief" not in text_of(policy, of_its_own)
     text, ids, _ = policy.encoder.request(Prompt((), "what is this?"))  # as a rollout engine gets it

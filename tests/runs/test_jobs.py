@@ -220,7 +220,7 @@ def test_deleted_run_raises(tmp_path: Path) -> None:
     with raises(RunError, "deleted"):
         read_job(tmp_path / "finished")
     assert find_jobs(tmp_path) == []
-    (folder / "train.out").write_text("workbench.errors.DataError: there is no such file\n")
+    (folder / "train.out").write_text("workbench.errors.DataError: the file does not exist\n")
     assert [(job.name, job.status) for job in find_jobs(tmp_path)] == [("finished", "failed")], "it never made a run"
 
 

@@ -328,7 +328,7 @@ def test_study_of_same_name_does_not_share_folder(study_copy: Study) -> None:
 
 
 def test_study_failed_seed_is_named_and_rest_reported(study_copy: Study, capsys: pytest.CaptureFixture) -> None:
-    """A folder of other settings is in the way of one seed; one variant's loss is no number."""
+    """A folder of other settings is in the way of one seed; the loss of one variant is NaN."""
     clash = study_copy.config(study_copy.variants[1], 1).run_dir
     text = (clash / "config.yaml").read_text()
     (clash / "config.yaml").write_text(text.replace("learning_rate: 0.001", "learning_rate: 0.25"))

@@ -330,7 +330,7 @@ def test_evaluation_lost_to_a_kill_is_repeated(dopd: RunConfig, models: dict, tm
 
 def test_failed_resume_leaves_run_unchanged(dopd: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*arguments: object, **options: object) -> None:
-        raise PolicyError("there is no such model here")
+        raise PolicyError("the model does not exist")
 
     monkeypatch.setattr(sys.modules["workbench.training.loop"], "build_learner", refuse)
     with pytest.raises(PolicyError):

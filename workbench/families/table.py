@@ -56,10 +56,13 @@ prompt."""
 
 def check_types(model_types: Iterable[str]) -> None:
     """Raise ConfigError for a name outside the model types of language models in transformers."""
-    known = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.keys() | MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.keys()
+    model_names = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.keys() | MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.keys()
     for name in model_types:
-        if name not in known:
-            near = ", ".join(difflib.get_close_matches(name, known)) or "none; docs/families.md lists all with images"
+        if name not in model_names:
+            near = (
+                ", ".join(difflib.get_close_matches(name, model_names))
+                or "none; docs/families.md lists all with images"
+            )
             version = transformers.__version__
             raise ConfigError(
                 f'transformers {version} has no language model of type "{cut(name)}". Near names: {near}.'

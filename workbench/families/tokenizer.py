@@ -25,8 +25,8 @@ def small_tokenizer(
     spelled = dict.fromkeys([*_LITERAL.findall(source), *literals])
     names = [name for name in dict.fromkeys(_ATTRIBUTE.findall(source)) if name not in _USUAL]
     named = {name: _spelled(name, source) or f"<|{name}|>" for name in names} | tokens
-    known = {PAD, BOS, EOS, *named.values()}
-    extra = named | {f"literal_{number}": token for number, token in enumerate(spelled) if token not in known}
+    distinct = {PAD, BOS, EOS, *named.values()}
+    extra = named | {f"literal_{number}": token for number, token in enumerate(spelled) if token not in distinct}
     return PreTrainedTokenizerFast(
         tokenizer_object=build_processor().tokenizer.backend_tokenizer,
         pad_token=PAD,

@@ -63,7 +63,7 @@ def try_family(model_type: str, folder: Path) -> Outcome:
         _check_and_resume(run_config(names, folder, "dopd", policy, steps=2))
     except (WorkbenchError, TrialError) as error:
         return Outcome(model_type, REFUSED if isinstance(error, WorkbenchError) else FAILED, _one_line(error))
-    except Exception as error:
+    except Exception as error:  # what fails is the table's content
         return Outcome(model_type, FAILED, f"{type(error).__name__}: {_one_line(error)}")
     costs = _costs(policy)
     return Outcome(model_type, PLAIN if costs else FAST, "; ".join(costs))
@@ -129,9 +129,13 @@ def _generate(policy: AutoregressivePolicy, prompt: Prompt) -> tuple[tuple[int, 
     }
     with torch.no_grad():
         generated = policy.model.generate(
-            **inputs, max_new_tokens=_NEW_TOKENS, do_sample=False, suppress_tokens=tokens,
-            output_logits=True, return_dict_in_generate=True,
-        )  # fmt: skip
+            **inputs,
+            max_new_tokens=_NEW_TOKENS,
+            do_sample=False,
+            suppress_tokens=tokens,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
     ids = generated.sequences[0, -len(generated.logits) :]
     logprobs = torch.stack(generated.logits, 1)[0].float().log_softmax(-1)
     return tuple(ids.tolist()), logprobs.gather(-1, ids.unsqueeze(-1)).squeeze(-1)
