@@ -43,7 +43,7 @@ test: check browser
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 test-all: test
-	$(BIN)/python -m pytest -n auto tests/families -m families
+	$(BIN)/python -m pytest -n auto tests/training/families -m families
 
 test-fast: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder \

@@ -29,7 +29,7 @@ LONGEST = (
     "test_distributed.py",
     "runs/test_jobs.py",
     "test_cli.py",
-    "families/test_model_families.py",
+    "training/families/test_model_families.py",
     "app/test_browser_origins.py",
     "app/test_browser_states.py",
     "render/test_render_browser.py",
@@ -63,8 +63,8 @@ SUBPROCESS = (
     "app/test_shell.py",
 )
 SLOW = (
-    "families/test_adapters.py",
-    "families/test_model_families.py",
+    "training/families/test_adapters.py",
+    "training/families/test_model_families.py",
     "analysis/test_figures.py",
     "analysis/test_tables.py",
     "methods/test_d_opsd.py",

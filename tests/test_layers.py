@@ -22,7 +22,6 @@ ROOMS = (
     "runs",
     "evals",
     "training",
-    "families",
     "render",
     "analysis",
     "studies",

@@ -173,7 +173,7 @@ def _methods(options: argparse.Namespace) -> None:
 
 
 def _families(options: argparse.Namespace) -> int:
-    table = _module("families.table")
+    table = _module("training.families.table")
 
     def report(outcome: Any) -> None:
         print(f"{outcome.model_type:24} {outcome.status:20} {outcome.sentence}"[:200].rstrip(), flush=True)

@@ -8,9 +8,9 @@ from transformers.utils import is_torchvision_available
 from transformers.utils.import_utils import requires_backends
 
 from workbench.errors import ConfigError
-from workbench.families.build import build_family, save_family
 from workbench.policies.autoregressive import load_policy
 from workbench.policies.packages import missing_package
+from workbench.training.families.build import build_family, save_family
 
 needs_no_torchvision = pytest.mark.skipif(is_torchvision_available(), reason="torchvision is installed")
 

@@ -19,7 +19,7 @@ from transformers.models.auto.modeling_auto import (
 from transformers.utils import is_torchvision_available
 
 from workbench.errors import ConfigError, cut
-from workbench.families.trial import FAILED, FAST, MISSING, OUT, PLAIN, REFUSED, Outcome, try_family
+from workbench.training.families.trial import FAILED, FAST, MISSING, OUT, PLAIN, REFUSED, Outcome, try_family
 
 SECONDS = 300  # time limit of one model type
 TEXT_TYPES = (

@@ -18,11 +18,11 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
-from workbench.families.corrections import CORRECTIONS, Correction
-from workbench.families.processors import COUNTS, build_processor, patch_size, pinpoints, processor_class
-from workbench.families.sizes import is_vocabulary, shrink, sub_configs
-from workbench.families.tokenizer import small_tokenizer
 from workbench.policies.models import auto_class
+from workbench.training.families.corrections import CORRECTIONS, Correction
+from workbench.training.families.processors import COUNTS, build_processor, patch_size, pinpoints, processor_class
+from workbench.training.families.sizes import is_vocabulary, shrink, sub_configs
+from workbench.training.families.tokenizer import small_tokenizer
 from workbench.training.pretraining.tokenizer import CHAT_TEMPLATE
 
 STD = 0.1  # of initial weights: at the usual small ones, all answers look the same

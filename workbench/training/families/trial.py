@@ -15,7 +15,6 @@ from PIL import Image
 from workbench.config.schema import RunConfig, build_config
 from workbench.distill.losses import score
 from workbench.errors import WorkbenchError
-from workbench.families.build import save_family
 from workbench.policies import SamplingOptions
 from workbench.policies.autoregressive import AutoregressivePolicy, load_policy
 from workbench.policies.packages import missing_package
@@ -23,6 +22,7 @@ from workbench.policies.scope import out_of_scope
 from workbench.runs.checkpoints import list_checkpoints
 from workbench.runs.folder import RunFolder
 from workbench.training.check import check_config, is_good
+from workbench.training.families.build import save_family
 from workbench.training.run import train
 from workbench.types import Prompt
 

@@ -6,11 +6,11 @@ import pytest
 from failures import raises
 
 from workbench.errors import ConfigError, PolicyError
-from workbench.families.build import save_family
-from workbench.families.table import all_types, format_page, try_families
-from workbench.families.trial import FAILED, FAST, MISSING, OUT, PLAIN, REFUSED, Outcome, try_family
 from workbench.policies.autoregressive import load_policy
 from workbench.policies.scope import out_of_scope
+from workbench.training.families.build import save_family
+from workbench.training.families.table import all_types, format_page, try_families
+from workbench.training.families.trial import FAILED, FAST, MISSING, OUT, PLAIN, REFUSED, Outcome, try_family
 
 STATUS = {  # of types that every run of the suite tries
     "gemma3": FAST,

@@ -7,8 +7,8 @@ import safetensors.torch
 import torch
 from small import run_config
 
-from workbench.families.build import save_family
 from workbench.runs.checkpoints import list_checkpoints
+from workbench.training.families.build import save_family
 from workbench.training.run import train
 
 

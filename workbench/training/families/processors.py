@@ -11,9 +11,9 @@ from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 from transformers.models.auto.video_processing_auto import VIDEO_PROCESSOR_MAPPING_NAMES
 from transformers.utils import is_torchvision_available
 
-from workbench.families.corrections import Correction
-from workbench.families.sizes import SIDE, first_number, resized, sub_configs
 from workbench.policies.processors import PartSettings, images_only, official_class, other_parts
+from workbench.training.families.corrections import Correction
+from workbench.training.families.sizes import SIDE, first_number, resized, sub_configs
 
 TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}{{ message['role'] }}: {% for part in message['content'] %}"
