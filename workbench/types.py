@@ -81,6 +81,7 @@ class Example:
     domain: str = ""  # question family
     marks: tuple[Mark, ...] = ()
     origin: str = ""  # file and row, for messages
+    source: str = ""  # name of the source, if training data has several
     others: "WrongEvidence | None" = field(default=None, compare=False, repr=False)
 
 

@@ -292,3 +292,10 @@ def wait_until(is_so: Callable[[], bool], seconds: float = 300.0) -> None:
     while not is_so():
         assert time.monotonic() < end
         time.sleep(0.1)
+
+
+def test_form_keeps_path_or_list_of_sources() -> None:
+    field = next(field for field in fields() if field.key == "data.train")
+    sources = [{"path": "a.jsonl", "weight": 2}, "b.jsonl"]
+    for value in ("scenes:train?count=4&seed=1", sources):
+        assert field.from_widget(field.to_widget(value)) == value

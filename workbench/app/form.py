@@ -61,12 +61,16 @@ class Field:
             return SWITCH
         if self.option.choices:
             return CHOICE
-        if list in self.allowed or dict in self.allowed:
+        if self._takes_yaml and str not in self.allowed:
             return YAML
         if {int, float} & set(self.allowed):
             # gr.Number shows 0 for an empty value
             return TEXT if self.is_nullable or (self.option.high or 0) > _MAX_EXACT else NUMBER
         return TEXT
+
+    @property
+    def _takes_yaml(self) -> bool:
+        return list in self.allowed or dict in self.allowed
 
     @property
     def section(self) -> str:
@@ -89,7 +93,7 @@ class Field:
 
     def to_widget(self, value: object) -> object:
         """The value for the field's widget."""
-        if self.kind == YAML:
+        if self.kind == YAML or isinstance(value, list | dict):
             return dump_yaml(value, on_one_line=True)
         if self.kind == TEXT:
             return "" if value is None else str(value)
@@ -99,7 +103,8 @@ class Field:
         """The entered value as a plain value. Raises ConfigError if a YAML field does not hold YAML."""
         if entered is None or (isinstance(entered, str) and not entered.strip()):
             return None if self.is_nullable else "" if str in self.allowed else entered
-        if self.kind == YAML or (self.kind == TEXT and str not in self.allowed):
+        is_list = self._takes_yaml and str(entered).lstrip()[:1] in ("[", "{")
+        if self.kind == YAML or is_list or (self.kind == TEXT and str not in self.allowed):
             try:
                 return parse_value(str(entered))
             except Malformed as error:

@@ -22,6 +22,7 @@ from typing import Annotated, Any
 from workbench.config.renamed import refuse_renamed, refuse_renamed_key, upgrade_config
 from workbench.data.contexts import require_promptable
 from workbench.data.grading import GRADERS, TOLERANCE, check_grading
+from workbench.data.source_list import Source, parse_sources
 from workbench.distill.method import Method, Option, check_option
 from workbench.errors import ConfigError, cut, show, unknown
 from workbench.files.parsing import PLAIN_NAME, dump_yaml, is_plain_name, parse_override, read_yaml
@@ -181,7 +182,14 @@ class ModelsConfig:
 class DataConfig:
     """Sources of examples: scenes:SPLIT?count=N, a .jsonl, .json or .parquet file, or hf:NAME?split=S."""
 
-    train: Annotated[str, Option("Training examples")] = ""
+    train: Annotated[
+        str | list,
+        Option(
+            "Training examples: a source, or a list of sources and {path, weight, domain, name}. Steps draw from each "
+            "in proportion to weight (1); domain is that of its rows without one"
+        ),
+    ] = ""
+    shuffle: Annotated[bool, Option("Shuffle the examples anew in each epoch. false = in the order of the data")] = True
     eval: Annotated[str | None, Option("Evaluation examples. null = no evaluation")] = None
     probes: Annotated[
         str | None, Option("Examples re-scored throughout the run. null = the first evaluation examples")
@@ -194,9 +202,22 @@ class DataConfig:
             low=1,
         ),
     ] = None
-    max_train_examples: Annotated[int | None, Option("Use only the first N training examples. null = all", low=1)] = (
-        None
-    )
+    max_train_examples: Annotated[
+        int | None, Option("Use only the first N training examples of each source. null = all", low=1)
+    ] = None
+
+    def __post_init__(self) -> None:
+        parse_sources(self.train)
+
+    @property
+    def train_sources(self) -> tuple[Source, ...]:
+        """Sources of the training examples, at least one."""
+        return parse_sources(self.train)
+
+    @property
+    def train_text(self) -> str:
+        """The paths of the training examples, for messages."""
+        return ", ".join(source.path for source in self.train_sources)
 
 
 @dataclass(frozen=True)

@@ -40,4 +40,6 @@ def locate_all(values: object) -> object:
     """Resolve every text in nested values."""
     if isinstance(values, dict):
         return {key: locate_all(value) for key, value in values.items()}
+    if isinstance(values, list):
+        return [locate_all(value) for value in values]
     return locate(values) if isinstance(values, str) else values

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from workbench.config.schema import RunConfig
 from workbench.data.examples import split_by_evidence
+from workbench.data.mixture import load_mixture
 from workbench.errors import DataError
 from workbench.evals.records import require_answers, require_shown
 from workbench.types import Example
@@ -15,17 +16,17 @@ def check_evidence(config: RunConfig, load: Callable) -> None:
     """Raise DataError if no training example has the evidence that the method's contexts need."""
     contexts = list(config.load_method().contexts)
     for limit in (_PEEKED, config.data.max_train_examples):
-        examples = load(config.data.train, max_examples=limit)
+        examples = load_mixture(config.data.train_sources, max_examples=limit, load=load)
         split = split_by_evidence(examples, contexts)
         if split.usable:
             return
-        if limit is not None and len(examples) < limit:
+        if limit is not None and len(examples) < limit:  # of a single source
             break
     lacking = sorted({column for _, column in split.skipped})
     first, column = split.skipped[0] if split.skipped else (None, "")
     raise DataError(
-        f"none of the {len(examples)} examples of {config.data.train} has what method {config.method['name']} needs "
-        f"(contexts {', '.join(contexts)}): no {', '.join(lacking)}"
+        f"none of the {len(examples)} examples of {config.data.train_text} has what method "
+        f"{config.method['name']} needs (contexts {', '.join(contexts)}): no {', '.join(lacking)}"
         + (f" (the first, {first.origin or first.id}, has no {column})" if first else "")
         + ". Add the columns, or choose another context."
     )

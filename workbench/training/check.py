@@ -18,6 +18,7 @@ from workbench.data.contexts import is_privileged
 from workbench.data.examples import load_examples, split_by_evidence
 from workbench.data.images import image_size
 from workbench.data.leaks import find_leaks
+from workbench.data.mixture import describe_order, describe_sources, load_mixture, require_every_source
 from workbench.distill.losses import score
 from workbench.distill.method import Method
 from workbench.distill.rollouts import request_peer_feedback, sample_rollouts
@@ -59,15 +60,16 @@ def check_config(config: RunConfig) -> list[Check]:
     method = config.load_method()
     check_engine(config, method)
     device = str(choose_device(config.models.device))
-    examples = load_examples(config.data.train, max_examples=config.data.max_train_examples)
+    examples = load_mixture(config.data.train_sources, max_examples=config.data.max_train_examples)
     taught, untaught = split_by_teacher(examples, config.teacher_domains)
     usable, lacking = split_by_evidence(taught, list(method.contexts))
     if not usable:
         raise DataError(
-            f"none of the {len(examples)} examples of {config.data.train} has the columns that the contexts "
+            f"none of the {len(examples)} examples of {config.data.train_text} has the columns that the contexts "
             f"{', '.join(method.contexts)} need; the first, {lacking[0][0].origin}, has no {lacking[0][1]}. Add the "
             "columns, or choose other contexts."
         )
+    require_every_source(usable, config.data.train_sources)
     learners = {name: build_learner(config, method, name, device=device) for name in config.models.learners}
     attach_engine(list(learners.values()), config)
     usable, row_checks = _row_checks(config, method, learners, usable)
@@ -96,6 +98,7 @@ def check_config(config: RunConfig) -> list[Check]:
             )
     checks = [_evidence(len(taught), len(usable), lacking), *_placeholders(examples), *_domains(examples, untaught)]
     checks += row_checks
+    checks += _sources(config, examples, usable)
     checks += _leaks(usable, method.views[method.learner].context)
     checks += _prepared(method, usable, learners[STUDENT])
     for name, learner in learners.items():
@@ -148,7 +151,7 @@ def _row_checks(
     students = [learner.student for learner in learners.values()]
     before = count_pictures()
     usable_rows = split_rows(examples, views, students if method.dataset_fraction > 0.0 else ())
-    require_usable(*usable_rows[:2], config.data.train)
+    require_usable(*usable_rows[:2], config.data.train_text)
     checks = [Check("rows of data.train", *describe_rows(*usable_rows))]
     if config.data.eval is not None:
         eval_examples = load_examples(config.data.eval, max_examples=config.evaluation.max_examples or None)
@@ -156,6 +159,15 @@ def _row_checks(
         checks.append(Check("rows of data.eval", *describe_rows(*split_rows(eval_examples, eval_views))))
     checks += [Check("pictures", *line) for line in describe_pictures(before)]
     return usable_rows[0], checks
+
+
+def _sources(config: RunConfig, examples: list[Example], usable: list[Example]) -> Iterator[Check]:
+    """The sources of data.train, and the order of their examples."""
+    training, sources = config.training, config.data.train_sources
+    require_every_source(usable, sources)
+    for line in describe_sources(examples, usable, sources, training.steps * training.batch_size):
+        yield Check("source of data.train", OK, line)
+    yield Check("order of examples", OK, describe_order(config.seed, shuffle=config.data.shuffle))
 
 
 def _placeholders(examples: list[Example]) -> Iterator[Check]:

@@ -235,7 +235,7 @@ Teacher: {teachers or "none"}. Learning rate {training.learning_rate:g}, {traini
 
 ## Data
 
-Questions: {_name(config.data.train)}.
+Questions: {", ".join(_name(source.path) for source in config.data.train_sources)}.
 
 ## Context in use
 

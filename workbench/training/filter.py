@@ -16,7 +16,7 @@ from workbench.files.folders import saving
 from workbench.files.parsing import Malformed, parse_json
 from workbench.policies import Policy
 from workbench.runs.folder import RunFolder
-from workbench.seeding import EpochOrder
+from workbench.seeding import EpochOrder, MixedOrder
 from workbench.types import Example
 
 MIN_LEAK_SHARE = 0.05  # share of prompts containing the answer that a run reports; a whole reference always counts
@@ -140,7 +140,7 @@ def filter_by_plain_text(
 
 def usable_batch(
     examples: list[Example],
-    order: EpochOrder,
+    order: EpochOrder | MixedOrder,
     step: int,
     size: int,
     views: Views,

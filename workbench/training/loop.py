@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from workbench.config.schema import RunConfig
 from workbench.data.examples import load_examples, split_by_evidence
+from workbench.data.mixture import describe_order, describe_sources, load_mixture, order_of, require_every_source
 from workbench.distill.rollouts import request_peer_feedback
 from workbench.distill.scoring import Batch
 from workbench.distill.step import NonFiniteError, StepResult, compute_step, join_collectives, score_batch
@@ -39,7 +40,7 @@ from workbench.policies.roles import describe_trained
 from workbench.runs.checkpoints import Checkpoint
 from workbench.runs.fingerprints import models_read_again, require_same_data, require_same_models
 from workbench.runs.folder import RunFolder, StopSignal, checkpoint_path
-from workbench.seeding import EpochOrder, derive_seed
+from workbench.seeding import derive_seed
 from workbench.traces.parts import compact
 from workbench.traces.writer import TraceWriter, to_traced_batch
 from workbench.training.checkpointing import Gathered, gather, load_optimizer, save_checkpoint
@@ -94,6 +95,7 @@ class Trainer:
         data = self._load_data(resume)
         examples = filter_by_teacher(data["data.train"], config.teacher_domains, self.skipped_examples)
         examples = filter_by_evidence(examples, self.method, self.skipped_examples)
+        require_every_source(examples, config.data.train_sources)
         report_leaks(examples, self.method, folder)
         checkpoint = process_group.main_first(lambda: resume_from_latest(folder, config)) if resume else None
         self.step_done = checkpoint.step if checkpoint else 0
@@ -112,7 +114,8 @@ class Trainer:
         # students that also train on the examples' references, which then must be usable too
         self.reference_students = list(self.students.values()) if self.method.dataset_fraction > 0.0 else []
         self.examples = filter_by_plain_text(examples, self.all_views, self.reference_students, self.skipped_examples)
-        self.order = EpochOrder(len(self.examples), config.seed)
+        self.order = order_of(self.examples, config.data.train_sources, config.seed, shuffle=config.data.shuffle)
+        self._log_sources(data["data.train"])
         options = config.sampling
         self.sampling = SamplingOptions(
             options.max_completion_length, options.temperature, options.top_p, options.top_k
@@ -134,7 +137,7 @@ class Trainer:
         """
         config = self.config
         data = {
-            "data.train": load_examples(config.data.train, max_examples=config.data.max_train_examples),
+            "data.train": load_mixture(config.data.train_sources, max_examples=config.data.max_train_examples),
             "data.eval": [],
             "data.probes": [],
         }
@@ -148,6 +151,17 @@ class Trainer:
             lambda: require_same_models(self.folder, models_read_again(config, self.method), resume=resume)
         )
         return data
+
+    def _log_sources(self, loaded: list[Example]) -> None:
+        """Log and record each source of data.train, if there are several, and the order of the examples."""
+        training = self.config.training
+        lines = describe_sources(
+            loaded, self.examples, self.config.data.train_sources, training.steps * training.batch_size
+        )
+        for line in lines:
+            log.info("source %s", line)
+        log.info("order of examples: %s", describe_order(self.config.seed, shuffle=self.config.data.shuffle))
+        self.process_group.main_first(lambda: self.folder.update(sources=lines))
 
     def _build_learners(self, checkpoint: Checkpoint | None) -> list[Learner]:
         """Every student with its policies and optimizer, at the start or at a checkpoint."""
@@ -180,7 +194,7 @@ class Trainer:
 
     def _build_rollout_sources(self) -> list[RolloutSource]:
         """The source of each learner's rollouts; some sample all sequences here, before the first step."""
-        in_order = [self.examples[self.order.index(idx)] for idx in range(len(self.examples))]
+        in_order = [self.examples[idx] for idx in self.order.first_pass()]
         begun = self.step_done > 0
         with unsharded_root(*self.sampling_policies), unsharded(*self.sampling_policies):
             shared = self.method, self.sampling, in_order, self._is_usable, begun, self.process_group

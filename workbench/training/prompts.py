@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from workbench.config.schema import RunConfig
 from workbench.data.contexts import build_prompt, dummy_rollout, missing_evidence
-from workbench.data.examples import load_examples
+from workbench.data.mixture import load_mixture
 from workbench.distill.method import View
 from workbench.policies.by_domain import is_by_domain
 from workbench.policies.encoding import PromptEncoder
@@ -47,12 +47,12 @@ class ViewPrompt:
 
 
 def render_prompts(config: RunConfig, rows: int = 1) -> Iterator[tuple[Example, list[ViewPrompt]]]:
-    """Yield the first examples of data.train, each with the prompts of all views of the method.
+    """Yield the first examples of each source of data.train, each with the prompts of all views of the method.
 
     Raises: WorkbenchError if the data, a processor or a prompt cannot be read.
     """
     method, encoders = config.load_method(), _Encoders(config)
-    for example in load_examples(config.data.train, max_examples=rows):
+    for example in load_mixture(config.data.train_sources, max_examples=rows):
         yield example, [_render(encoders, name, view, example) for name, view in method.views.items()]
 
 

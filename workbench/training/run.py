@@ -19,7 +19,7 @@ import torch
 
 from workbench.config.models import check_models
 from workbench.config.schema import RunConfig
-from workbench.data.examples import load_examples
+from workbench.data.mixture import load_mixture
 from workbench.distributed import LostProcess, ProcessGroup, choose_device, join
 from workbench.errors import RunError, WorkbenchError
 from workbench.files.folders import reason
@@ -85,7 +85,7 @@ def _prepare(config: RunConfig, resume: bool) -> None:
         RunFolder.open(config.run_dir)
     else:
         check_models(config)  # before creating the folder
-        load_examples(config.data.train, max_examples=1)
+        load_mixture(config.data.train_sources, max_examples=1)
         facts = {"config": config.to_dict()}  # config.yaml can be edited
         RunFolder.create(
             config.run_dir, config.to_yaml(), seed=config.seed, method=config.method["name"], facts_too=facts

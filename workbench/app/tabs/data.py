@@ -47,6 +47,7 @@ from workbench.config.models import refuse_remote_code
 from workbench.config.schema import RunConfig, load_config, read_yaml
 from workbench.data.contexts import missing_evidence
 from workbench.data.images import open_image
+from workbench.data.source_list import paths_in
 from workbench.errors import DataError, RunError, WorkbenchError
 from workbench.render import TokenView, ViewImage, render_tokens, token_view
 from workbench.render.evidence import evidence
@@ -188,7 +189,7 @@ def sources_of(run_dir: Path) -> list[tuple[str, str]]:
     if not isinstance(named, dict):
         return []
     labels = {"train": "training", "eval": "evaluation", "probes": "probes"}
-    return [(f"{label}  {named[name]}", str(named[name])) for name, label in labels.items() if named.get(name)]
+    return [(f"{label}  {path}", path) for name, label in labels.items() for path in paths_in(named.get(name))]
 
 
 def chosen_source(context: AppContext, run_dir: Path, source: str | None) -> str | None:

@@ -79,7 +79,7 @@ class _OtherScenes:
     """
 
     def find(self, example: Example, part: str) -> Example | None:
-        split, seed, index = example.id.split(":")[1:4]
+        split, seed, index = example.origin.split(":")[1:4]  # the id may name a source too
         return _other_scene(split, int(seed), int(index), part)
 
 
