@@ -25,6 +25,7 @@ from workbench.data.embedded import NotAPicture, resolve_picture
 from workbench.data.images import decode_image, image_size
 from workbench.data.picture_bounds import PictureBounds
 from workbench.data.scenes import SPLITS, check_split, make_examples
+from workbench.data.scenes.sentences import as_sentences
 from workbench.data.scenes.turns import split_into_turns
 from workbench.data.scripts import is_blank
 from workbench.data.sources import no_rows, open_table, parse_source, show
@@ -146,13 +147,14 @@ def split_by_evidence(examples: Iterable[Example], contexts: Iterable[str]) -> E
 def _load_scenes(source: str, max_examples: int | None) -> list[Example]:
     """Load "scenes:eval?count=256&seed=3&start=0&families=tag,color"; defaults: SCENES_DEFAULTS, all families.
 
-    "turns=caption" or "turns=rows" reveals the questions over turns.
+    "style=sentences" writes questions and answers as sentences; "turns=caption" or "turns=rows" reveals the questions
+    over turns.
     """
-    split, query = parse_source(source, "scenes:", (*SCENES_DEFAULTS, "families", "turns"))
+    split, query = parse_source(source, "scenes:", (*SCENES_DEFAULTS, "families", "style", "turns"))
     if not split:
         raise ConfigError(f'"{source}" names no split. Write scenes:SPLIT, with SPLIT one of {", ".join(SPLITS)}.')
     check_split(split)
-    families, form = query.pop("families", None), query.pop("turns", None)
+    families, style, form = (query.pop(name, None) for name in ("families", "style", "turns"))
     numbers = dict(SCENES_DEFAULTS)
     for name, value in query.items():
         low = 1 if name == "count" else 0
@@ -164,6 +166,8 @@ def _load_scenes(source: str, max_examples: int | None) -> list[Example]:
     chosen = None if families is None else tuple(name.strip() for name in families.split(","))
     try:
         examples = make_examples(split, **numbers, families=chosen)
+        if style is not None:
+            examples = [as_sentences(example, style) for example in examples]
         return examples if form is None else [split_into_turns(example, form) for example in examples]
     except ConfigError as error:
         raise ConfigError(f'"{source}": {error}') from None
