@@ -77,6 +77,8 @@ def test_load_config_other_method_has_its_own_defaults(file: Path) -> None:
         (["method.privelege=crop"], 'Did you mean "privilege"'),
         (["method.name=dpod"], 'Did you mean "dopd"'),
         (["training.steps=0"], "training.steps must be at least 1, got 0"),
+        (["training.steps=3", "training.epochs=2"], "training.steps=3 and training.epochs=2"),
+        (["training.epochs=-1"], "training.epochs must be at least 0, got -1"),
         (["training.steps=many"], "training.steps must be a whole number, got 'many'"),
         (["training.steps=true"], "training.steps must be a whole number, got True"),
         (["training.learning_rate=.nan"], "must be a number, got nan"),
@@ -104,6 +106,18 @@ def test_load_config_other_method_has_its_own_defaults(file: Path) -> None:
 def test_load_config_mistakes_raise_with_allowed_values(file: Path, overrides: list[str], sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
         load_config(file, overrides)
+
+
+def test_epochs_replace_steps_of_recipe_and_reverse(tmp_path: Path) -> None:
+    base = tmp_path / "base.yaml"
+    base.write_text(LEAST + "training: {steps: 7, batch_size: 2}\n")
+    by_epochs = tmp_path / "epochs.yaml"
+    by_epochs.write_text("extends: base.yaml\ntraining: {epochs: 1.5}\n")
+    for config in (load_config(base, ["training.epochs=1.5"]), load_config(by_epochs)):
+        assert (config.training.steps, config.training.epochs, config.training.batch_size) == (0, 1.5, 2)
+        assert build_config(config.to_dict()).to_dict() == config.to_dict()
+    again = load_config(by_epochs, ["training.steps=3"]).training
+    assert (again.steps, again.epochs) == (3, 0.0)
 
 
 def test_load_config_other_files_raise_with_name(tmp_path: Path) -> None:

@@ -45,6 +45,7 @@ RESUMABLE = (
     "training.report_to",
     "models.device",
 )  # every other key defines the run
+_LENGTHS = {"training.steps": "training.epochs", "training.epochs": "training.steps"}  # each replaces the other
 _WARMUP = ("training.schedule", "training.warmup_steps")
 SCHEDULES = ("constant", "linear", "cosine", "constant_with_warmup")
 
@@ -247,7 +248,11 @@ class SamplingConfig:
 class TrainingConfig:
     """Optimizer and training step."""
 
-    steps: Annotated[int, Option("Number of optimizer steps", low=1)] = 100
+    steps: Annotated[int, Option("Number of optimizer steps. 0 = as training.epochs needs", low=0)] = 100
+    epochs: Annotated[
+        float,
+        Option("Passes over the training examples, in place of training.steps. 0 = as training.steps says", low=0),
+    ] = 0.0
     batch_size: Annotated[int, Option("Prompts per step", low=1)] = 8
     micro_batch_size: Annotated[int, Option("Sequences per forward pass. 0 = all of a step", low=0)] = 0
     group_by_length: Annotated[
@@ -369,6 +374,13 @@ class RunConfig:
             raise ConfigError(
                 f"training.betas={betas} applies to adamw only; got training.optimizer={self.training.optimizer}. "
                 "Remove training.betas."
+            )
+        if bool(self.training.steps) == bool(self.training.epochs):
+            raise ConfigError(
+                "training.steps must be at least 1, got 0, unless training.epochs is set. Set one of them."
+                if not self.training.steps
+                else f"training.steps={self.training.steps} and training.epochs={self.training.epochs:g} both set the "
+                "length. Set one of them to 0."
             )
         if self.training.schedule == "constant" and self.training.warmup_steps:
             raise ConfigError(
@@ -542,6 +554,9 @@ def read_recipe(path: str | Path) -> dict:
             f"Set extends: {under['extends']}, or write the values here."
         )
     under.pop("name", None)
+    sections = [values.get("training"), under.get("training")]
+    if all(isinstance(section, dict) for section in sections) and {"steps", "epochs"} & sections[0].keys():
+        under["training"] = {key: value for key, value in sections[1].items() if key not in ("steps", "epochs")}
     methods = [values.get("method"), under.get("method")]
     if all(isinstance(method, dict) for method in methods) and methods[0].get("name") not in (
         None,
@@ -578,6 +593,8 @@ def override(values: dict, overrides: list[str] | tuple[str, ...]) -> dict:
             section[parent] = dict(inner)
             section = section[parent]
         before = section.get(last)
+        if key in _LENGTHS and value and _LENGTHS[key] not in dict(parsed):
+            section.pop(_LENGTHS[key].rpartition(".")[2], None)
         is_other_method = (
             key == "method" and isinstance(value, dict) and value.get("name") not in (None, (before or {}).get("name"))
         )
@@ -590,6 +607,9 @@ def build_config(values: dict, *, name: str = "", where: str = "") -> RunConfig:
     """Build a RunConfig from plain values. `name` is the default name; `where` is the prefix of error messages."""
     prefix = f"{where}: " if where else ""
     try:
+        training = values.get("training")
+        if isinstance(training, dict) and training.get("epochs") and "steps" not in training:
+            values = {**values, "training": {**training, "steps": 0}}
         located = {key: locate_all(values[key]) for key in ("models", "data") if key in values}
         values = {"name": name, **values, **located}
         if not isinstance(values.get("method"), dict) or "name" not in values["method"]:

@@ -380,6 +380,8 @@ def _variant(name: str, note: str, base: dict, overrides: dict, load: Callable |
     """Build a variant and check the models and data of its first seed's run."""
     try:
         config = build_config(override(base, _texts({**overrides, "name": run_name(name, 0)})))
+        if config.training.epochs:
+            raise ConfigError("training.epochs is not for studies, which compare equal steps. Set training.steps.")
         if load is not None:
             first = build_config(_of_seed(config, seed))
             check_models(first)

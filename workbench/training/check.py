@@ -34,6 +34,7 @@ from workbench.policies.roles import describe_trained
 from workbench.training.check_rows import count_pictures, describe_pictures, describe_rows, require_usable, split_rows
 from workbench.training.filter import split_by_teacher
 from workbench.training.learner import Learner, attach_engine, autocast, build_learner, check_engine
+from workbench.training.length import describe_steps, with_steps
 from workbench.training.underflow import REMEDY
 from workbench.types import STUDENT, Example, Prompt, Rollout
 
@@ -70,6 +71,7 @@ def check_config(config: RunConfig) -> list[Check]:
             "columns, or choose other contexts."
         )
     require_every_source(usable, config.data.train_sources)
+    length, config = describe_steps(config, len(usable)), with_steps(config, len(usable))
     learners = {name: build_learner(config, method, name, device=device) for name in config.models.learners}
     attach_engine(list(learners.values()), config)
     usable, row_checks = _row_checks(config, method, learners, usable)
@@ -98,7 +100,7 @@ def check_config(config: RunConfig) -> list[Check]:
             )
     checks = [_evidence(len(taught), len(usable), lacking), *_placeholders(examples), *_domains(examples, untaught)]
     checks += row_checks
-    checks += _sources(config, examples, usable)
+    checks += [Check("length", OK, length), *_sources(config, examples, usable)]
     checks += _leaks(usable, method.views[method.learner].context)
     checks += _prepared(method, usable, learners[STUDENT])
     for name, learner in learners.items():

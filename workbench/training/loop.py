@@ -54,6 +54,7 @@ from workbench.training.filter import (
 )
 from workbench.training.health import HealthMonitor
 from workbench.training.learner import Learner, attach_engine, autocast, build_learner, check_engine
+from workbench.training.length import describe_steps, with_steps
 from workbench.training.metrics import StepTimer, prefix_by_learner, sampler_logprob_gap, step_metrics
 from workbench.training.probes import open_probes
 from workbench.training.resume_records import resume_from_latest
@@ -86,16 +87,18 @@ class Trainer:
         resume: bool = False,
         process_group: ProcessGroup = ALONE,
     ) -> None:
-        self.config, self.folder, self.process_group = config, folder, process_group
+        self.folder, self.process_group = folder, process_group
         process_group.require_prompts(config.training.batch_size)
         self.method = config.load_method()
         check_engine(config, self.method)
         self.accelerator = build_accelerator(config, folder.path)
         self.skipped_examples = SkippedExamples(folder)
-        data = self._load_data(resume)
+        data = self._load_data(config, resume)
         examples = filter_by_teacher(data["data.train"], config.teacher_domains, self.skipped_examples)
         examples = filter_by_evidence(examples, self.method, self.skipped_examples)
         require_every_source(examples, config.data.train_sources)
+        log.info("%s", describe_steps(config, len(examples)))
+        self.config = config = with_steps(config, len(examples))
         report_leaks(examples, self.method, folder)
         checkpoint = process_group.main_first(lambda: resume_from_latest(folder, config)) if resume else None
         self.step_done = checkpoint.step if checkpoint else 0
@@ -130,12 +133,11 @@ class Trainer:
         )
         self.probes = self._open_probes(eval_examples if config.data.probes is None else data["data.probes"])
 
-    def _load_data(self, resume: bool) -> dict[str, list[Example]]:
+    def _load_data(self, config: RunConfig, resume: bool) -> dict[str, list[Example]]:
         """Load all examples by configuration key. On resume, data and models must equal those at the start.
 
         Raises: DataError if no example of data.eval has an answer; RunError if data or models changed.
         """
-        config = self.config
         data = {
             "data.train": load_mixture(config.data.train_sources, max_examples=config.data.max_train_examples),
             "data.eval": [],
@@ -161,7 +163,7 @@ class Trainer:
         for line in lines:
             log.info("source %s", line)
         log.info("order of examples: %s", describe_order(self.config.seed, shuffle=self.config.data.shuffle))
-        self.process_group.main_first(lambda: self.folder.update(sources=lines))
+        self.process_group.main_first(lambda: self.folder.update(sources=lines, steps=training.steps))
 
     def _build_learners(self, checkpoint: Checkpoint | None) -> list[Learner]:
         """Every student with its policies and optimizer, at the start or at a checkpoint."""
