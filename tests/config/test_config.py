@@ -96,6 +96,16 @@ def test_load_config_other_method_has_its_own_defaults(file: Path) -> None:
         (["data.train=[]"], "data.train"),
         (["data.train={path: a}"], "data.train must be text or a list"),
         (["data.train=[a, {path: b, weight: 0}]"], r"data.train\[1\].weight must be a number above 0"),
+        (["data.eval=a", "data.held_out=0.1"], "data.held_out=0.1 and data.eval"),
+        (["data.held_out=0.95"], "data.held_out must be from 0 to 0.9"),
+        (["data.eval={}"], "data.eval is an empty mapping"),
+        (["data.eval={docs: {pth: a}}"], 'key "data.eval.docs.pth" is unknown.*Did you mean "data.eval.docs.path"'),
+        (["data.eval={docs: {grader: exact}}"], "data.eval.docs.path is missing"),
+        (["data.eval={docs: {path: a, grader: exct}}"], 'Did you mean "exact"'),
+        (["data.eval={docs: {path: a, contexts: [plan]}}"], "data.eval.docs: .*plan"),
+        (["data.eval={docs: {path: a, tolerance: 0.1}}"], 'data.eval.docs: .*grader "numeric" only'),
+        (["data.eval={all: a}"], "data.eval: the name 'all'"),
+        (["data.eval={a/b: a}"], "data.eval: the name 'a/b'"),
         (["name=a/b"], "plain folder name"),
         (["name=../b"], "plain folder name"),
         (["training"], "must look like key.subkey=value"),
@@ -106,6 +116,18 @@ def test_load_config_other_method_has_its_own_defaults(file: Path) -> None:
 def test_load_config_mistakes_raise_with_allowed_values(file: Path, overrides: list[str], sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
         load_config(file, overrides)
+
+
+def test_evaluation_sets_take_missing_values_from_evaluation(file: Path) -> None:
+    sets = "{docs: {path: a, grader: numeric, tolerance: 0.1, contexts: [crop], max_examples: 0}, maps: b}"
+    docs, maps = load_config(file, [f"data.eval={sets}", "evaluation.grader=exact"]).evaluation_sets
+    assert (docs.name, docs.path, docs.contexts, docs.max_examples) == ("docs", "a", ["crop"], 0)
+    assert docs.grading == {"grader": "numeric", "tolerance": 0.1}
+    assert (maps.name, maps.path, maps.contexts, maps.max_examples) == ("maps", "b", ["plain"], 128)
+    assert maps.grading["grader"] == "exact"
+    (alone,) = load_config(file, ["data.eval=a"]).evaluation_sets
+    assert (alone.name, alone.key) == ("", "data.eval")
+    assert load_config(file).evaluation_sets == ()
 
 
 def test_epochs_replace_steps_of_recipe_and_reverse(tmp_path: Path) -> None:

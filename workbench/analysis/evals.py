@@ -33,4 +33,5 @@ def no_evals(run_dir: str | Path) -> str:
         config = read_yaml(Path(run_dir) / "config.yaml")
     except ConfigError:
         return NO_EVALS
-    return NO_EVALS if value_at(config, "data.eval") else EVALUATES_NOTHING
+    evaluates = value_at(config, "data.eval") or value_at(config, "data.held_out")
+    return NO_EVALS if evaluates else EVALUATES_NOTHING

@@ -437,18 +437,19 @@ def separation_bars(table: Table, *, theme: str = "light") -> go.Figure:
 
 
 def accuracy_curves(table: Table, *, title: str = "Accuracy and confidence", theme: str = "light") -> go.Figure:
-    """Accuracy (solid) and confidence (dotted) of each policy in each context over steps, a panel per visibility."""
+    """Accuracy (solid) and confidence (dotted) by policy and context over steps, a panel per visibility and dataset."""
     if table.empty:
         return empty_figure(table.empty, theme, title=title)
     frame = table.frame
-    visibilities = [name for name in ("all", "visible", "privileged") if (frame["visibility"] == name).any()]
+    names = list(frame["visibility"].unique())
+    visibilities = sorted(names, key=lambda name: ("all", "visible", "privileged", name).index(name))
     counts = [int(frame.loc[frame["visibility"] == visibility, "count"].max()) for visibility in visibilities]
     figure = make_subplots(
         1,
         len(visibilities),
         shared_yaxes=True,
         horizontal_spacing=0.035,
-        subplot_titles=[f"{visibility} · {n:,} questions" for visibility, n in zip(visibilities, counts, strict=True)],
+        subplot_titles=[f"{escaped(name)} · {n:,} questions" for name, n in zip(visibilities, counts, strict=True)],
     )
     _style_panels(figure, theme, title=title, subtitle=f"{table.run} · solid: accuracy, dotted: confidence", height=380)
     pairs = list(dict.fromkeys(zip(frame["policy"], frame["context"], strict=True)))
@@ -473,8 +474,8 @@ def accuracy_curves(table: Table, *, title: str = "Accuracy and confidence", the
                         "opacity": 1 if dash == "solid" else 0.6,
                     },
                     customdata=curve["count"],
-                    hovertemplate=f"<b>{name}</b> {column} %{{y:.1%}}<br>%{{customdata}} {visibility} questions, "
-                    "step %{x}<extra></extra>",
+                    hovertemplate=f"<b>{name}</b> {column} %{{y:.1%}}<br>%{{customdata}} {escaped(visibility)} "
+                    "questions, step %{x}<extra></extra>",
                     row=1,
                     col=panel_idx + 1,
                 )

@@ -30,6 +30,7 @@ def summarize_run(run_dir: str | Path) -> str:
     answered = load_records(folder.path)
     if answered:
         parts.append(accuracy_table(answered))
+        parts += dataset_table(answered)
         parts += peer_table(answered)
     parts += _recorded(folder.path)
     if status.get("prepared"):
@@ -130,6 +131,20 @@ def accuracy_table(answered: list[EvalRecord]) -> str:
         rows.append(cells)
     legend = "  tokens: mean answer length; truncated: share of answers that reached sampling.max_completion_length"
     return f"{format_table(header, rows)}\n{legend}"
+
+
+def dataset_table(answered: list[EvalRecord]) -> list[str]:
+    """Accuracy per evaluation set at the first and the last evaluation; empty without named sets."""
+    steps = sorted({row.step for row in answered})
+    ends = list(dict.fromkeys((steps[0], steps[-1])))
+    rows = []
+    for key in dict.fromkeys((row.dataset, row.policy, row.context) for row in answered if row.dataset):
+        chosen = [row for row in answered if (row.dataset, row.policy, row.context) == key]
+        measured = [measure(row for row in chosen if row.step == step) for step in ends]
+        count = sum(row.step == chosen[0].step for row in chosen)
+        rows.append([*key, str(count), *map(_percent, measured)])
+    header = ["evaluation set", "policy", "context", "questions", f"accuracy @{ends[0]}"]
+    return [format_table([*header, *(f"@{step}" for step in ends[1:])], rows)] if rows else []
 
 
 def peer_table(answered: list[EvalRecord]) -> list[str]:

@@ -19,11 +19,13 @@ from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any
 
+from workbench.config.evaluation import EvaluationConfig, EvaluationSet, parse_evaluation_sets
 from workbench.config.renamed import refuse_renamed, refuse_renamed_key, upgrade_config
+from workbench.config.sections import build_section
 from workbench.data.contexts import require_promptable
-from workbench.data.grading import GRADERS, TOLERANCE, check_grading
+from workbench.data.grading import check_grading
 from workbench.data.source_list import Source, parse_sources
-from workbench.distill.method import Method, Option, check_option
+from workbench.distill.method import Method, Option
 from workbench.errors import ConfigError, cut, show, unknown
 from workbench.files.parsing import PLAIN_NAME, dump_yaml, is_plain_name, parse_override, read_yaml
 from workbench.files.shipped import find_recipe, locate_all
@@ -191,7 +193,22 @@ class DataConfig:
         ),
     ] = ""
     shuffle: Annotated[bool, Option("Shuffle the examples anew in each epoch. false = in the order of the data")] = True
-    eval: Annotated[str | None, Option("Evaluation examples. null = no evaluation")] = None
+    eval: Annotated[
+        str | dict | None,
+        Option(
+            "Evaluation examples: a source, or several by name, as NAME: source or NAME: {path, contexts, grader, "
+            "tolerance, max_examples}. null = no evaluation"
+        ),
+    ] = None
+    held_out: Annotated[
+        float,
+        Option(
+            "Share of the training examples that is evaluated instead of trained on, drawn by a hash of each row, in "
+            "place of data.eval. 0 = none",
+            low=0,
+            high=0.9,
+        ),
+    ] = 0.0
     probes: Annotated[
         str | None, Option("Examples re-scored throughout the run. null = the first evaluation examples")
     ] = None
@@ -209,6 +226,16 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         parse_sources(self.train)
+        if self.held_out and self.eval is not None:
+            raise ConfigError(
+                f"data.held_out={self.held_out:g} and data.eval both name evaluation examples. Set data.eval=null, or "
+                "data.held_out=0."
+            )
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether there are evaluation examples."""
+        return self.eval is not None or self.held_out > 0
 
     @property
     def train_sources(self) -> tuple[Source, ...]:
@@ -325,28 +352,6 @@ class TraceConfig:
 
 
 @dataclass(frozen=True)
-class EvaluationConfig:
-    """Accuracy and confidence of the policies under each context, on data.eval."""
-
-    every: Annotated[int, Option("Steps between evaluations. 0 = only before and after training", low=0)] = 0
-    max_examples: Annotated[int, Option("Number of examples to evaluate on. 0 = all", low=0)] = 128
-    contexts: Annotated[list, Option("Contexts under which the student is evaluated")] = field(
-        default_factory=lambda: ["plain"]
-    )
-    teacher: Annotated[bool, Option("Also evaluate the teacher, once, before training")] = True
-    grader: Annotated[str, Option("Rule that compares an answer with the reference answer", choices=GRADERS)] = GRADERS[
-        0
-    ]
-    tolerance: Annotated[float, Option("Largest relative error that grader numeric accepts", low=0)] = TOLERANCE
-    batch_size: Annotated[int, Option("Answers sampled per batch", low=1)] = 64
-
-    @property
-    def grading(self) -> dict:
-        """Grading options, as keyword arguments of `sample_rollouts`, `evaluate_policies` and `grading.grade`."""
-        return {"grader": self.grader, "tolerance": self.tolerance}
-
-
-@dataclass(frozen=True)
 class RunConfig:
     """Configuration of a whole run. `method` is {name: ..., and the method's options}."""
 
@@ -359,7 +364,7 @@ class RunConfig:
     sampling: SamplingConfig = SamplingConfig()
     training: TrainingConfig = TrainingConfig()
     trace: TraceConfig = TraceConfig()
-    evaluation: EvaluationConfig = EvaluationConfig()
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
     def __post_init__(self) -> None:
         for key, value in (("models.student", self.models.student), ("data.train", self.data.train)):
@@ -396,12 +401,17 @@ class RunConfig:
         check_grading(**self.evaluation.grading)
         for context in self.evaluation.contexts:
             require_promptable(str(context))
+        _ = self.evaluation_sets
         for name, path in self.models.peers.items():
             if not isinstance(name, str) or not _PEER.fullmatch(name) or name in NO_PEERS or not isinstance(path, str):
                 raise ConfigError(
                     "models.peers must map names of lowercase letters and digits to models; got "
                     f"{show(name)}: {show(path)}. Reserved names: {', '.join(NO_PEERS)}."
                 )
+        self._check_method()
+
+    def _check_method(self) -> None:
+        """Raise ConfigError if models or samples are too few for the method."""
         needed, learners = self.load_method().min_learners, self.models.learners
         if len(learners) < needed:
             raise ConfigError(
@@ -452,6 +462,13 @@ class RunConfig:
                 "training.update_mask names the weights to train, and so do models.train and training.learning_rates. "
                 "Set one of them."
             )
+
+    @property
+    def evaluation_sets(self) -> tuple[EvaluationSet, ...]:
+        """The sets of data.eval or data.held_out, none if there is no evaluation."""
+        if self.data.held_out:
+            return parse_evaluation_sets("", self.evaluation)
+        return () if self.data.eval is None else parse_evaluation_sets(self.data.eval, self.evaluation)
 
     def load_method(self) -> Method:
         """Build the method with its options."""
@@ -641,36 +658,3 @@ def _describe(section: Any, prefix: str) -> typing.Iterator[tuple[str, tuple]]:
         else:
             default = entry.default_factory() if entry.default_factory is not dataclasses.MISSING else entry.default
             yield f"{prefix}{entry.name}", (*typing.get_args(hint)[:1], default, typing.get_args(hint)[1])
-
-
-def build_section(section: Any, values: object, prefix: str = "") -> Any:
-    """Build a dataclass from plain values of its fields that have an Option.
-
-    prefix  of the keys in messages, such as "training."
-
-    Raises: ConfigError for an unknown key, a value of the wrong type or out of range, or a missing value.
-    """
-    if not isinstance(values, dict):
-        raise ConfigError(f"{prefix.rstrip('.')} must be a mapping of keys to values, got {show(values)}.".lstrip())
-    hints = typing.get_type_hints(section, include_extras=True)
-    is_key = {
-        name: dataclasses.is_dataclass(hint) or typing.get_origin(hint) is Annotated for name, hint in hints.items()
-    }
-    hints = {name: hint for name, hint in hints.items() if is_key[name]}
-    built = {}
-    for key, value in values.items():
-        if key not in hints:
-            raise ConfigError(unknown("key", f"{prefix}{key}", [f"{prefix}{name}" for name in hints]))
-        hint = hints[key]
-        if dataclasses.is_dataclass(hint):
-            built[key] = build_section(hint, value, f"{prefix}{key}.")
-        else:
-            value_type, option = typing.get_args(hint)
-            built[key] = check_option(f"{prefix}{key}", value, value_type, option)
-    for entry in dataclasses.fields(section):
-        needed = entry.default is dataclasses.MISSING and entry.default_factory is dataclasses.MISSING
-        if needed and not built.get(entry.name):
-            raise ConfigError(
-                f"{prefix}{entry.name} is missing. Meaning: {typing.get_args(hints[entry.name])[1].help}."
-            )
-    return section(**built)

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from workbench.config.evaluation import EvaluationSet
 from workbench.config.schema import RunConfig
 from workbench.data.contexts import build_prompt
 from workbench.data.examples import split_by_evidence
@@ -96,6 +97,7 @@ class Evaluation:
     """Evaluation of a run's students under each context, and of its teachers before the first step.
 
     policies  policies of the first learner, by the method's names
+    sets      evaluation sets, each with its examples
     """
 
     def __init__(
@@ -104,13 +106,13 @@ class Evaluation:
         folder: RunFolder,
         students: list[Policy],
         policies: dict[str, Policy],
-        examples: list[Example],
+        sets: list[tuple[EvaluationSet, list[Example]]],
         process_group: ProcessGroup = ALONE,
     ) -> None:
         self.config, self.folder, self.process_group = config, folder, process_group
-        self.students, self.examples = students, examples
+        self.students, self.sets = students, sets
         self.teachers = teachers(policies, config)
-        if left_out := not_evaluated(examples, config.evaluation.contexts):
+        if left_out := [line for chosen, examples in sets for line in not_evaluated(examples, chosen.contexts)]:
             folder.update(unasked=left_out)
             log.warning("%s", "; ".join(left_out))
 
@@ -124,24 +126,10 @@ class Evaluation:
 
     def __call__(self, step: int) -> dict[str, float]:
         """Evaluate, save the records and return the metrics. Each rank evaluates a part of the questions."""
-        if not self.examples:
+        sets = [(chosen, examples) for chosen, examples in self.sets if examples]
+        if not sets:
             return {}
-        settings = self.config.evaluation
-        contexts = ", ".join(settings.contexts)
-        log.info("step %d: evaluating on %d questions, contexts: %s", step, len(self.examples), contexts)
-        policies = [*self.students, *(self.teachers if step == 0 else [])]
-        options = {"max_completion_length": self.config.sampling.max_completion_length, **settings.grading}
-        options |= {"step": step, "batch_size": settings.batch_size}
-        answered = []
-        for policy in policies:
-            self.folder.update(doing=f"{policy.name} answers {len(self.examples):,} questions")
-            with unsharded_root(policy), unsharded(policy):
-                answered += self.process_group.map_ranks(
-                    self.examples,
-                    lambda part, _, policy=policy: evaluate_policies(  # type: ignore[misc]
-                        [policy], part, settings.contexts, **options
-                    ),
-                )
+        answered = [record for chosen, examples in sets for record in self._evaluate_set(step, chosen, examples)]
         order = {key: idx for idx, key in enumerate(dict.fromkeys((row.policy, row.context) for row in answered))}
         answered.sort(key=lambda row: order[row.policy, row.context])  # stable: keeps the order of questions
         self.process_group.main_first(lambda: save_records(self.folder.path, step, answered))
@@ -149,6 +137,25 @@ class Evaluation:
         self.folder.log_metrics("eval", step, measured)
         self.folder.update(doing=None)
         return measured
+
+    def _evaluate_set(self, step: int, chosen: EvaluationSet, examples: list[Example]) -> list[EvalRecord]:
+        named = f" of {chosen.name}" if chosen.name else ""
+        contexts = ", ".join(chosen.contexts)
+        log.info("step %d: evaluating on %d questions%s, contexts: %s", step, len(examples), named, contexts)
+        policies = [*self.students, *(self.teachers if step == 0 else [])]
+        options = {"max_completion_length": self.config.sampling.max_completion_length, **chosen.grading}
+        options |= {"step": step, "batch_size": self.config.evaluation.batch_size}
+        answered: list[EvalRecord] = []
+        for policy in policies:
+            self.folder.update(doing=f"{policy.name} answers {len(examples):,} questions{named}")
+            with unsharded_root(policy), unsharded(policy):
+                answered += self.process_group.map_ranks(
+                    examples,
+                    lambda part, _, policy=policy: evaluate_policies(  # type: ignore[misc]
+                        [policy], part, chosen.contexts, **options
+                    ),
+                )
+        return answered
 
 
 @torch.no_grad()
@@ -192,4 +199,5 @@ def _answered(policy: Policy, rollout: Rollout, entropy: float, context: str, st
         finished=rollout.finished,
         entropy=entropy,
         question=example.question,
+        dataset=example.source,
     )

@@ -44,6 +44,7 @@ class EvalRecord:
     finished: bool
     entropy: float | None = None  # None in files of older versions
     question: str = ""  # "" in files of older versions
+    dataset: str = ""  # name of the evaluation set, or of the source of held-out rows, if there are several
 
 
 _KINDS = {name: typing.get_args(hint) or (hint,) for name, hint in typing.get_type_hints(EvalRecord).items()}
@@ -90,10 +91,10 @@ def measure(answered: Iterable[EvalRecord]) -> Accuracy | None:
 
 
 def tabulate(answered: list[EvalRecord], by: str = "visibility") -> dict[tuple[int, str, str, str], Accuracy]:
-    """Measure groups (step, policy, context, value of `by`), and "all" of each, in order of first appearance."""
+    """Measure groups (step, policy, context, value of `by`), "all" and each dataset, in order of first appearance."""
     groups: dict[tuple[int, str, str, str], list[EvalRecord]] = {}
     for record in answered:
-        for value in ("all", getattr(record, by)):
+        for value in ("all", getattr(record, by), record.dataset):
             if value:
                 groups.setdefault((record.step, record.policy, record.context, value), []).append(record)
     measured = {key: measure(records) for key, records in groups.items()}

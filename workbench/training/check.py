@@ -15,10 +15,10 @@ import torch
 import workbench.policies.view_output
 from workbench.config.schema import RunConfig
 from workbench.data.contexts import is_privileged
-from workbench.data.examples import load_examples, split_by_evidence
+from workbench.data.examples import split_by_evidence
 from workbench.data.images import image_size
 from workbench.data.leaks import find_leaks
-from workbench.data.mixture import describe_order, describe_sources, load_mixture, require_every_source
+from workbench.data.mixture import describe_order, describe_sources, require_every_source
 from workbench.distill.losses import score
 from workbench.distill.method import Method
 from workbench.distill.rollouts import request_peer_feedback, sample_rollouts
@@ -35,6 +35,7 @@ from workbench.training.check_rows import count_pictures, describe_pictures, des
 from workbench.training.filter import split_by_teacher
 from workbench.training.learner import Learner, attach_engine, autocast, build_learner, check_engine
 from workbench.training.length import describe_steps, with_steps
+from workbench.training.run_data import RunData, load_run_data
 from workbench.training.underflow import REMEDY
 from workbench.types import STUDENT, Example, Prompt, Rollout
 
@@ -61,7 +62,8 @@ def check_config(config: RunConfig) -> list[Check]:
     method = config.load_method()
     check_engine(config, method)
     device = str(choose_device(config.models.device))
-    examples = load_mixture(config.data.train_sources, max_examples=config.data.max_train_examples)
+    data = load_run_data(config)
+    examples = data.train
     taught, untaught = split_by_teacher(examples, config.teacher_domains)
     usable, lacking = split_by_evidence(taught, list(method.contexts))
     if not usable:
@@ -74,7 +76,7 @@ def check_config(config: RunConfig) -> list[Check]:
     length, config = describe_steps(config, len(usable)), with_steps(config, len(usable))
     learners = {name: build_learner(config, method, name, device=device) for name in config.models.learners}
     attach_engine(list(learners.values()), config)
-    usable, row_checks = _row_checks(config, method, learners, usable)
+    usable, row_checks = _row_checks(config, method, learners, usable, data)
     drawn = config.sampling
     sampling = SamplingOptions(drawn.max_completion_length, drawn.temperature, drawn.top_p, drawn.top_k)
     with autocast(config, device):
@@ -144,7 +146,7 @@ def _evidence(total: int, num_usable: int, lacking: list) -> Check:
 
 
 def _row_checks(
-    config: RunConfig, method: Method, learners: dict[str, Learner], examples: list[Example]
+    config: RunConfig, method: Method, learners: dict[str, Learner], examples: list[Example], data: RunData
 ) -> tuple[list[Example], list[Check]]:
     """Examples that training would use, and the checks about skipped examples and changed images."""
     views = [
@@ -155,10 +157,12 @@ def _row_checks(
     usable_rows = split_rows(examples, views, students if method.dataset_fraction > 0.0 else ())
     require_usable(*usable_rows[:2], config.data.train_text)
     checks = [Check("rows of data.train", *describe_rows(*usable_rows))]
-    if config.data.eval is not None:
-        eval_examples = load_examples(config.data.eval, max_examples=config.evaluation.max_examples or None)
-        eval_views = [(student, context) for student in students for context in config.evaluation.contexts]
-        checks.append(Check("rows of data.eval", *describe_rows(*split_rows(eval_examples, eval_views))))
+    for chosen, eval_examples in data.evaluation:
+        eval_views = [(student, context) for student in students for context in chosen.contexts]
+        finding = describe_rows(*split_rows(eval_examples, eval_views))
+        checks.append(Check(f"rows of {'data.held_out' if data.num_held_out else chosen.key}", *finding))
+    if held_out := data.describe_held_out(config.data.held_out):
+        checks.append(Check("held out", OK, held_out))
     checks += [Check("pictures", *line) for line in describe_pictures(before)]
     return usable_rows[0], checks
 

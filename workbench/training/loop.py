@@ -21,9 +21,10 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from workbench.config.evaluation import EvaluationSet
 from workbench.config.schema import RunConfig
-from workbench.data.examples import load_examples, split_by_evidence
-from workbench.data.mixture import describe_order, describe_sources, load_mixture, order_of, require_every_source
+from workbench.data.examples import split_by_evidence
+from workbench.data.mixture import describe_order, describe_sources, order_of, require_every_source
 from workbench.distill.rollouts import request_peer_feedback
 from workbench.distill.scoring import Batch
 from workbench.distill.step import NonFiniteError, StepResult, compute_step, join_collectives, score_batch
@@ -31,7 +32,6 @@ from workbench.distill.usable import encoding_problem, filter_encodable
 from workbench.distributed import ALONE, ProcessGroup, choose_device
 from workbench.errors import RunError, TraceError
 from workbench.evals.evaluate import Evaluation, teachers
-from workbench.evals.records import require_answers
 from workbench.policies import SamplingOptions
 from workbench.policies.by_domain import covers
 from workbench.policies.fsdp import single_policies, unsharded, unsharded_root
@@ -59,6 +59,7 @@ from workbench.training.metrics import StepTimer, prefix_by_learner, sampler_log
 from workbench.training.probes import open_probes
 from workbench.training.resume_records import resume_from_latest
 from workbench.training.rollout_source import RolloutSource
+from workbench.training.run_data import RunData, load_run_data
 from workbench.training.tracking import build_accelerator
 from workbench.types import STUDENT, Example, Rollout
 
@@ -94,7 +95,7 @@ class Trainer:
         self.accelerator = build_accelerator(config, folder.path)
         self.skipped_examples = SkippedExamples(folder)
         data = self._load_data(config, resume)
-        examples = filter_by_teacher(data["data.train"], config.teacher_domains, self.skipped_examples)
+        examples = filter_by_teacher(data.train, config.teacher_domains, self.skipped_examples)
         examples = filter_by_evidence(examples, self.method, self.skipped_examples)
         require_every_source(examples, config.data.train_sources)
         log.info("%s", describe_steps(config, len(examples)))
@@ -118,7 +119,7 @@ class Trainer:
         self.reference_students = list(self.students.values()) if self.method.dataset_fraction > 0.0 else []
         self.examples = filter_by_plain_text(examples, self.all_views, self.reference_students, self.skipped_examples)
         self.order = order_of(self.examples, config.data.train_sources, config.seed, shuffle=config.data.shuffle)
-        self._log_sources(data["data.train"])
+        self._log_sources(data.train)
         options = config.sampling
         self.sampling = SamplingOptions(
             options.max_completion_length, options.temperature, options.top_p, options.top_k
@@ -127,28 +128,22 @@ class Trainer:
         self.rollout_sources = self._build_rollout_sources()
         self.trace_writer = self._build_trace_writer()
         self.health_monitors = self._build_health_monitors()
-        eval_examples = self._usable_for_evaluation(data["data.eval"])
+        sets = [(chosen, self._usable_for_evaluation(chosen, examples)) for chosen, examples in data.evaluation]
         self.evaluation = Evaluation(
-            config, folder, list(self.students.values()), self.learners[0].policies, eval_examples, process_group
+            config, folder, list(self.students.values()), self.learners[0].policies, sets, process_group
         )
-        self.probes = self._open_probes(eval_examples if config.data.probes is None else data["data.probes"])
+        eval_examples = [example for _, examples in sets for example in examples]
+        self.probes = self._open_probes(eval_examples if config.data.probes is None else data.probes)
 
-    def _load_data(self, config: RunConfig, resume: bool) -> dict[str, list[Example]]:
-        """Load all examples by configuration key. On resume, data and models must equal those at the start.
+    def _load_data(self, config: RunConfig, resume: bool) -> RunData:
+        """Load all examples. On resume, data and models must equal those at the start.
 
-        Raises: DataError if no example of data.eval has an answer; RunError if data or models changed.
+        Raises: DataError if no example of an evaluation set has an answer; RunError if data or models changed.
         """
-        data = {
-            "data.train": load_mixture(config.data.train_sources, max_examples=config.data.max_train_examples),
-            "data.eval": [],
-            "data.probes": [],
-        }
-        if config.data.eval is not None:
-            data["data.eval"] = load_examples(config.data.eval, max_examples=config.evaluation.max_examples or None)
-            require_answers(data["data.eval"])
-        if config.data.probes is not None:
-            data["data.probes"] = load_examples(config.data.probes)
-        self.process_group.main_first(lambda: require_same_data(self.folder, data, resume=resume))
+        data = load_run_data(config)
+        if held_out := data.describe_held_out(config.data.held_out):
+            log.info("%s", held_out)
+        self.process_group.main_first(lambda: require_same_data(self.folder, data.by_key, resume=resume))
         self.process_group.main_first(
             lambda: require_same_models(self.folder, models_read_again(config, self.method), resume=resume)
         )
@@ -223,10 +218,10 @@ class Trainer:
                 monitor.update(line["step"], metrics)
         return monitors
 
-    def _usable_for_evaluation(self, examples: list[Example]) -> list[Example]:
-        """Examples that all students and teachers can encode under every context of the evaluation."""
+    def _usable_for_evaluation(self, chosen: EvaluationSet, examples: list[Example]) -> list[Example]:
+        """Examples that all students and teachers can encode under every context of the evaluation set."""
         policies = [*self.students.values(), *teachers(self.learners[0].policies, self.config)]
-        return filter_encodable(examples, policies, self.config.evaluation.contexts, self.skipped_examples)
+        return filter_encodable(examples, policies, chosen.contexts, self.skipped_examples)
 
     def _open_probes(self, examples: list[Example]) -> dict[str, tuple[Rollout, ...]]:
         """Probes by learner, of the first examples that every view can encode; on other ranks than 0 empty."""

@@ -59,7 +59,7 @@ def missing_records(folder: RunFolder, config: RunConfig, last: int) -> list[str
     due = [0, *(step for step in done if config.evaluation.every and step % config.evaluation.every == 0)]
     kept = evaluated_steps(folder.path)
     # a run whose eval examples were all skipped has neither metrics nor answers
-    if last >= 0 and config.data.eval is not None and (evaluated or kept):
+    if last >= 0 and config.data.evaluates and (evaluated or kept):
         of_metrics = [step for step in due if step < last and step not in evaluated]  # the last one runs again
         sentences.append(_sentence("metrics.jsonl", "lacks evaluations of steps", of_metrics))
         answers = [step for step in due if step not in kept and (step < last or step in evaluated)]

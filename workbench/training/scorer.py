@@ -12,12 +12,14 @@ only the student is scored, without feedback from peers.
 import logging
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from workbench.config.schema import EvaluationConfig, RunConfig, SamplingConfig, load_config
+from workbench.config.evaluation import EvaluationConfig, EvaluationSet, parse_evaluation_sets
+from workbench.config.schema import RunConfig, SamplingConfig, load_config
 from workbench.data.contexts import build_prompt, dummy_rollout, parse_context, require_promptable
 from workbench.data.examples import load_examples
 from workbench.data.grading import GRADERS, TOLERANCE, check_grading, grade
@@ -38,6 +40,7 @@ from workbench.runs.folder import RunFolder
 from workbench.traces.reader import TracedRollout, open_traces
 from workbench.traces.writer import TraceWriter, to_traced_batch
 from workbench.training.learner import autocast, build_learner
+from workbench.training.run_data import load_evaluation, load_train
 from workbench.types import STUDENT, Example, Rollout
 
 log = logging.getLogger(__name__)
@@ -137,15 +140,11 @@ def evaluate_run(
     """
     scorer = open_scorer(run_dir, device=None)
     config = scorer.config
-    evaluation = config.evaluation
-    grading = evaluation.grading if grader in (None, evaluation.grader) else {"grader": grader, "tolerance": TOLERANCE}
-    grading |= {} if tolerance is None else {"tolerance": tolerance}
-    check_grading(**grading)
-    source = data or config.data.eval
-    if source is None:
+    sets = config.evaluation_sets if data is None else parse_evaluation_sets(data, config.evaluation)
+    if not sets:
         raise ConfigError("the run has no data.eval. Name a file with --data.")
-    default = config.evaluation.max_examples or None
-    examples = load_examples(source, max_examples=default if max_examples is None else max_examples)
+    changed = [_changed(chosen, contexts, max_examples, grader, tolerance) for chosen in sets]
+    loaded = load_evaluation(changed, load_train(config)[1] if config.data.held_out and data is None else [])
     policies = [
         policy for name, policy in scorer.learner.policies.items() if name == STUDENT or name.startswith("teacher")
     ]
@@ -153,22 +152,44 @@ def evaluate_run(
         policies.append(
             build_learner(config, scorer.method, name, device=scorer.device, checkpoint=scorer.checkpoint).student
         )
-    require_answers(examples)
-    require_shown(examples, source, contexts or ())  # the run's own contexts may lack evidence for some examples
-    examples = filter_encodable(
-        examples, policies, contexts or config.evaluation.contexts, Tally() if skipped is None else skipped
+    answered = []
+    for chosen, examples in loaded:
+        require_shown(
+            examples, chosen.path, contexts or ()
+        )  # the run's own contexts may lack evidence of some examples
+        usable = filter_encodable(examples, policies, chosen.contexts, Tally() if skipped is None else skipped)
+        _log_not_evaluated(usable, chosen.contexts)
+        with autocast(config, scorer.device):  # the precision of the run's evaluations
+            answered += evaluate_policies(
+                policies,
+                usable,
+                chosen.contexts,
+                step=scorer.checkpoint.step,
+                max_completion_length=config.sampling.max_completion_length,
+                **chosen.grading,
+                batch_size=config.evaluation.batch_size,
+            )
+    return answered
+
+
+def _changed(
+    chosen: EvaluationSet,
+    contexts: Sequence[str] | None,
+    max_examples: int | None,
+    grader: str | None,
+    tolerance: float | None,
+) -> EvaluationSet:
+    """The set with the arguments that are given. Raises ConfigError for a tolerance that its grader does not read."""
+    if grader not in (None, chosen.grader):
+        chosen = replace(chosen, grader=grader, tolerance=TOLERANCE)
+    changed = replace(
+        chosen,
+        contexts=list(contexts or ()) or chosen.contexts,
+        max_examples=chosen.max_examples if max_examples is None else max_examples,
+        tolerance=chosen.tolerance if tolerance is None else tolerance,
     )
-    _log_not_evaluated(examples, contexts or config.evaluation.contexts)
-    with autocast(config, scorer.device):  # the precision of the run's evaluations
-        return evaluate_policies(
-            policies,
-            examples,
-            contexts or config.evaluation.contexts,
-            step=scorer.checkpoint.step,
-            max_completion_length=config.sampling.max_completion_length,
-            **grading,
-            batch_size=config.evaluation.batch_size,
-        )
+    check_grading(**changed.grading)
+    return changed
 
 
 def evaluate_model(
