@@ -54,6 +54,8 @@ _HOME = {
     "render_terminal": "render",
     "render_tokens": "render",
     "resume": "training.run",
+    "score_rollouts": "training.scored.score",
+    "scoring_config": "training.scored.score",
     "summarize_run": "analysis.summary",
     "token_view": "render",
     "train": "training.run",

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 import workbench as wb
 from workbench.app import command as app_command
-from workbench.app.arguments import build_parser
+from workbench.app.arguments import parse
 from workbench.errors import ConfigError, WorkbenchError
 from workbench.files.folders import reason
 from workbench.files.terminal import clean_output, print_colored
@@ -28,7 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _main(arguments: list[str] | None) -> int:
-    options = build_parser(COMMANDS).parse_args(arguments)
+    options = parse(COMMANDS, arguments)
     log = logging.getLogger("workbench")
     log.setLevel(logging.INFO)
     log.propagate = False
@@ -139,6 +139,34 @@ def _check(options: argparse.Namespace) -> int:
     rows = [(check.name, check.status, check.finding) for check in checks]
     print(_module("analysis.summary").format_table(("check", "", "result"), rows))
     return 0 if _module("training.check").is_good(checks) else 1
+
+
+def _score(options: argparse.Namespace) -> int:
+    _quiet()
+    score = _module("training.scored.score")
+    config = score.scoring_config(
+        options.to,
+        student=options.student,
+        teacher=options.teacher,
+        method=options.method,
+        privilege=options.privilege,
+        data=options.data or options.rollouts,
+        overrides=options.overrides,
+    )
+    result = score.score_rollouts(
+        options.rollouts,
+        config,
+        data=options.data,
+        layout=options.layout,
+        columns=dict(_pair(text) for text in options.column),
+        ended=options.ended,
+        max_skipped=options.max_skipped,
+    )
+    print(f"\n{wb.summarize_run(result.run_dir)}\n")
+    print(
+        f"Look at one answer, token by token:\n  workbench show {result.run_dir} --step {result.first_step} --rollout 0"
+    )
+    return 130 if result.stopped else 0
 
 
 def _prompts(options: argparse.Namespace) -> None:
@@ -324,6 +352,7 @@ COMMANDS = {
     "init": _init,
     "resume": _resume,
     "eval": _eval,
+    "score": _score,
     "prompts": _prompts,
     "study": _study,
     "check": _check,

@@ -114,7 +114,7 @@ def test_reference_too_long_after_its_prompt_is_skipped(student: object) -> None
     views = [(student, "plain")]
     assert text_problem(item, views, [student]) is None
     problem = encoding_problem(item, views, [student])
-    assert problem.reason == "prompt is too long" and "and its reference" in problem.message
+    assert problem.reason == "prompt is too long" and "and its answer" in problem.message
     assert encoding_problem(item, views) is None  # if it is not learned
 
 

@@ -53,7 +53,7 @@ class OtherModel:
         stop: frozenset[int],
         never: list[int],
     ) -> list[list[Sampled]]:
-        assert stop == self.policy.stop_ids and never == self.policy._placeholders
+        assert stop == self.policy.stop_ids and never == self.policy.placeholders
         encoded = [self._encode(request) for request in requests]
         prompts = [Prompt((), "", key=str(index)) for index in range(len(requests))]
         self.policy.encoder = _Encoder(encoded, self.policy.encoder.pad_id)
@@ -165,13 +165,13 @@ def test_engine_never_draws_unused_rows_of_head(models: dict, prompts: list) -> 
     class Listens(OtherModel):
         def generate(self, requests: list, seeds: list, options: SamplingOptions, stop: frozenset, never: list) -> list:
             self.never = never
-            return super().generate(requests, seeds, options, stop, self.policy._placeholders)
+            return super().generate(requests, seeds, options, stop, self.policy.placeholders)
 
     student = load_policy(models["student"], "student")
     rows, student.vocabulary = student.vocabulary, student.vocabulary - 3
     student.engine = Listens(models["teacher"])
     student.sample(prompts[:1], [[1]], SamplingOptions(2))
-    assert student.engine.never == [*student._placeholders, rows - 3, rows - 2, rows - 1]
+    assert student.engine.never == [*student.placeholders, rows - 3, rows - 2, rows - 1]
 
 
 def test_engine_with_unsupported_option_raises(models: dict, tmp_path: Path) -> None:

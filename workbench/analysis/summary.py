@@ -33,11 +33,16 @@ def summarize_run(run_dir: str | Path) -> str:
         parts += dataset_table(answered)
         parts += peer_table(answered)
     parts += _recorded(folder.path)
+    if status.get("scored"):
+        parts.append("\n".join(_scored(status["scored"])))
     if status.get("prepared"):
         parts.append("prepared: " + "; ".join(f"{name}: {value}" for name, value in status["prepared"].items()))
     skipped = status.get("skipped") or {}
     if skipped:
-        parts.append("skipped examples: " + ", ".join(f"{reason}: {count}" for reason, count in skipped.items()))
+        parts.append(
+            f"skipped {'rows' if status.get('scored') else 'examples'}: "
+            + ", ".join(f"{reason}: {count}" for reason, count in skipped.items())
+        )
     parts += [f"not evaluated: {sentence}" for sentence in status.get("unasked") or ()]
     if status.get("answers_in_prompts"):
         parts.append(f"answers in prompts: {status['answers_in_prompts']}")
@@ -47,6 +52,27 @@ def summarize_run(run_dir: str | Path) -> str:
         parts.append(f"error: {status['error']}")
     parts += _findings(folder, answered)
     return "\n\n".join(parts)
+
+
+def _scored(facts: dict) -> list[str]:
+    """Lines on the rollout file of a run that `workbench score` made: how its rows were read and matched."""
+    matched = ", ".join(f"{count:,} by {key}" for key, count in (facts.get("matched_by") or {}).items())
+    examples = "the rows themselves" if facts.get("data") is None else facts["data"]
+    lines = [
+        f"scored without training: {facts.get('rollouts', 0):,} of {facts.get('rows', 0):,} rollouts of "
+        f"{facts.get('file')} (layout {facts.get('layout')})",
+        f"  examples: {examples} ({matched})",
+        f"  rewards: {facts.get('rewards')}",
+    ]
+    prompts = facts.get("prompts") or {}
+    if prompts:
+        lines.append(
+            f"  prompts: {prompts.get('equal', 0):,} equal to the trainer's, {prompts.get('different', 0):,} not"
+        )
+    lines += [f"  note: {count:,} x {note}" for note, count in (facts.get("notes") or {}).items()]
+    if facts.get("unread"):
+        lines.append(f"  columns not used: {', '.join(facts['unread'])}")
+    return lines
 
 
 def _findings(folder: RunFolder, answered: list[EvalRecord]) -> list[str]:

@@ -7,6 +7,7 @@ from typing import NoReturn
 from workbench.app import command as app_command
 from workbench.data.grading import GRADERS
 from workbench.data.layouts import LAYOUTS
+from workbench.data.rollouts.layouts import ROLLOUT_LAYOUTS
 from workbench.errors import cut
 from workbench.files.shipped import locate
 
@@ -49,6 +50,20 @@ def build_parser(commands: Mapping[str, Callable[[argparse.Namespace], int | Non
     return parser
 
 
+def parse(
+    commands: Mapping[str, Callable[[argparse.Namespace], int | None]], arguments: list[str] | None
+) -> argparse.Namespace:
+    """Parse a command line. Overrides key=value may also follow options, where argparse does not expect them."""
+    parser = build_parser(commands)
+    options, rest = parser.parse_known_args(arguments)
+    unknown = [word for word in rest if word.startswith("-") or "=" not in word or not hasattr(options, "overrides")]
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        options.overrides = [*options.overrides, *rest]
+    return options
+
+
 def _add_overrides(command: argparse.ArgumentParser) -> None:
     command.add_argument("overrides", nargs="*", metavar="key=value", help="dotted overrides, e.g. training.steps=20")
 
@@ -89,6 +104,7 @@ def _add_evaluation(add: Add) -> None:
     command.add_argument(
         "overrides", nargs="*", metavar="key=value", help="seeds=[0,1], parallel=1, overrides.KEY=VALUE"
     )
+    _add_score(add)
     command = add("prompts", "print the prompt of every view as its model reads it")
     command.add_argument("config", help="a YAML file, or the name of a built-in recipe such as demo")
     command.add_argument("--rows", type=int, default=1, metavar="N", help="number of training examples, default 1")
@@ -96,6 +112,37 @@ def _add_evaluation(add: Add) -> None:
     command = add("check", "check data, tokenization, templates and scores of a configuration")
     command.add_argument("config", help="a YAML file, or the name of a built-in recipe such as demo")
     _add_overrides(command)
+
+
+def _add_score(add: Add) -> None:
+    """Add the command that scores rollouts of other trainers."""
+    command = add(
+        "score", "score the rollouts that another trainer logged, token by token, into a run without training"
+    )
+    command.add_argument("rollouts", help="a .jsonl, .json or .parquet file, or a folder of them, see docs/rollouts.md")
+    command.add_argument("--to", required=True, metavar="RUN", help="the run's new folder, e.g. runs/from-trl")
+    command.add_argument("--student", required=True, type=locate, help="the model that sampled the answers")
+    command.add_argument("--teacher", type=locate, help="the teacher, if the method has one")
+    command.add_argument("--method", default="dopd", help="the method that routes the tokens, default dopd")
+    command.add_argument("--privilege", metavar="CONTEXT", help="what privileged views see; default: the method's")
+    command.add_argument(
+        "--data", type=locate, help="examples with images and evidence; default: the rows of the file hold them"
+    )
+    command.add_argument("--layout", choices=ROLLOUT_LAYOUTS, help="layout of the file; default: recognized")
+    command.add_argument(
+        "--column", action="append", default=[], metavar="ours=theirs", help="name of a column in the file"
+    )
+    command.add_argument(
+        "--ended", action="store_true", help="texts that do not state it ended by themselves: score an end token too"
+    )
+    command.add_argument(
+        "--max-skipped",
+        type=int,
+        default=0,
+        metavar="N",
+        help="leave out up to N rows that cannot be scored, default 0",
+    )
+    command.add_argument("overrides", nargs="*", metavar="key=value", help="dotted keys, e.g. models.dtype=bfloat16")
 
 
 def _add_viewing(add: Add) -> None:

@@ -130,10 +130,14 @@ def _reference_problem(policy: Policy, example: Example) -> Problem | None:
     )
 
 
-def encoding_problem(example: Example, views: Views, reference_students: Iterable[Policy] = ()) -> Problem | None:
+def encoding_problem(
+    example: Example, views: Views, reference_students: Iterable[Policy] = (), completion_length: int = 0
+) -> Problem | None:
     """Return the first problem of encoding an example for all views, with its reference for `reference_students`.
 
     Skips contexts whose evidence the example lacks, and policies of other domains.
+
+    completion_length  tokens of a given answer, which must fit beside every prompt
     """
     if problem := text_problem(example, views, reference_students):
         return problem
@@ -143,7 +147,7 @@ def encoding_problem(example: Example, views: Views, reference_students: Iterabl
             if missing_evidence(example, context) is not None or not covers(policy, example.domain):
                 continue
             prompt = build_prompt(example, context, dummy_rollout(example))
-            policy.check_prompt(prompt, max(lengths, default=0))
+            policy.check_prompt(prompt, max(lengths, default=completion_length))
     except DataError as error:
         return Problem("image cannot be read", str(error))
     except PromptTooLongError as error:

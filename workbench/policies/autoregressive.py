@@ -52,7 +52,7 @@ class AutoregressivePolicy(Passes):
             )
         # image placeholders are replaced by image features, so the student must not sample them
         tokens = (getattr(model.config, name, None) for name in ("image_token_id", "video_token_id"))
-        self._placeholders = [token for token in tokens if isinstance(token, int) and token < self.vocabulary]
+        self.placeholders = [token for token in tokens if isinstance(token, int) and token < self.vocabulary]
         self.source: str | Path | None = None  # folder or hub name
         self.engine: Engine | None = None  # samples instead of the model
 
@@ -122,7 +122,7 @@ class AutoregressivePolicy(Passes):
         length = self.encoder.encode(prompt)["input_ids"].shape[1]
         if self.context_length is not None and length + completion_length > self.context_length:
             raise PromptTooLongError(
-                f'prompt "{prompt.key}" has {length} tokens (images included) and its reference {completion_length}. '
+                f'prompt "{prompt.key}" has {length} tokens (images included) and its answer {completion_length}. '
                 f"Expected at most {self.context_length} together. Shorten one of them, or use smaller images."
             )
 
@@ -158,7 +158,7 @@ class AutoregressivePolicy(Passes):
         padding = range(self.vocabulary, output_layer(self.model).weight.shape[0])  # unused entries of the head
         with torch.autocast(self.device.type, enabled=False):  # the engine sets its own precision
             engine.load(weights_of(self.model))
-            sampled = engine.generate(requests, seeds, options, self.stop_ids, [*self._placeholders, *padding])
+            sampled = engine.generate(requests, seeds, options, self.stop_ids, [*self.placeholders, *padding])
         for prompt, completions in zip(prompts, sampled, strict=True):
             expected_ids = tuple(self.encoder.encode(prompt)["input_ids"][0].tolist())
             for completion in completions:
@@ -170,7 +170,7 @@ class AutoregressivePolicy(Passes):
     def _continue(self, states: States, seeds: list[int], options: SamplingOptions) -> list[Completion]:
         """Sample tokens until all rows have ended, then cut each row at its end token."""
         stop = torch.tensor(sorted(self.stop_ids), device=self.device)
-        placeholders = torch.tensor(self._placeholders, dtype=torch.long, device=self.device)
+        placeholders = torch.tensor(self.placeholders, dtype=torch.long, device=self.device)
         numbers = torch.stack([uniform(seed, options.max_completion_length) for seed in seeds]).to(self.device)
         longest = options.max_completion_length
         ids_BT = torch.zeros(len(seeds), longest, dtype=torch.long, device=self.device)

@@ -169,7 +169,7 @@ class DiffusionPolicy(AutoregressivePolicy):
         options: SamplingOptions,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Sample a token per mask; return tokens, probabilities (which decide the commits) and log-probs."""
-        never = torch.tensor([self.mask_id, self.pad_id, *self._placeholders], device=logits.device)
+        never = torch.tensor([self.mask_id, self.pad_id, *self.placeholders], device=logits.device)
         allowed = logits.index_fill(-1, never, -math.inf)
         for token in self.stop_ids:
             allowed[:, token] = allowed[:, token].masked_fill(~may_end, -math.inf)

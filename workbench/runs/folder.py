@@ -4,6 +4,7 @@ config.yaml     the resolved configuration, with every default
 run.json        status, process, steps done, seed, commit, versions, skipped examples, warnings
 examples.jsonl  fingerprints of the data, see workbench.runs.fingerprints
 skipped.jsonl   examples that could not be used, with the reasons
+scored.jsonl    row of the rollout file that each scored rollout was (workbench score)
 metrics.jsonl   one line per step (kind train), evaluation (kind eval) and probe (kind probe)
 train.log       log messages
 probes.json     the answers that are re-scored throughout the run
@@ -56,6 +57,7 @@ _KINDS: dict[str, Any] = {
     "updated": str,
     "config": dict,
     "prepared": dict,
+    "scored": dict,
     "remaining_s": (int, float),
 }
 

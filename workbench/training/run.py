@@ -12,7 +12,7 @@ import importlib
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -82,13 +82,22 @@ def train(
 
 def _prepare(config: RunConfig, resume: bool) -> None:
     if resume:
-        RunFolder.open(config.run_dir)
+        refuse_scored(RunFolder.open(config.run_dir))
     else:
         check_models(config)  # before creating the folder
         load_mixture(config.data.train_sources, max_examples=1)
         facts = {"config": config.to_dict()}  # config.yaml can be edited
         RunFolder.create(
             config.run_dir, config.to_yaml(), seed=config.seed, method=config.method["name"], facts_too=facts
+        )
+
+
+def refuse_scored(folder: RunFolder) -> None:
+    """Raise RunError if `workbench score` made the run, which has no training to continue."""
+    if folder.status.get("scored"):
+        raise RunError(
+            f"{folder.path} holds scored rollouts of another trainer and no training, so nothing can be resumed. Score "
+            "the file again into a new folder: workbench score ROLLOUTS --to NEW."
         )
 
 
@@ -119,48 +128,60 @@ def _train_in(
     handler, before = folder.log_to_file(), folder.status.get("status")
     # status if the Trainer cannot be built: an earlier result of the run stays valid
     outcome = before if resume and before in ("finished", "stopped") else "failed"
+    again = f"workbench resume {folder.path}"
     try:
-        folder.update(
-            status="running",
-            error=None,
-            doing=None,
-            pid=os.getpid(),
-            process=identify(os.getpid()),
-            processes=process_group.size,
-            threads=_settle_threads(folder.status.get("threads") if resume else None),
-        )
-        with StopSignal() as stop:
+        with recorded_errors(folder, again, OUT_OF_MEMORY), StopSignal() as stop:
+            folder.update(
+                status="running",
+                error=None,
+                doing=None,
+                pid=os.getpid(),
+                process=identify(os.getpid()),
+                processes=process_group.size,
+                threads=_settle_threads(folder.status.get("threads") if resume else None),
+            )
             trainer = Trainer(config, folder, resume=resume, process_group=process_group)
             outcome = "failed"
             with trainer.trace_writer:
                 result = trainer.run(stop, on_step)
-        outcome = "stopped" if result.stopped else "finished"
-        folder.update(status=outcome)
-        return result
+            outcome = "stopped" if result.stopped else "finished"
+            folder.update(status=outcome)
+            return result
+    finally:
+        _note(folder, status=outcome)
+        log.removeHandler(handler)
+        handler.close()
+
+
+@contextlib.contextmanager
+def recorded_errors(folder: RunFolder, again: str, out_of_memory: str) -> Iterator[None]:
+    """Log an error of a run and write it to run.json.
+
+    again          command that continues the run
+    out_of_memory  what needs less memory
+    """
+    try:
+        yield
     except WorkbenchError as error:
         log.error("%s", error)
         _note(folder, error=str(error))
         raise
     except torch.OutOfMemoryError as error:
         run_error = RunError(
-            f"out of device memory: {str(error).splitlines()[0]} {OUT_OF_MEMORY} If another program used the memory, "
-            f"continue with `workbench resume {folder.path}`."
+            f"out of device memory: {str(error).splitlines()[0]} {out_of_memory} If another program used the memory, "
+            f"continue with `{again}`."
         )
         raise _noted(folder, run_error) from error
     except Exception as error:
         if isinstance(error, OSError) and error.errno in _DISK:
             run_error = RunError(
                 f"cannot read or write {error.filename or folder.path}: {reason(error)}. Free some space or check the "
-                f"permissions, then continue with `workbench resume {folder.path}`."
+                f"permissions, then continue with `{again}`."
             )
             raise _noted(folder, run_error) from error
         log.exception("unexpected error in the workbench or one of its packages")
         _note(folder, error=f"{type(error).__name__}: {error} (see train.log for the traceback)")
         raise
-    finally:
-        _note(folder, status=outcome)
-        log.removeHandler(handler)
-        handler.close()
 
 
 def _noted(folder: RunFolder, error: RunError) -> RunError:

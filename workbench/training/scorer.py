@@ -297,6 +297,6 @@ def open_scorer(
         return Scorer(load_config(path, overrides), device=device)
     folder = RunFolder.open(path)
     checkpoint, torn = latest_checkpoint(folder.path)
-    if checkpoint is None:
+    if checkpoint is None and not folder.status.get("scored"):  # scored rollouts have the models that config.yaml names
         raise RunError(f"{path} has no complete checkpoint yet. {' '.join(torn)}")
     return Scorer(load_config(folder.path / "config.yaml", overrides), checkpoint, device=device)

@@ -53,6 +53,7 @@ from workbench.render import TokenView, ViewImage, render_tokens, token_view
 from workbench.render.evidence import evidence
 from workbench.render.examples import evidence_of
 from workbench.runs.commands import value_at
+from workbench.runs.folder import RunFolder
 from workbench.runs.jobs import config_file
 from workbench.types import Box, Evidence, Example
 
@@ -91,7 +92,7 @@ class ScorerCache:
 
         with self._lock:
             checkpoint, _ = latest_checkpoint(run_dir)
-            if checkpoint is None:
+            if checkpoint is None and not RunFolder(run_dir).status.get("scored"):
                 raise RunError(
                     f"run {run_dir.name} has no checkpoint yet. Wait for its first one, or choose another run."
                 )
@@ -99,13 +100,15 @@ class ScorerCache:
             refuse_remote_code(config, f"workbench eval {run_dir}")
             if example.origin == OWN_IMAGE:
                 check_evidence(config, example)
-            key = (run_dir, checkpoint.path, checkpoint.path.stat().st_mtime_ns)
+            weights = run_dir / "config.yaml" if checkpoint is None else checkpoint.path
+            key = (run_dir, weights, weights.stat().st_mtime_ns)
             if key != self._key:
                 self._key = self._scorer = None
                 self._scorer = open_scorer(run_dir)
                 self._key = key
             scored = self._scorer.score(example, answer)
-            view = token_view(scored, run=f"{run_dir.name}, checkpoint of step {checkpoint.step}")
+            state = "its student" if checkpoint is None else f"checkpoint of step {checkpoint.step}"
+            view = token_view(scored, run=f"{run_dir.name}, {state}")
             meta = {name: value for name, value in view.meta.items() if name not in ("step", "rollout")}
             return replace(view, meta=meta)
 
