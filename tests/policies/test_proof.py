@@ -1,6 +1,7 @@
 """A shortcut of a policy gives the numbers of its model's forward pass, or is switched off; other differences raise."""
 
 import logging
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,15 +10,20 @@ import torch
 from failures import raises
 from families import save_aya_vision, save_llama
 from small import run_config
-from text_families import plain_logprobs, text_policy
+from text_families import plain_logprobs, save_text_model, text_policy
+from transformers import AutoModelForCausalLM
 
 import workbench.policies.proven
+from workbench.config.schema import build_config
 from workbench.distill.losses import score
 from workbench.errors import PolicyError
 from workbench.policies import SamplingOptions
 from workbench.policies.autoregressive import AutoregressivePolicy, load_policy
 from workbench.policies.loading import load_policies
 from workbench.policies.proven import prove_once
+from workbench.runs.checkpoints import list_checkpoints
+from workbench.runs.folder import RunFolder
+from workbench.training.run import train
 from workbench.training.scorer import evaluate_model, open_scorer
 from workbench.types import Prompt
 
@@ -156,3 +162,38 @@ def test_proof_is_stored_once_per_model_files(
     file.write_text(file.read_text()[:20])  # a proof that was cut is made anew
     monkeypatch.undo()
     assert prove_once(load_policies((), student=models["student"])["student"]).off == {}
+
+
+def test_resume_keeps_shortcuts_of_the_start(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Position embeddings of zero need no positions under padding; after a step of training they do."""
+    folder = save_text_model(tmp_path / "student", "gpt2", ABSOLUTE)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    torch.nn.init.zeros_(model.transformer.wpe.weight)
+    model.save_pretrained(folder)
+    teacher = save_text_model(tmp_path / "teacher", "gpt2", ABSOLUTE, seed=1)
+    questions = tmp_path / "questions.jsonl"
+    questions.write_text("".join(f'{{"question": "{"why " * n}{n}?", "answer": "{n}"}}\n' for n in range(8)))
+    config = build_config(
+        {
+            "name": "whole",
+            "output_dir": str(tmp_path / "runs"),
+            "models": {"student": str(folder), "teacher": str(teacher)},
+            "data": {"train": str(questions)},
+            "method": {"name": "opd"},
+            "sampling": {"num_generations": 2, "max_completion_length": 6},
+            "training": {"steps": 2, "batch_size": 2, "learning_rate": 0.1, "save_every": 1, "save_total_limit": 0},
+            "trace": {"probes": 0},
+        }
+    )
+    train(config)
+    whole = RunFolder.open(config.run_dir)
+    start = whole.status["proofs"]["student"]["shortcuts"]
+    student = list_checkpoints(config.run_dir)[0].student
+    assert not start["positions"] and load_policy(student, "student").prove().shortcuts.positions
+    losses = [line["loss"] for line in whole.metrics("train")]
+    shutil.rmtree(list_checkpoints(config.run_dir)[-1].path)
+    with caplog.at_level(logging.WARNING, "workbench"):
+        train(config, resume=True)
+    assert [line["loss"] for line in whole.metrics("train")] == losses
+    assert whole.status["proofs"]["student"]["shortcuts"] == start
+    assert "student: its present weights would be scored with positions on" in caplog.text

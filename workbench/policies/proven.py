@@ -5,7 +5,7 @@ import json
 import logging
 import os
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
 
@@ -63,6 +63,41 @@ def agree(policies: Iterable[AutoregressivePolicy], process_group: ProcessGroup)
         policies, *process_group.all_gather_object([policy.proof for policy in policies]), strict=True
     ):
         policy.apply(max(proofs, key=lambda proof: (len(proof.off), sorted(proof.off))))
+
+
+def keep_shortcuts(policies: list[AutoregressivePolicy], recorded: dict[str, dict]) -> dict[str, dict]:
+    """Give policies the recorded shortcuts of their run, and return what to record of every proof, by policy.
+
+    A proof is about weights, and a checkpoint has other weights than the run's start. With other shortcuts, a resumed
+    run would differ from an uninterrupted one by rounding.
+    """
+    for policy in policies:
+        if policy.proof is None or "shortcuts" not in recorded.get(policy.name, {}):
+            continue
+        present = asdict(policy.proof.shortcuts)
+        shortcuts = recorded[policy.name]["shortcuts"] | {"head": present["head"]}
+        if shortcuts == present:
+            continue
+        log.warning(
+            "%s: its present weights would be scored with %s; the run continues with the shortcuts of its start, %s",
+            policy.name,
+            _differing(present, shortcuts),
+            _differing(shortcuts, present),
+        )
+        policy.apply(replace(policy.proof, shortcuts=Shortcuts(**shortcuts), off=recorded[policy.name]["off"]))
+    return {
+        policy.name: {
+            "off": policy.proof.off,
+            "differs": list(policy.proof.differs),
+            "shortcuts": asdict(policy.proof.shortcuts),
+        }
+        for policy in policies
+        if policy.proof is not None
+    }
+
+
+def _differing(shortcuts: dict[str, bool], others: dict[str, bool]) -> str:
+    return ", ".join(f"{name} {'on' if used else 'off'}" for name, used in shortcuts.items() if used != others[name])
 
 
 def prove_once(policy: AutoregressivePolicy) -> Proof:

@@ -36,6 +36,7 @@ from workbench.policies import SamplingOptions
 from workbench.policies.by_domain import covers
 from workbench.policies.fsdp import single_policies, unsharded, unsharded_root
 from workbench.policies.image_features import cached_image_features
+from workbench.policies.proven import keep_shortcuts
 from workbench.policies.roles import describe_trained
 from workbench.runs.checkpoints import Checkpoint
 from workbench.runs.fingerprints import models_read_again, require_same_data, require_same_models
@@ -176,7 +177,7 @@ class Trainer:
         return learners
 
     def _record_models(self) -> None:
-        """Warn of models without a chat template; record the proof of each model in run.json."""
+        """Warn of models without a chat template; record the proof of each model in run.json, and keep it on resume."""
         processors = {policy.name: getattr(policy, "processor", None) for policy in self.policies}
         bare = [
             name
@@ -185,9 +186,8 @@ class Trainer:
         ]
         if bare:
             log.warning("%s: no chat template, so prompts are images and plain text", ", ".join(bare))
-        proofs = {policy.name: policy.proof for policy in single_policies(self.policies) if policy.proof is not None}
-        recorded = {name: {"off": proof.off, "differs": list(proof.differs)} for name, proof in proofs.items()}
-        self.folder.update(proofs=recorded)
+        recorded = self.folder.status.get("proofs") or {}
+        self.folder.update(proofs=keep_shortcuts(list(single_policies(self.policies)), recorded))
 
     def _build_rollout_sources(self) -> list[RolloutSource]:
         """The source of each learner's rollouts; some sample all sequences here, before the first step."""
