@@ -87,8 +87,9 @@ def _random(config: PretrainedConfig, seed: int) -> nn.Module:
     for parameter in model.parameters():
         if parameter.ndim > 1:
             nn.init.normal_(parameter, std=STD)
-        elif parameter.numel() == 1 and not parameter.any():
-            nn.init.constant_(parameter, 0.5)  # a gate, through which nothing would pass
+        elif not parameter.any():
+            # of a zero gate nothing would pass, and a shortcut could hold for a zero scale alone
+            nn.init.constant_(parameter, 0.5) if parameter.numel() == 1 else nn.init.normal_(parameter, std=STD)
     return model
 
 

@@ -91,6 +91,7 @@ CORRECTIONS: dict[str, Correction] = {
     "gemma4": Correction(
         config={"vision_config.position_embedding_size": 128}, image_processor={"max_soft_tokens": 70}
     ),
+    "gemma3n": Correction(config={"vision_config.hidden_size": 2048}),  # of timm's tower
     "glm46v": Correction(config=_mrope(2, 3, 3)),
     "glm4v": Correction(config=_mrope(2, 3, 3)),
     "glm4v_moe": Correction(config=_mrope(2, 1, 1), image_processor_of="glm4v"),
@@ -122,6 +123,8 @@ CORRECTIONS: dict[str, Correction] = {
         },
         image_processor={"overlap_margins": [0, 0], "max_crops": 3},
     ),
+    "muse_glimmer": Correction(config={"out_hidden_size": 256}),  # of 2 x 2 patches
+    "muse_spark": Correction(config={"out_hidden_size": 256}),
     "paddleocr_vl": Correction(config=_mrope(2, 3, 3)),
     "paligemma": Correction(image_processor={"image_seq_length": 16}),
     "qianfan_ocr": Correction(placeholder="<image>"),
