@@ -15,6 +15,8 @@ data: {train: "scenes:train?count=4"}
 method: {name: dopd, privilege: crop}
 """
 
+STOPPING = ("evaluation.early_stopping_patience=2", "data.eval=a", "evaluation.every=1")
+
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
@@ -96,6 +98,15 @@ def test_load_config_other_method_has_its_own_defaults(file: Path) -> None:
         (["data.train=[]"], "data.train"),
         (["data.train={path: a}"], "data.train must be text or a list"),
         (["data.train=[a, {path: b, weight: 0}]"], r"data.train\[1\].weight must be a number above 0"),
+        (["evaluation.early_stopping_patience=2"], "early_stopping_patience=2 needs evaluations"),
+        (["evaluation.early_stopping_patience=2", "data.eval=a"], "Set evaluation.every"),
+        (
+            [*STOPPING, "evaluation.metric_for_best_model=acuracy/student/plain/all"],
+            'metric "acuracy" is unknown.*Did you mean "accuracy"',
+        ),
+        ([*STOPPING, "evaluation.metric_for_best_model=accuracy/student/crop/all"], 'context "crop".*plain'),
+        ([*STOPPING, "evaluation.metric_for_best_model=accuracy/teacher/plain/all"], 'student "teacher"'),
+        ([*STOPPING, "evaluation.metric_for_best_model=accuracy"], "METRIC/STUDENT/CONTEXT/GROUP"),
         (["data.eval=a", "data.held_out=0.1"], "data.held_out=0.1 and data.eval"),
         (["data.held_out=0.95"], "data.held_out must be from 0 to 0.9"),
         (["data.eval={}"], "data.eval is an empty mapping"),

@@ -246,6 +246,7 @@ def test_load_examples_accepts_byte_order_mark(folder):
         ({"caption": 42}, 'column "caption": must be text, got 42. Write it in quotes'),
         ({"caption": ["a"]}, 'column "caption": must be text'),
         ({"anwser": "x"}, ': column "anwser" is unknown.'),
+        ({"videos": ["a.mp4"]}, "column \"videos\": videos are not read, got ['a.mp4']. Write some of its frames"),
         ({"anwser": "x"}, 'Did you mean "answer"?'),
         ({"prompt": "x"}, "converted by `workbench import`"),
         ({"id": ""}, 'column "id": must not be empty'),

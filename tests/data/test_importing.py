@@ -190,7 +190,10 @@ def test_import_box_past_edge_is_clipped_and_counted(folder):
         ({"messages": [{"role": "assistant", "content": "A"}]}, "conversation does not end with a question"),
         ({"messages": [{"role": "tool", "content": "A"}]}, "role is none of system, user and assistant"),
         ({"messages": ["Q?"]}, "a turn is not {role, content}"),
-        ({"messages": [{"role": "user", "content": None}]}, "content is neither text nor an image"),
+        (
+            {"messages": [{"role": "user", "content": None}]},
+            "a video; write frames of it as images and list them in images",
+        ),
         (
             {"prompt": [{"role": "user", "content": [{"type": "video"}]}]},
             "content is neither text nor an image",
@@ -471,3 +474,22 @@ def test_import_hub_data_set_streams_rows(folder, monkeypatch):
         assert example.question == "What?" and example.images[0].is_file()
     with raises(ConfigError, "streaming", "true", "false"):
         import_dataset(f"hf:{data}?split=train&streaming=yes", folder / "no")
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"question": "What happens?", "video": "a.mp4"},
+        {
+            "messages": [
+                {"role": "user", "content": [{"type": "video", "video": "a.mp4"}, {"type": "text", "text": "Q?"}]}
+            ]
+        },
+        {"messages": [{"role": "user", "content": [{"video": "a.mp4"}, {"text": "Q?"}]}]},
+    ],
+)
+def test_import_row_with_video_is_skipped_and_says_what_to_do(folder, row):
+    good = {"question": "What color?", "images": ["a.png"], "videos": []}
+    report, examples = imported(folder, good, row)
+    assert len(examples) == 1
+    assert [reason for reason in report.skipped if "frames" in reason] == list(report.skipped)

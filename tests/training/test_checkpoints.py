@@ -42,6 +42,12 @@ def steps(folder: Path) -> list[int]:
     return [checkpoint.step for checkpoint in list_checkpoints(folder)]
 
 
+def test_save_checkpoint_keeps_best_beside_newest(learner: Learner, tmp_path: Path) -> None:
+    for step in (1, 2, 3, 4):
+        save_checkpoint(tmp_path, step, [learner], save_total_limit=1, best_step=2)
+    assert [checkpoint.step for checkpoint in list_checkpoints(tmp_path)] == [2, 4]
+
+
 @pytest.mark.parametrize(("keep", "left"), [(0, [1, 2, 10, 100]), (1, [100]), (3, [2, 10, 100]), (9, [1, 2, 10, 100])])
 def test_checkpoints_keep_the_newest(keep: int, left: list[int], learner: Learner, tmp_path: Path) -> None:
     save(tmp_path, learner, 1, 2, 10, 100, save_total_limit=keep)

@@ -46,6 +46,7 @@ def summarize_run(run_dir: str | Path) -> str:
     parts += [f"not evaluated: {sentence}" for sentence in status.get("unasked") or ()]
     if status.get("answers_in_prompts"):
         parts.append(f"answers in prompts: {status['answers_in_prompts']}")
+    parts += [str(status[key]) for key in ("stopped_early", "best_evaluation") if status.get(key)]
     parts += [f"missing: {key}" for key in status.get("missing") or ()]
     parts += [f"warning: {warning}" for warning in status.get("warnings") or ()]
     if status.get("error"):

@@ -29,6 +29,19 @@ class EvaluationConfig:
     ]
     tolerance: Annotated[float, Option("Largest relative error that grader numeric accepts", low=0)] = TOLERANCE
     batch_size: Annotated[int, Option("Answers sampled per batch", low=1)] = 64
+    early_stopping_patience: Annotated[
+        int, Option("End the run after so many evaluations in a row without improvement. 0 = never", low=0)
+    ] = 0
+    early_stopping_threshold: Annotated[
+        float, Option("A value improves if it is better than the best so far by more than this", low=0)
+    ] = 0.0
+    metric_for_best_model: Annotated[
+        str | None,
+        Option(
+            "Metric of early stopping: accuracy or calibration_error, as in accuracy/student/plain/all. null = the "
+            "student's accuracy on all questions under the first context"
+        ),
+    ] = None
 
     @property
     def grading(self) -> dict:

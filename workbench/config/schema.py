@@ -401,7 +401,7 @@ class RunConfig:
         check_grading(**self.evaluation.grading)
         for context in self.evaluation.contexts:
             require_promptable(str(context))
-        _ = self.evaluation_sets
+        self._check_early_stopping()
         for name, path in self.models.peers.items():
             if not isinstance(name, str) or not _PEER.fullmatch(name) or name in NO_PEERS or not isinstance(path, str):
                 raise ConfigError(
@@ -409,6 +409,38 @@ class RunConfig:
                     f"{show(name)}: {show(path)}. Reserved names: {', '.join(NO_PEERS)}."
                 )
         self._check_method()
+
+    def _check_early_stopping(self) -> None:
+        """Raise ConfigError if early stopping lacks evaluations, or its metric cannot be one of theirs."""
+        sets, evaluation = self.evaluation_sets, self.evaluation
+        if not evaluation.early_stopping_patience:
+            return
+        if not sets or not evaluation.every:
+            raise ConfigError(
+                f"evaluation.early_stopping_patience={evaluation.early_stopping_patience} needs evaluations during the "
+                "run. Set evaluation.every, and data.eval or data.held_out."
+            )
+        name, _, rest = self.metric_for_best_model.partition("/")
+        policy, _, rest = rest.partition("/")
+        context, _, group = rest.partition("/")
+        contexts = [context for chosen in sets for context in chosen.contexts]
+        for what, value, allowed in (
+            ("metric", name, ("accuracy", "calibration_error")),
+            ("student", policy, self.models.learners),
+            ("context", context, contexts),
+        ):
+            if value not in allowed or not group:
+                raise ConfigError(
+                    unknown(f"evaluation.metric_for_best_model={self.metric_for_best_model}: {what}", value, allowed)
+                    + " Expected METRIC/STUDENT/CONTEXT/GROUP, as in accuracy/student/plain/all."
+                )
+
+    @property
+    def metric_for_best_model(self) -> str:
+        """Metric of early stopping."""
+        sets = self.evaluation_sets
+        first = sets[0].contexts[0] if sets else "plain"
+        return self.evaluation.metric_for_best_model or f"accuracy/{STUDENT}/{first}/all"
 
     def _check_method(self) -> None:
         """Raise ConfigError if models or samples are too few for the method."""

@@ -199,6 +199,8 @@ def _turn(entry: Any, notes: Counter[str]) -> _Turn:
     texts, images, num_marks = [], [], 0
     for part in parts:
         kind = _part_kind(part)
+        if _is_video(part):
+            raise Refused("a video; write frames of it as images and list them in images", show(part))
         if kind == "image":
             num_marks += 1
             images += [part[key] for key in _IMAGE_KEYS if part.get(key) is not None][:1]
@@ -231,6 +233,11 @@ def _note_keys(entry: dict[str, Any], read_keys: frozenset[str], where: str, not
     for key, value in entry.items():
         if key not in read_keys and not is_missing(value) and value not in ("", [], {}):
             notes[f"key not read in {where}: {str(key)[:40]}"] += 1
+
+
+def _is_video(part: Any) -> bool:
+    """Whether a part of a turn is a video, by its type or its key."""
+    return isinstance(part, dict) and (part.get("type") in ("video", "video_url") or not is_missing(part.get("video")))
 
 
 def _part_kind(part: Any) -> str | None:

@@ -54,6 +54,8 @@ SCENES_DEFAULTS = {"count": 256, "seed": 0, "start": 0}
 _ROLES = ("system", "user", "assistant")
 _FOREIGN = ("prompt", "messages", "image", "privileged_context", "teacher_images", "solution", "bbox", "objects")
 _MAY_BE_NUMBERS = ("id", "answer", "domain")  # 27.0, as pandas writes 27 beside a missing value, is read as 27
+VIDEO_COLUMNS = ("video", "videos")
+FRAMES = "Write some of its frames as image files (ffmpeg -i FILE -vf fps=1 frame-%03d.png) and list them in images"
 _SHOWN = 3  # rows named in a message about many
 
 
@@ -220,6 +222,9 @@ def fault(origin: str, column: str, value: Any, allowed: str, remedy: str) -> Da
 
 
 def _refuse_unknown_columns(values: dict[str, Any], origin: str) -> None:
+    for column in VIDEO_COLUMNS:
+        if not is_missing(values.get(column)):
+            raise fault(origin, column, values[column], "videos are not read", FRAMES)
     for column in values:
         if column not in COLUMNS:
             message = f"{origin}: " + unknown("column", column, COLUMNS)

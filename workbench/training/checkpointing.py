@@ -63,9 +63,11 @@ def save_checkpoint(
     *,
     save_total_limit: int = 0,
     gathered: Sequence[Gathered | None] = (),
+    best_step: int = 0,
 ) -> Checkpoint:
     """Write checkpoint `step`, then delete the oldest ones beyond `save_total_limit` (0 = keep all).
 
+    best_step  step whose checkpoint is kept beside them; 0 = none
     gathered  results of `gather`, one per learner; () = no learner is sharded
     """
     final = checkpoint_path(run_dir, step)
@@ -82,6 +84,7 @@ def save_checkpoint(
         raise
     # a later checkpoint is incomplete, and resume skipped it
     done = [checkpoint for checkpoint in list_checkpoints(run_dir) if checkpoint.step <= step]
+    done = [checkpoint for checkpoint in done if checkpoint.step != best_step]
     for old in done[: max(0, len(done) - save_total_limit)] if save_total_limit else []:
         shutil.rmtree(old.path)
     return Checkpoint(final, step)

@@ -45,6 +45,7 @@ from workbench.seeding import derive_seed
 from workbench.traces.parts import compact
 from workbench.traces.writer import TraceWriter, to_traced_batch
 from workbench.training.checkpointing import Gathered, gather, load_optimizer, save_checkpoint
+from workbench.training.early_stopping import EarlyStopping
 from workbench.training.filter import (
     SkippedExamples,
     filter_by_evidence,
@@ -133,6 +134,8 @@ class Trainer:
         self.evaluation = Evaluation(
             config, folder, list(self.students.values()), self.learners[0].policies, sets, process_group
         )
+        evaluated = self.process_group.main_first(lambda: folder.metrics("eval"))
+        self.early_stopping = EarlyStopping(config, evaluated)
         eval_examples = [example for _, examples in sets for example in examples]
         self.probes = self._open_probes(eval_examples if config.data.probes is None else data.probes)
 
@@ -260,6 +263,9 @@ class Trainer:
             self._probe(0)
         elif self.process_group.main_first(lambda: self.evaluation.is_missing(self.step_done)):
             self._evaluate(self.step_done)
+        if self.early_stopping.exhausted:
+            log.info("nothing is left to train")
+            self._stop_early()
         bar = self._progress_bar()
         for step in bar:
             metrics = self.step(step)
@@ -267,13 +273,16 @@ class Trainer:
             is_last, stopping = step == training.steps, any(self.process_group.all_gather_object(stop.asked))
             if is_last or step % trace.probe_every == 0:
                 self._probe(step)
-            if is_last or stopping or (training.save_every and step % training.save_every == 0):
+            if is_last or stopping or self._saves_at(step):
                 self._save(step)
             self._report(step, metrics, bar)
             if self.evaluation.is_due(step):
                 self._evaluate(step)
             if on_step is not None:
                 on_step(step, metrics)
+            if self.early_stopping.exhausted:
+                self._stop_early()
+                break
             if stopping and not is_last:
                 log.info("stopped after step %d; continue with `workbench resume %s`", step, self.folder.path)
             if stopping:
@@ -281,14 +290,26 @@ class Trainer:
         # Accelerator.end_training would also destroy the process group, which a later run of this process may use
         for tracker in self.accelerator.trackers:
             tracker.finish()
-        stopped = self.step_done < training.steps
+        stopped = self.step_done < training.steps and not self.early_stopping.exhausted
         return TrainResult(
             self.folder.path, self.step_done, stopped, dict(self.skipped_examples.counts), tuple(self._warnings())
         )
 
+    def _saves_at(self, step: int) -> bool:
+        """Whether a checkpoint is due; with early stopping also at each evaluation, which may be the best."""
+        every = self.config.training.save_every
+        evaluated = self.early_stopping.patience > 0 and self.evaluation.is_due(step)
+        return evaluated or (every > 0 and step % every == 0)
+
+    def _stop_early(self) -> None:
+        """Log and record why the run ends before its last step."""
+        log.info("%s; %s", self.early_stopping, self.early_stopping.best_text(self.folder.path))
+        self.folder.update(stopped_early=str(self.early_stopping))
+
     def _progress_bar(self) -> tqdm:
+        last = self.step_done if self.early_stopping.exhausted else self.config.training.steps
         return tqdm(
-            range(self.step_done + 1, self.config.training.steps + 1),
+            range(self.step_done + 1, last + 1),
             initial=self.step_done,
             total=self.config.training.steps,
             unit="step",
@@ -431,6 +452,10 @@ class Trainer:
         with self._autocast():
             metrics = self.evaluation(step)
         self.accelerator.log(metrics, step=step)
+        self.early_stopping.update(step, metrics)
+        if self.early_stopping.patience:
+            log.info("%s", self.early_stopping.best_text(self.folder.path))
+            self.folder.update(best_evaluation=self.early_stopping.best_text(self.folder.path))
 
     def _save(self, step: int) -> None:
         """Save a checkpoint after all ranks have flushed their traces up to this step."""
@@ -441,7 +466,14 @@ class Trainer:
 
     def _save_on_main(self, step: int, gathered: list[Gathered | None]) -> None:
         limit = self.config.training.save_total_limit
-        checkpoint = save_checkpoint(self.folder.path, step, self.learners, save_total_limit=limit, gathered=gathered)
+        checkpoint = save_checkpoint(
+            self.folder.path,
+            step,
+            self.learners,
+            save_total_limit=limit,
+            gathered=gathered,
+            best_step=self.early_stopping.best_step,
+        )
         log.info("saved %s", checkpoint.path)
         try:
             compact(self.folder.path)

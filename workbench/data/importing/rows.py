@@ -17,6 +17,7 @@ from workbench.data.conversations import (
     split_conversation,
     split_history,
 )
+from workbench.data.examples import VIDEO_COLUMNS
 from workbench.data.grading import final_answer
 from workbench.data.importing.boxes import BoxContext, read_boxes
 from workbench.data.importing.corners import to_number
@@ -76,6 +77,9 @@ def convert_row(
     given = {ours: None if name is None else values[name] for ours, name in columns.items()}
     talk = split_conversation(given["question"], notes)
     pictures = as_list(given["images"]) or list(talk.images)
+    for column in VIDEO_COLUMNS:
+        if values.get(column) not in _MISSING:
+            raise Refused("a video; write frames of it as images and list them in images", show(values[column]))
     if is_blank(talk.question):
         raise Refused("question is empty")
     if talk.num_image_marks > len(pictures):
