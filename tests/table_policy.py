@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from workbench.policies import Completion, SamplingOptions
+from workbench.policies.row_sizes import RowSize
 from workbench.policies.sampling import count_kept
 from workbench.policies.view_output import Head, ViewOutput
 from workbench.types import DenoisingTrace, Prompt
@@ -46,6 +47,9 @@ class LogitTablePolicy:
     ) -> ViewOutput:
         rows = [self._rows(prompt, len(ids)) for prompt, ids in zip(prompts, completions, strict=True)]
         return ViewOutput.of(torch.cat(rows), self._head, self.vocabulary)
+
+    def row_sizes(self, prompts: list[Prompt], completions: list[tuple[int, ...]]) -> list[RowSize]:
+        return [RowSize(id(prompt), 1, len(ids)) for prompt, ids in zip(prompts, completions, strict=True)]
 
     context_length = None
 

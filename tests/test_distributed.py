@@ -5,6 +5,7 @@ checkpoint in any number of processes.
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -30,6 +31,7 @@ from workbench.training.learner import require_shardable
 from workbench.training.run import resume, train
 
 ROOT = Path(__file__).parent.parent
+SPEED = re.compile("second|padding")  # differ by machine, and by what shares a pass
 DIES = """
 import os, signal, sys
 import workbench.distill.step
@@ -92,10 +94,14 @@ def text_config(models: dict, folder: Path) -> RunConfig:
 
 
 def lora_config(models: dict, folder: Path) -> RunConfig:
-    """Adapters on questions with pictures and without; one step's are in one process with, in the other without."""
+    """Adapters on questions with pictures and without; one step's are in one process with, in the other without.
+    Micro-batches are by tokens.
+    """
     settings = {"student": str(models["student"]), "teacher": str(models["teacher"]), "lora": {"rank": 4}}
     method = {"name": "dopd", "privilege": "hint", "self_policy": "student@start"}
-    return run_config(models, folder, **QUICK | {"models": settings, "method": method, "data": data(folder, "p.p.p.")})
+    by_tokens = {"training__micro_batch_size": 0, "training__tokens_per_micro_batch": 60}  # in no process equally many
+    values = {"models": settings, "method": method, "data": data(folder, "p.p.p."), **by_tokens}
+    return run_config(models, folder, **QUICK | values)
 
 
 def launch(*command: str, processes: int = 2) -> list[subprocess.CompletedProcess]:
@@ -119,7 +125,7 @@ def launch(*command: str, processes: int = 2) -> list[subprocess.CompletedProces
 def numbers(config: RunConfig, kind: str) -> list[dict]:
     lines = RunFolder.open(config.run_dir).metrics(kind)
     return [
-        {key: value for key, value in line.items() if isinstance(value, (int, float)) and "seconds" not in key}
+        {key: value for key, value in line.items() if isinstance(value, (int, float)) and not SPEED.search(key)}
         for line in lines
     ]
 

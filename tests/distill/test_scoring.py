@@ -43,7 +43,7 @@ def test_group_by_length_keeps_answers_to_one_prompt_together() -> None:
         for number, (rows, places) in enumerate(batch.micro_batches()):
             assert batch.micro_batch[places].unique().tolist() == [number]
             assert batch.sequence[places].unique_consecutive().tolist() == rows
-    assert Batch(rollouts(*LENGTHS), 0, group_by_length=True).rollout_order is None
+    assert Batch(rollouts(*LENGTHS), 0, group_by_length=True).rows == [[0, 1, 2, 3, 4]]
 
 
 def kept(*regime: int) -> Routing:

@@ -40,7 +40,7 @@ def pair(models: dict, tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
 
 def metrics(config: RunConfig, kind: str = "train") -> list[dict]:
     lines = RunFolder.open(config.run_dir).metrics(kind)
-    return [{name: value for name, value in line.items() if not name.startswith("seconds/")} for line in lines]
+    return [{name: value for name, value in line.items() if "second" not in name} for line in lines]
 
 
 def weights(config: RunConfig, learner: str) -> dict[str, torch.Tensor]:

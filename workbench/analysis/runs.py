@@ -47,6 +47,9 @@ METRIC_UNITS = {
     "abs_information_gap": "nats per token",
     "total_gap": "nats per token",
     "tokens": "tokens per step",
+    "tokens_per_second": "tokens of answers per second",
+    "padding_share": "share of positions",
+    "oversized_passes": "passes",
 }
 _PREFIX_UNITS = {"share": "share of tokens", "loss_share": "share of loss", "seconds": "s", "threshold": "nats or 1"}
 MAX_POINTS = 1500  # of one curve; a longer one keeps the lowest and highest value of each stretch of steps

@@ -282,6 +282,15 @@ class TrainingConfig:
     ] = 0.0
     batch_size: Annotated[int, Option("Prompts per step", low=1)] = 8
     micro_batch_size: Annotated[int, Option("Sequences per forward pass. 0 = all of a step", low=0)] = 0
+    tokens_per_micro_batch: Annotated[
+        int,
+        Option(
+            "Tokens per forward pass, padding included, in place of micro_batch_size. Answers of similar length share "
+            "a pass; a longer answer has its own. 0 = by micro_batch_size",
+            unit="tokens",
+            low=0,
+        ),
+    ] = 0
     group_by_length: Annotated[
         bool,
         Option(
@@ -336,6 +345,17 @@ class TrainingConfig:
     report_to: Annotated[list, Option("Trackers of accelerate to log to, e.g. trackio, tensorboard or wandb")] = field(
         default_factory=list
     )
+
+    def __post_init__(self) -> None:
+        if not self.tokens_per_micro_batch:
+            return
+        for key in ("micro_batch_size", "group_by_length"):
+            if getattr(self, key):
+                raise ConfigError(
+                    f"training.tokens_per_micro_batch={self.tokens_per_micro_batch} and training.{key}="
+                    f"{show(getattr(self, key))} both divide a step into micro-batches. Set one of them, and leave the "
+                    "other at its default."
+                )
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ rollouts -> Batch (positions end to end) -> score_views -> route -> loss_normali
 """
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -15,8 +15,11 @@ from torch import Tensor
 from workbench.data.contexts import build_prompt, depends_on_rollout, is_missing_rollout_data
 from workbench.distill.losses import missing_scores, score
 from workbench.distill.method import Method
+from workbench.distill.micro_batches import split_by_tokens
 from workbench.policies import Policy
 from workbench.policies.fsdp import unsharded
+from workbench.policies.pass_counts import add_pass
+from workbench.policies.row_sizes import RowSize, padded_tokens
 from workbench.policies.view_output import ViewOutput, join_outputs
 from workbench.types import Prompt, Rollout, RouteBatch, Routing, TokenScores
 
@@ -29,11 +32,15 @@ class Batch:
 
     micro_batch_size  rollouts per micro-batch, 0 = all
     group_by_length   sort rollouts by length first, keeping those of one example together
+    tokens_per_micro_batch  padded tokens per micro-batch, in place of a number of rollouts; 0 = no such limit
+    row_sizes         of one view's rows, by which tokens are counted; see `of_view`
     """
 
     rollouts: tuple[Rollout, ...]
     micro_batch_size: int = 0
     group_by_length: bool = False
+    tokens_per_micro_batch: int = 0
+    row_sizes: tuple[RowSize, ...] = ()
 
     @cached_property
     def lengths(self) -> list[int]:
@@ -56,10 +63,18 @@ class Batch:
         return torch.tensor([column for length in self.lengths for column in range(length)], dtype=torch.long)
 
     @cached_property
-    def rollout_order(self) -> list[int] | None:
-        """Order in which rollouts fill the micro-batches; None = unchanged."""
+    def rows(self) -> list[list[int]]:
+        """Rollout indices of each micro-batch."""
+        if self.tokens_per_micro_batch and self.rollouts:
+            return split_by_tokens(self.row_sizes, self.tokens_per_micro_batch)
+        size = self.micro_batch_size or max(1, len(self.rollouts))
+        order = self._order()
+        return [list(order[first : first + size]) for first in range(0, len(order), size)]
+
+    def _order(self) -> Sequence[int]:
+        """Order in which rollouts fill micro-batches of equal numbers."""
         if not self.group_by_length or not 0 < self.micro_batch_size < len(self.rollouts):
-            return None
+            return range(len(self.rollouts))
         longest: dict[int, int] = {}  # completion length by example
         for rollout, length in zip(self.rollouts, self.lengths, strict=True):
             longest[id(rollout.example)] = max(length, longest.get(id(rollout.example), 0))
@@ -67,18 +82,20 @@ class Batch:
         ids = [id(rollout.example) for rollout in self.rollouts]
         return sorted(range(len(ids)), key=lambda row: (longest[ids[row]], rank[ids[row]], self.lengths[row]))
 
+    @cached_property
+    def is_in_order(self) -> bool:
+        """Whether the micro-batches, laid end to end, are the rollouts in their own order."""
+        return list(itertools.chain.from_iterable(self.rows)) == list(range(len(self.rollouts)))
+
     @property
     def num_micro_batches(self) -> int:
-        return -(-len(self.rollouts) // (self.micro_batch_size or max(1, len(self.rollouts))))
+        return len(self.rows)
 
     def micro_batches(self) -> Iterator[tuple[list[int], Positions]]:
         """Yield the rollout indices and the positions of each micro-batch."""
-        size = self.micro_batch_size or max(1, len(self.rollouts))
-        order = self.rollout_order or range(len(self.rollouts))
         ends = list(itertools.accumulate(self.lengths))
-        for first in range(0, len(self.rollouts), size):
-            indices = list(order[first : first + size])
-            if self.rollout_order is None:
+        for indices in self.rows:
+            if self.is_in_order:
                 yield indices, slice(ends[indices[0]] - self.lengths[indices[0]], ends[indices[-1]])
             else:
                 yield indices, torch.cat([torch.arange(ends[idx] - self.lengths[idx], ends[idx]) for idx in indices])
@@ -88,7 +105,7 @@ class Batch:
         """Index from the micro-batches' positions, laid end to end, to batch order."""
         return (
             slice(None)
-            if self.rollout_order is None
+            if self.is_in_order
             else torch.cat([positions for _, positions in self.micro_batches()]).argsort()
         )
 
@@ -127,9 +144,23 @@ def view_prompts(method: Method, rollouts: tuple[Rollout, ...]) -> dict[str, Pro
     return prompts
 
 
+def of_view(policy: Policy, prompts: Prompts, batch: Batch) -> Batch:
+    """The rollouts that a view scores, those with a prompt, in the view's own micro-batches."""
+    has_prompt = [prompt is not None for prompt in prompts]
+    rollouts = tuple(itertools.compress(batch.rollouts, has_prompt))
+    sizes: tuple[RowSize, ...] = ()
+    if batch.tokens_per_micro_batch:
+        shown = [prompt for prompt in prompts if prompt is not None]
+        sizes = tuple(policy.row_sizes(shown, [rollout.ids for rollout in rollouts]))
+    return replace(batch, rollouts=rollouts, row_sizes=sizes)
+
+
 def forward_micro_batch(policy: Policy, prompts: Prompts, batch: Batch, rollout_indices: list[int]) -> ViewOutput:
     """Forward pass of some rollouts of the batch under one view, all of which have a prompt."""
     rollouts = [batch.rollouts[idx] for idx in rollout_indices]
+    if batch.tokens_per_micro_batch:
+        size = padded_tokens([batch.row_sizes[idx] for idx in rollout_indices])
+        add_pass(oversized=int(size > batch.tokens_per_micro_batch))
     return policy.forward(
         [prompts[idx] for idx in rollout_indices],
         [rollout.ids for rollout in rollouts],
@@ -144,13 +175,13 @@ def forward_view(policy: Policy, prompts: Prompts, batch: Batch) -> ViewOutput |
     Rollouts without a prompt are not scored (ViewOutput.is_scored). None if no rollout has a prompt.
     """
     has_prompt = [prompt is not None for prompt in prompts]
-    scored = replace(batch, rollouts=tuple(itertools.compress(batch.rollouts, has_prompt)))
+    scored = of_view(policy, prompts, batch)
     if not scored.rollouts and batch.rollouts:
         return None
     scored_prompts = tuple(prompt for prompt in prompts if prompt is not None)
-    outputs = [forward_micro_batch(policy, scored_prompts, scored, indices) for indices, _ in scored.micro_batches()]
+    outputs = [forward_micro_batch(policy, scored_prompts, scored, indices) for indices in scored.rows]
     output = join_outputs(outputs)
-    output = output if scored.rollout_order is None else output.select(scored.inverse_order)
+    output = output if scored.is_in_order else output.select(scored.inverse_order)
     return output if all(has_prompt) else output.spread(torch.tensor(has_prompt)[batch.sequence].to(output.device))
 
 

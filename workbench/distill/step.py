@@ -26,6 +26,7 @@ from workbench.distill.scoring import (
     forward_micro_batch,
     forward_view,
     loss_normalizers,
+    of_view,
     route,
     score_views,
     slice_routing,
@@ -36,6 +37,7 @@ from workbench.errors import RunError
 from workbench.policies import Policy
 from workbench.policies.by_domain import member
 from workbench.policies.fsdp import lockstep_forward, num_synced_passes, unsharded
+from workbench.policies.row_sizes import RowSize
 from workbench.policies.view_output import ViewOutput
 from workbench.types import Evidence, Rollout, Routing, TokenScores
 
@@ -96,6 +98,7 @@ def score_batch(
         batch = replace(batch, rollouts=method.annotate(batch.rollouts, *peers))
         batch = replace(batch, rollouts=tuple(_clean_feedback(method, policies, rollout) for rollout in batch.rollouts))
     prompts = view_prompts(method, batch.rollouts)
+    batch = of_view(policies[method.views[method.learner].policy], prompts[method.learner], batch)
     outputs, scores = score_views(method, policies, prompts, batch)
     return ScoredBatch(batch, prompts, outputs, scores)
 
@@ -311,8 +314,14 @@ def _all_gather_scores(process_group: ProcessGroup, batch: Batch, scores: dict[s
     }
     rollouts = tuple(replace(rollout, example=light[id(rollout.example)]) for rollout in batch.rollouts)
     numbers = {(name, key): value.cpu() for name, view in scores.items() for key, value in vars(view).items()}
-    rollouts_by_rank, numbers_by_rank = zip(*process_group.all_gather_object((rollouts, numbers)), strict=True)
-    global_batch = replace(batch, rollouts=tuple(itertools.chain.from_iterable(rollouts_by_rank)))
+    sizes = _named_by_rank(batch.row_sizes, process_group.rank)
+    gathered = process_group.all_gather_object((rollouts, numbers, sizes))
+    rollouts_by_rank, numbers_by_rank, sizes_by_rank = zip(*gathered, strict=True)
+    global_batch = replace(
+        batch,
+        rollouts=tuple(itertools.chain.from_iterable(rollouts_by_rank)),
+        row_sizes=tuple(itertools.chain.from_iterable(sizes_by_rank)),
+    )
     joined = {key: value.to(device) for key, value in _concatenate(numbers_by_rank).items()}
     global_scores = {
         name: TokenScores(**{key: joined[name, key] for key in vars(view)}) for name, view in scores.items()
@@ -320,6 +329,12 @@ def _all_gather_scores(process_group: ProcessGroup, batch: Batch, scores: dict[s
     earlier = list(itertools.chain.from_iterable(rollouts_by_rank[: process_group.rank]))  # rollouts of lower ranks
     start = sum(len(rollout.ids) for rollout in earlier)
     return _GlobalBatch(global_batch, global_scores, slice(start, start + batch.num_positions), len(earlier))
+
+
+def _named_by_rank(sizes: Sequence[RowSize], rank: int) -> list[RowSize]:
+    """Rename the prompts of row sizes, so that they are unequal to those of other ranks."""
+    idx = {prompt: idx for idx, prompt in enumerate(dict.fromkeys(size.prompt for size in sizes))}
+    return [size._replace(prompt=(rank, idx[size.prompt])) for size in sizes]
 
 
 def _with_gathered_result(

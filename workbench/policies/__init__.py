@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+from workbench.policies.row_sizes import RowSize
 from workbench.policies.view_output import ViewOutput
 from workbench.types import DenoisingTrace, Prompt
 
@@ -75,6 +76,9 @@ class Policy(Protocol):
 
         denoisings  order of the tokens of each completion; only diffusion policies use it
         """
+
+    def row_sizes(self, prompts: list[Prompt], completions: list[tuple[int, ...]]) -> list[RowSize]:
+        """Tokens of each row, as `forward` passes them."""
 
     def text(self, ids: tuple[int, ...]) -> str:
         """Decode a completion without special tokens."""

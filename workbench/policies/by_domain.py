@@ -7,6 +7,7 @@ import torch
 
 from workbench.errors import PolicyError
 from workbench.policies import Completion, Policy, SamplingOptions
+from workbench.policies.row_sizes import RowSize
 from workbench.policies.view_output import ViewOutput, join_outputs
 from workbench.types import DenoisingTrace, Prompt
 
@@ -78,6 +79,12 @@ class PolicyByDomain:
             )
         output = join_outputs(outputs)
         return output.select(torch.cat(positions).argsort().to(output.device))
+
+    def row_sizes(self, prompts: list[Prompt], completions: list[tuple[int, ...]]) -> list[RowSize]:
+        return [
+            self.of(prompt.domain).row_sizes([prompt], [ids])[0]
+            for prompt, ids in zip(prompts, completions, strict=True)
+        ]
 
     def denoising_schedule(self, ids: tuple[int, ...]) -> DenoisingTrace | None:
         return self._any.denoising_schedule(ids)

@@ -19,6 +19,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from workbench.policies.encoding import MODALITIES, Encoded, PromptEncoder, append, collate, distinct, image_inputs
 from workbench.policies.image_features import ImageFeatureCache, caching_enabled
+from workbench.policies.pass_counts import add_pass, is_counting
+from workbench.policies.row_sizes import RowSize, num_tokens, padded_tokens
 from workbench.policies.shortcuts import Shortcuts
 from workbench.types import Prompt
 
@@ -64,6 +66,12 @@ class Passes:
         return self.shortcuts.prompts and not recomputes and not self._in_step
 
     @property
+    def always_shares_prompts(self) -> bool:
+        """Whether rows share prompts in every pass, also in those that recompute activations or run in lockstep."""
+        recomputes = getattr(self.model, "is_activation_checkpointing", False)
+        return self.shortcuts.prompts and not recomputes and self.shards is None
+
+    @property
     def shares_pictures(self) -> bool:
         return self._can_share_pictures and self.shortcuts.pictures
 
@@ -71,6 +79,20 @@ class Passes:
     def _in_step(self) -> bool:
         """Whether a pass must be one call of the whole model, in lockstep with the other ranks."""
         return self.shards is not None and torch.is_grad_enabled()
+
+    def row_sizes(
+        self, prompts: list[Prompt], completions: list[tuple[int, ...]], *, shared: bool | None = None
+    ) -> list[RowSize]:
+        """Tokens of each row.
+
+        shared  whether rows of one prompt share its pass; None: only where passes with gradient do so too
+        """
+        shared = self.always_shares_prompts if shared is None else shared
+        lengths = {id(prompt): self.encoder.encode(prompt)["input_ids"].shape[1] for prompt in prompts}
+        return [
+            RowSize(id(prompt) if shared else object(), lengths[id(prompt)], len(ids))
+            for prompt, ids in zip(prompts, completions, strict=True)
+        ]
 
     def model_inputs(
         self, prompts: list[Prompt], completions: list[tuple[int, ...]]
@@ -131,6 +153,10 @@ class Passes:
             hidden = self._forward_after_shared_prompts(prompts, completions)
         else:
             hidden = self._forward_rows(prompts, completions)
+        if is_counting():
+            sizes = self.row_sizes(prompts, completions, shared=self._shares_prompts)
+            used = num_tokens(sizes)
+            add_pass(tokens=used, padding=padded_tokens(sizes) - used)
         lengths = torch.tensor([len(ids) for ids in completions])
         valid = torch.arange(hidden.shape[1]) < lengths.unsqueeze(-1)
         return hidden[valid.to(hidden.device)]

@@ -204,6 +204,7 @@ def build_learner(
             f"method {method.name} needs a masked diffusion model, and {start} generates from left to right. Set "
             "models.student to a masked diffusion model, such as data/models/diffusion."
         )
+    _refuse_tokens_of_canvases(config, policies)
     if process_group.sharding is not None:
         _refuse_rows_apart(config, policies)
         shard(policies.values(), process_group, device)
@@ -271,6 +272,18 @@ def _architecture(settings: dict) -> dict:
         for key, value in settings.items()
         if not str(key).startswith("_") and key != "transformers_version"
     }
+
+
+def _refuse_tokens_of_canvases(config: RunConfig, policies: dict[str, Policy]) -> None:
+    """Raise ConfigError for a token budget and a masked diffusion model, which scores an answer in several canvases."""
+    budget = config.training.tokens_per_micro_batch
+    for policy in single_policies(policies.values()) if budget else ():
+        if policy.denoising_schedule(()) is not None:
+            raise ConfigError(
+                f"training.tokens_per_micro_batch={budget} does not bound the passes of {policy.name}, a masked "
+                "diffusion model, which scores an answer once for each denoising step. Set training.micro_batch_size "
+                "instead."
+            )
 
 
 def _refuse_rows_apart(config: RunConfig, policies: dict[str, Policy]) -> None:

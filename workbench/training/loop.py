@@ -36,6 +36,7 @@ from workbench.policies import SamplingOptions
 from workbench.policies.by_domain import covers
 from workbench.policies.fsdp import single_policies, unsharded, unsharded_root
 from workbench.policies.image_features import cached_image_features
+from workbench.policies.pass_counts import PassCounts, count_passes, sum_counts
 from workbench.policies.proven import keep_shortcuts
 from workbench.policies.roles import describe_trained
 from workbench.runs.checkpoints import Checkpoint
@@ -91,6 +92,8 @@ class Trainer:
         process_group: ProcessGroup = ALONE,
     ) -> None:
         self.folder, self.process_group = folder, process_group
+        self._has_warned_of_size = False
+        self._between_steps = StepTimer()
         process_group.require_prompts(config.training.batch_size)
         self.method = config.load_method()
         check_engine(config, self.method)
@@ -319,13 +322,14 @@ class Trainer:
 
     def step(self, step: int) -> dict[str, float]:
         """Run one training step of all learners; return its metrics."""
-        timer = StepTimer()
+        between, self._between_steps, timer = self._between_steps.laps, StepTimer(), StepTimer()
         examples = self._next_examples(step)
         try:
             with (
                 self.process_group.propagate_errors(),
                 unsharded_root(*self.policies),
                 cached_image_features() if self.config.models.cache_image_features else contextlib.nullcontext(),
+                count_passes() as counts,
             ):
                 rollouts = self._sample(step, examples)  # all learners sample before any is trained
                 timer.mark("sample")
@@ -345,8 +349,28 @@ class Trainer:
         timer.mark("trace")
         num_positions = sum(result.global_batch_result.batch.num_positions for result in results)
         metrics |= timer.seconds() | {"tokens": num_positions, "skipped_total": self.skipped_examples.counts.total()}
+        metrics |= between | self._throughput(metrics, counts)
         self.folder.log_metrics("train", step, metrics)
         return metrics
+
+    def _throughput(self, metrics: dict[str, float], counts: PassCounts) -> dict[str, float]:
+        """Tokens of answers per second, and what the forward passes of all ranks had beside tokens."""
+        counts = sum_counts(self.process_group.all_gather_object(counts))
+        values = {"tokens_per_second": metrics["tokens"] / metrics["seconds/step"]}
+        if counts.tokens:
+            values["padding_share"] = counts.padding_share
+        budget = self.config.training.tokens_per_micro_batch
+        if budget:
+            values["oversized_passes"] = counts.oversized
+        if counts.oversized and not self._has_warned_of_size:
+            self._has_warned_of_size = True
+            log.warning(
+                "%d forward passes of one step have a single answer that, with its prompt, is longer than "
+                "training.tokens_per_micro_batch=%d; metric oversized_passes counts them",
+                counts.oversized,
+                budget,
+            )
+        return values
 
     def _next_examples(self, step: int) -> list[Example]:
         """The step's examples for all ranks, without unusable ones."""
@@ -384,12 +408,16 @@ class Trainer:
                 first=local.start * self.config.sampling.num_generations,
             )
 
+    def _batch(self, rollouts: tuple[Rollout, ...]) -> Batch:
+        training = self.config.training
+        return Batch(rollouts, training.micro_batch_size, training.group_by_length, training.tokens_per_micro_batch)
+
     def _score_and_backward(
         self, learner: Learner, rollouts: dict[str, tuple[Rollout, ...]], step: int, timer: StepTimer
     ) -> StepResult:
         """Score and route one learner's batch and backpropagate its losses; the optimizer step follows later."""
         config, method = self.config, self.method
-        batch = Batch(rollouts[learner.name], config.training.micro_batch_size, config.training.group_by_length)
+        batch = self._batch(rollouts[learner.name])
         with self._autocast():
             scored_batch = score_batch(method, learner.policies, batch, _of_peers(rollouts, learner))
             timer.mark("score")
@@ -420,6 +448,10 @@ class Trainer:
         return autocast(self.config, self.device)
 
     def _probe(self, step: int) -> None:
+        with self._between_steps.lap("probe"):
+            self._score_probes(step)
+
+    def _score_probes(self, step: int) -> None:
         """Score and route the probes with all views; rank 0 has the probes and records the results."""
         batches, metrics = [], {}
         if not self.process_group.main_first(lambda: all(self.probes.get(learner.name) for learner in self.learners)):
@@ -430,8 +462,8 @@ class Trainer:
                     join_collectives(self.method, learner.policies)
                     continue
                 probes = self.probes[learner.name]
-                batch = Batch(probes, self.config.training.micro_batch_size, self.config.training.group_by_length)
-                scored_batch = score_batch(self.method, learner.policies, batch, _of_peers(self.probes, learner))
+                others = _of_peers(self.probes, learner)
+                scored_batch = score_batch(self.method, learner.policies, self._batch(probes), others)
                 with unsharded(learner.student):
                     result = compute_step(
                         self.method,
@@ -449,7 +481,7 @@ class Trainer:
         self.folder.log_metrics("probe", step, metrics)
 
     def _evaluate(self, step: int) -> None:
-        with self._autocast():
+        with self._autocast(), self._between_steps.lap("evaluate"):
             metrics = self.evaluation(step)
         self.accelerator.log(metrics, step=step)
         self.early_stopping.update(step, metrics)
@@ -459,10 +491,11 @@ class Trainer:
 
     def _save(self, step: int) -> None:
         """Save a checkpoint after all ranks have flushed their traces up to this step."""
-        self.trace_writer.flush()
-        self.process_group.all_gather_object("flushed")
-        gathered = [gather(learner, self.process_group.is_main) for learner in self.learners]
-        self.process_group.main_first(lambda: self._save_on_main(step, gathered))
+        with self._between_steps.lap("save"):
+            self.trace_writer.flush()
+            self.process_group.all_gather_object("flushed")
+            gathered = [gather(learner, self.process_group.is_main) for learner in self.learners]
+            self.process_group.main_first(lambda: self._save_on_main(step, gathered))
 
     def _save_on_main(self, step: int, gathered: list[Gathered | None]) -> None:
         limit = self.config.training.save_total_limit

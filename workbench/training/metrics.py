@@ -1,6 +1,8 @@
 """Metrics of one step: one flat dictionary with the same keys for every method."""
 
+import contextlib
 import time
+from collections.abc import Iterator
 
 import torch
 from jaxtyping import Float
@@ -121,17 +123,30 @@ def prefix_by_learner(name: str, metrics: dict[str, float]) -> dict[str, float]:
 
 
 class StepTimer:
-    """Measures the seconds of each part of a step."""
+    """Measures the seconds of each part of a step, or of what is done between steps."""
 
     def __init__(self) -> None:
         self._start = self._last = time.perf_counter()
-        self._laps: dict[str, float] = {}
+        self.laps: dict[str, float] = {}  # seconds by key "seconds/NAME"
 
     def mark(self, name: str) -> None:
+        """Add the time since the last mark to a part."""
         now = time.perf_counter()
-        key = f"seconds/{name}"
-        self._laps[key] = self._laps.get(key, 0.0) + now - self._last
+        self._add(name, now - self._last)
         self._last = now
 
+    @contextlib.contextmanager
+    def lap(self, name: str) -> Iterator[None]:
+        """Add the time inside this context to a part."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._add(name, time.perf_counter() - start)
+
+    def _add(self, name: str, seconds: float) -> None:
+        key = f"seconds/{name}"
+        self.laps[key] = self.laps.get(key, 0.0) + seconds
+
     def seconds(self) -> dict[str, float]:
-        return self._laps | {"seconds/step": self._last - self._start}
+        return self.laps | {"seconds/step": self._last - self._start}

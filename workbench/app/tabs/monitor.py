@@ -55,6 +55,7 @@ POLL_S = 2.0
 MIN_REDRAW_S, MAX_REDRAW_S = 20.0, 300.0  # between two redraws: each costs the browser a second of one core
 REDRAW_AGE_FRACTION = 1 / 20  # of a run's age: the interval between redraws, within these bounds
 MAX_DRAW_SHARE = 1 / 50  # of the server's time spent on drawing
+PARTS = ("sample", "score", "learn", "update", "trace", "probe", "evaluate", "save")
 CURVES = (  # title, metrics
     ("Loss", ("loss",)),
     ("Accuracy of training answers", ("accuracy",)),
@@ -62,6 +63,9 @@ CURVES = (  # title, metrics
     ("Answer length", ("completion_length",)),
     ("Truncated and duplicate answers", ("truncated", "duplicate_rate")),
     ("Learning rate", ("learning_rate",)),
+    ("Answer tokens per second", ("tokens_per_second",)),
+    ("Padding in passes", ("padding_share",)),
+    ("Seconds per part of a step", tuple(f"seconds/{part}" for part in PARTS)),
 )
 PANELS = {  # title
     "accuracy": "Accuracy and confidence",
@@ -405,8 +409,10 @@ def _of(trained: Table, names: tuple[str, ...], title: str) -> Table:
     """The curves of these metrics, with those of peers that learn in the same run; an empty table says why."""
     if trained.empty:
         return trained
-    curves = trained.frame[trained.frame["metric"].str.rpartition("/")[2].isin(names)]
-    empty = f"Not recorded: {title.lower()}. This data has no reference answers to compare with."
+    endings = tuple(f"/{name}" for name in names)
+    curves = trained.frame[("/" + trained.frame["metric"]).str.endswith(endings)]
+    reason = " This data has no reference answers to compare with." if names == ("accuracy",) else ""
+    empty = f"Not recorded: {title.lower()}.{reason}"
     return table(curves, list(trained.frame.columns), run=trained.run, empty=empty, units=trained.units)
 
 
