@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from workbench.policies import Completion, SamplingOptions
-from workbench.policies.row_sizes import RowSize
+from workbench.policies.row_sizes import RowSize, padded_tokens
 from workbench.policies.sampling import count_kept
 from workbench.policies.view_output import Head, ViewOutput
 from workbench.types import DenoisingTrace, Prompt
@@ -50,6 +50,9 @@ class LogitTablePolicy:
 
     def row_sizes(self, prompts: list[Prompt], completions: list[tuple[int, ...]]) -> list[RowSize]:
         return [RowSize(id(prompt), 1, len(ids)) for prompt, ids in zip(prompts, completions, strict=True)]
+
+    def pass_tokens(self, rows: list[RowSize]) -> int:
+        return padded_tokens(rows)
 
     context_length = None
 

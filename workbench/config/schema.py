@@ -291,6 +291,13 @@ class TrainingConfig:
             low=0,
         ),
     ] = 0
+    packing: Annotated[
+        bool,
+        Option(
+            "Put several sequences into a row where that takes fewer tokens than padding. Each model is tested for it "
+            "when it is loaded"
+        ),
+    ] = False
     group_by_length: Annotated[
         bool,
         Option(

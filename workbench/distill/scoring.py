@@ -15,7 +15,7 @@ from torch import Tensor
 from workbench.data.contexts import build_prompt, depends_on_rollout, is_missing_rollout_data
 from workbench.distill.losses import missing_scores, score
 from workbench.distill.method import Method
-from workbench.distill.micro_batches import split_by_tokens
+from workbench.distill.micro_batches import PassTokens, split_by_tokens
 from workbench.policies import Policy
 from workbench.policies.fsdp import unsharded
 from workbench.policies.pass_counts import add_pass
@@ -33,7 +33,7 @@ class Batch:
     micro_batch_size  rollouts per micro-batch, 0 = all
     group_by_length   sort rollouts by length first, keeping those of one example together
     tokens_per_micro_batch  padded tokens per micro-batch, in place of a number of rollouts; 0 = no such limit
-    row_sizes         of one view's rows, by which tokens are counted; see `of_view`
+    row_sizes, pass_tokens  of one view's rows and passes, by which tokens are counted; see `of_view`
     """
 
     rollouts: tuple[Rollout, ...]
@@ -41,6 +41,7 @@ class Batch:
     group_by_length: bool = False
     tokens_per_micro_batch: int = 0
     row_sizes: tuple[RowSize, ...] = ()
+    pass_tokens: PassTokens = padded_tokens
 
     @cached_property
     def lengths(self) -> list[int]:
@@ -66,7 +67,7 @@ class Batch:
     def rows(self) -> list[list[int]]:
         """Rollout indices of each micro-batch."""
         if self.tokens_per_micro_batch and self.rollouts:
-            return split_by_tokens(self.row_sizes, self.tokens_per_micro_batch)
+            return split_by_tokens(self.row_sizes, self.tokens_per_micro_batch, self.pass_tokens)
         size = self.micro_batch_size or max(1, len(self.rollouts))
         order = self._order()
         return [list(order[first : first + size]) for first in range(0, len(order), size)]
@@ -152,14 +153,14 @@ def of_view(policy: Policy, prompts: Prompts, batch: Batch) -> Batch:
     if batch.tokens_per_micro_batch:
         shown = [prompt for prompt in prompts if prompt is not None]
         sizes = tuple(policy.row_sizes(shown, [rollout.ids for rollout in rollouts]))
-    return replace(batch, rollouts=rollouts, row_sizes=sizes)
+    return replace(batch, rollouts=rollouts, row_sizes=sizes, pass_tokens=policy.pass_tokens)
 
 
 def forward_micro_batch(policy: Policy, prompts: Prompts, batch: Batch, rollout_indices: list[int]) -> ViewOutput:
     """Forward pass of some rollouts of the batch under one view, all of which have a prompt."""
     rollouts = [batch.rollouts[idx] for idx in rollout_indices]
     if batch.tokens_per_micro_batch:
-        size = padded_tokens([batch.row_sizes[idx] for idx in rollout_indices])
+        size = batch.pass_tokens([batch.row_sizes[idx] for idx in rollout_indices])
         add_pass(oversized=int(size > batch.tokens_per_micro_batch))
     return policy.forward(
         [prompts[idx] for idx in rollout_indices],

@@ -1,5 +1,6 @@
 """Policies: models that sample answers (`sample`) and compute hidden states of given answers (`forward`)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -79,6 +80,9 @@ class Policy(Protocol):
 
     def row_sizes(self, prompts: list[Prompt], completions: list[tuple[int, ...]]) -> list[RowSize]:
         """Tokens of each row, as `forward` passes them."""
+
+    def pass_tokens(self, rows: Sequence[RowSize]) -> int:
+        """Positions of one forward pass of these rows, padding included."""
 
     def text(self, ids: tuple[int, ...]) -> str:
         """Decode a completion without special tokens."""

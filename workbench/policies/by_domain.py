@@ -1,13 +1,13 @@
 """Policy by domain: each prompt goes to the policy of its example's domain."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from workbench.errors import PolicyError
 from workbench.policies import Completion, Policy, SamplingOptions
-from workbench.policies.row_sizes import RowSize
+from workbench.policies.row_sizes import RowSize, padded_tokens
 from workbench.policies.view_output import ViewOutput, join_outputs
 from workbench.types import DenoisingTrace, Prompt
 
@@ -85,6 +85,9 @@ class PolicyByDomain:
             self.of(prompt.domain).row_sizes([prompt], [ids])[0]
             for prompt, ids in zip(prompts, completions, strict=True)
         ]
+
+    def pass_tokens(self, rows: Sequence[RowSize]) -> int:
+        return padded_tokens(rows)  # at least what the passes of its members take
 
     def denoising_schedule(self, ids: tuple[int, ...]) -> DenoisingTrace | None:
         return self._any.denoising_schedule(ids)

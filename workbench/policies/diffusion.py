@@ -65,7 +65,8 @@ class DiffusionPolicy(AutoregressivePolicy):
 
     def prove(self) -> Proof:
         """Return an empty proof: left-to-right shortcuts do not apply, and __init__ checks the head."""
-        self.proof = self.proof or Proof(self.shortcuts)
+        off = {"packing": None} if self.shortcuts.packing else {}
+        self.proof = self.proof or Proof(replace(self.shortcuts, packing=False), off)
         return self.proof
 
     def set_denoising_steps(self, block: int, steps_per_block: int, canvas: int | None = None) -> None:

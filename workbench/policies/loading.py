@@ -1,6 +1,7 @@
 """Load the policies that views name (`student`, `student@ema`, `teacher:ocr`), compatible with each other."""
 
 from collections.abc import Collection, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ def load_policy(
     max_pixels: int | None = MAX_PIXELS,
     system_prompt: str | None = None,
     chat_template_kwargs: dict[str, Any] | None = None,
+    packing: bool = False,
     **options: Any,
 ) -> AutoregressivePolicy:
     """Load a model folder or hub name as a policy; options as in models.load_model.
@@ -32,11 +34,13 @@ def load_policy(
     max_pixels     larger images are reduced to it before they are encoded; None = no limit
     system_prompt  of prompts without a system turn; None = what the chat template does by itself
     chat_template_kwargs  arguments of the chat template, such as {"enable_thinking": False}
+    packing        put several sequences into a row where that takes fewer tokens, once proven
     """
     model, processor = load_model(path, name, **options)
     kind = DiffusionPolicy if is_masked_lm(model.config) else AutoregressivePolicy
     policy = kind(model, processor, name)
     policy.source, policy.encoder.max_pixels = path, max_pixels
+    policy.shortcuts = replace(policy.shortcuts, packing=packing)
     policy.encoder.set_template(system_prompt, chat_template_kwargs or {}, name)
     return policy
 

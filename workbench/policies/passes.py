@@ -6,7 +6,7 @@ same column P. The hidden state of column P - 1 + t predicts completion token t.
 
 import contextlib
 import inspect
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -17,8 +17,18 @@ from transformers import Cache, DynamicCache
 from transformers.cache_utils import LinearAttentionCacheLayerMixin
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from workbench.policies.encoding import MODALITIES, Encoded, PromptEncoder, append, collate, distinct, image_inputs
+from workbench.policies.encoding import (
+    GRID,
+    MODALITIES,
+    Encoded,
+    PromptEncoder,
+    append,
+    collate,
+    distinct,
+    image_inputs,
+)
 from workbench.policies.image_features import ImageFeatureCache, caching_enabled
+from workbench.policies.packing import capacity, pack, pack_inputs, packed_tokens
 from workbench.policies.pass_counts import add_pass, is_counting
 from workbench.policies.row_sizes import RowSize, num_tokens, padded_tokens
 from workbench.policies.shortcuts import Shortcuts
@@ -70,6 +80,17 @@ class Passes:
         """Whether rows share prompts in every pass, also in those that recompute activations or run in lockstep."""
         recomputes = getattr(self.model, "is_activation_checkpointing", False)
         return self.shortcuts.prompts and not recomputes and self.shards is None
+
+    @property
+    def packs_single_row(self) -> bool:
+        """Whether the attention finds packed sequences in a single row only."""
+        return "flash" in str(getattr(self.model.config, "_attn_implementation", ""))
+
+    def pass_tokens(self, rows: Sequence[RowSize]) -> int:
+        """Positions of one forward pass of these rows, padding included."""
+        if self.shortcuts.packing:
+            return min(padded_tokens(rows), packed_tokens(rows, single_row=self.packs_single_row))
+        return padded_tokens(rows)
 
     @property
     def shares_pictures(self) -> bool:
@@ -149,6 +170,8 @@ class Passes:
         return self._forward_together(prompts, completions)
 
     def _forward_together(self, prompts: list[Prompt], completions: list[tuple[int, ...]]) -> Float[Tensor, "N D"]:
+        if self.shortcuts.packing and (rows := self._packed_rows(prompts, completions)) is not None:
+            return self.packed_states(prompts, completions, rows)
         if len({id(prompt) for prompt in prompts}) < len(prompts) and self._shares_prompts:
             hidden = self._forward_after_shared_prompts(prompts, completions)
         else:
@@ -160,6 +183,44 @@ class Passes:
         lengths = torch.tensor([len(ids) for ids in completions])
         valid = torch.arange(hidden.shape[1]) < lengths.unsqueeze(-1)
         return hidden[valid.to(hidden.device)]
+
+    def _packed_rows(self, prompts: list[Prompt], completions: list[tuple[int, ...]]) -> list[list[int]] | None:
+        """Sequences of each packed row; None where padded rows, which can share prompts, take fewer tokens."""
+        sizes = self.row_sizes(prompts, completions, shared=self._shares_prompts)
+        if packed_tokens(sizes, single_row=self.packs_single_row) >= padded_tokens(sizes):
+            return None
+        lengths = [size.length for size in sizes]
+        return pack(lengths, capacity(lengths, single_row=self.packs_single_row))
+
+    def packed_states(
+        self, prompts: list[Prompt], completions: list[tuple[int, ...]], rows: list[list[int]]
+    ) -> Float[Tensor, "N D"]:
+        """As completion_states, with several sequences in a row. `rows`: indices of the sequences of each."""
+        order = [idx for row in rows for idx in row]
+        answers = [completions[idx] for idx in order]
+        inputs, _, lengths = self.model_inputs([prompts[idx] for idx in order], answers)
+        packed = pack_inputs(
+            inputs, [len(row) for row in rows], pad_id=self.encoder.pad_id, positions=self._spatial_positions(inputs)
+        )
+        hidden = self._hidden(packed.inputs | {"use_cache": False}).flatten(0, 1)
+        if is_counting():
+            add_pass(tokens=len(packed.index), padding=len(hidden) - len(packed.index))
+        ends = inputs["attention_mask"].sum(-1).cumsum(0).tolist()  # of each sequence, among all tokens
+        by_idx = {
+            idx: hidden[packed.index[end - 1 - length : end - 1]]
+            for idx, end, length in zip(order, ends, lengths.tolist(), strict=True)
+        }
+        return torch.cat([by_idx[idx] for idx in range(len(order))])
+
+    def _spatial_positions(self, inputs: dict) -> Int[Tensor, "3 B L"] | None:
+        """M-RoPE's position ids of padded inputs; None for other models."""
+        model = self.model.base_model
+        if not hasattr(model, "rope_deltas"):
+            return None
+        if MODALITIES not in inputs or GRID not in inputs:
+            return _counted(inputs["attention_mask"], inputs["input_ids"].shape[1]).expand(3, -1, -1)
+        taken = inspect.signature(model.get_rope_index).parameters
+        return model.get_rope_index(**{name: value for name, value in inputs.items() if name in taken})[0]
 
     def plain_logits(self, prompt: Prompt, completion: tuple[int, ...]) -> Float[Tensor, "T V"]:
         """Logits of the model's own forward pass for one row, without shortcuts."""

@@ -39,6 +39,7 @@ _WHY = {
     "positions": "it counts padding among the positions: it is given positions without",
     "cache": "a cache gives different log-probs: each sampled token passes its whole row again, which is slow",
     "prompts": "its cache cannot be repeated for several answers: a prompt passes once for each answer",
+    "packing": "sequences that share a row give other log-probs",
     "pictures": "pictures encoded apart give different log-probs: they are encoded with each row",
 }
 
@@ -121,9 +122,16 @@ def _settled(policy: "AutoregressivePolicy", trial: _Trial, head: Head | None, w
     """Test the wanted shortcuts one after the other, each together with those that passed before."""
     off: dict[str, float | None] = {}
     settings = {} if head is None else {name: getattr(head, name) for name in ("scale", "soft_cap", "never")}
-    now = replace(wanted, head=head is not None, rows=False, cache=False, prompts=False, pictures=False)
+    now = replace(wanted, head=head is not None, rows=False, cache=False, prompts=False, pictures=False, packing=False)
     score, sample = _scorer(policy), _sampler(policy)
-    for name, ways in (("rows", (score,)), ("pictures", (score,)), ("cache", (sample,)), ("prompts", (score, sample))):
+    trials = {
+        "rows": (score,),
+        "pictures": (score,),
+        "cache": (sample,),
+        "prompts": (score, sample),
+        "packing": _packers(policy),
+    }
+    for name, ways in trials.items():
         if not getattr(wanted, name) or (name == "prompts" and not now.cache):
             continue
         tried = replace(now, **{name: True})
@@ -150,6 +158,21 @@ def _scorer(policy: "AutoregressivePolicy") -> Callable[[_Trial], list[Tensor]]:
         return list(logits.split([len(ids) for ids in trial.completions]))
 
     return score
+
+
+def _packers(policy: "AutoregressivePolicy") -> tuple[Callable[[_Trial], list[Tensor]], ...]:
+    """Scores with all rows of a trial end to end in one, and where the attention allows it in two rows."""
+
+    def packer(num_rows: int) -> Callable[[_Trial], list[Tensor]]:
+        def score(trial: _Trial) -> list[Tensor]:
+            count = len(trial.prompts)
+            rows = [list(range(count))[first::num_rows] for first in range(num_rows)]
+            hidden = policy.packed_states(trial.prompts, trial.completions, [row for row in rows if row])
+            return list(policy.head(hidden).split([len(ids) for ids in trial.completions]))
+
+        return score
+
+    return (packer(1),) if policy.packs_single_row else (packer(1), packer(2))
 
 
 def _sampler(policy: "AutoregressivePolicy") -> Callable[[_Trial], list[Tensor]]:

@@ -13,7 +13,7 @@ import torch
 import transformers
 
 from workbench.distributed import ProcessGroup
-from workbench.errors import PolicyError
+from workbench.errors import ConfigError, PolicyError
 from workbench.policies.adapters import base_of
 from workbench.policies.autoregressive import AutoregressivePolicy
 from workbench.policies.diffusion import DiffusionPolicy
@@ -23,6 +23,7 @@ from workbench.policies.shortcuts import Shortcuts
 FOLDER = "WORKBENCH_CACHE"  # overrides ~/.cache/vlm-distillation-workbench
 _CODE = (
     "passes.py",
+    "packing.py",
     "proof.py",
     "heads.py",
     "encoding.py",
@@ -37,11 +38,15 @@ _known: dict[str, Proof] = {}
 def prove_all(policies: Iterable[AutoregressivePolicy], *, accept_differences: bool = False) -> None:
     """Prove the shortcuts of policies, and log disabled ones once per model.
 
-    Raises: PolicyError for a model that differs from its own forward pass, unless accepted.
+    Raises: PolicyError for a model that differs from its own forward pass, unless accepted; ConfigError for one that
+    shall pack sequences and cannot.
     """
     unusual: dict[tuple, list[str]] = {}
     for policy in policies:
+        packs = policy.shortcuts.packing
         proof = prove_once(policy)
+        if packs and not proof.shortcuts.packing:
+            raise _cannot_pack(policy, proof)
         if proof.differs and not accept_differences:
             raise PolicyError(
                 f"{policy.name} ({policy.source}): {'; '.join(proof.differs)}. Choose another model or another version "
@@ -52,6 +57,16 @@ def prove_all(policies: Iterable[AutoregressivePolicy], *, accept_differences: b
                 unusual.setdefault((level, str(policy.source), sentence), []).append(policy.name)
     for (level, _, sentence), names in unusual.items():
         log.log(level, "%s: %s", ", ".join(names), sentence)
+
+
+def _cannot_pack(policy: AutoregressivePolicy, proof: Proof) -> ConfigError:
+    gap = proof.off.get("packing")
+    reason = "such a pass fails" if gap is None else f"its log-probs are then {gap:.1e} nats off"
+    return ConfigError(
+        f"training.packing=true: {policy.name} ({policy.source}, {type(policy.model).__name__}) cannot score several "
+        f"sequences in a row: {reason}. Set training.packing=false; training.tokens_per_micro_batch reduces padding "
+        "too."
+    )
 
 
 def agree(policies: Iterable[AutoregressivePolicy], process_group: ProcessGroup) -> None:
@@ -136,6 +151,7 @@ def _fingerprint(policy: AutoregressivePolicy, path: str | Path) -> str | None:
         "files": [[str(folder.resolve()), _files_of(folder)] for folder in folders],
         "commit": commit,
         "weights": [str(policy.device.type), str(next(policy.model.parameters()).dtype), policy.adapter],
+        "packing": policy.shortcuts.packing,
         "attention": getattr(config, "_attn_implementation", None),
         "modules": hashlib.sha256(str(policy.model).encode()).hexdigest(),  # adapters, quantized or compiled layers
     }

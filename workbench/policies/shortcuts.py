@@ -13,6 +13,7 @@ class Shortcuts:
     cache      keep keys, values and states while sampling; off: every token passes its whole row again
     prompts    one pass of a prompt for all its answers; off: one pass per answer
     pictures   encode each image once for all rows; off: with each row
+    packing    several sequences in a row, if training.packing asks for it; off: padded rows
     """
 
     head: bool = True
@@ -21,3 +22,4 @@ class Shortcuts:
     cache: bool = True
     prompts: bool = True
     pictures: bool = True
+    packing: bool = False

@@ -185,6 +185,7 @@ def build_learner(
         teacher_options=models.teacher_options,
         offload_teachers=models.offload_teachers,
         attn_implementation=models.attn_implementation,
+        packing=config.training.packing,
         compiler=models.compile,
         device="cpu" if process_group.sharding else device,
         max_completion_length=config.sampling.max_completion_length,
