@@ -4,6 +4,7 @@
     python -m benchmarks dopd       a step of dopd against a step of opd, and the least it could cost
     python -m benchmarks methods    a step of every method against its floor: the forward passes that its views need
     python -m benchmarks losses     time and peak memory of the chunked losses against whole logits, and Liger's
+    python -m benchmarks packing    answers of mixed length: padded, sorted, by a token budget, packed
     python -m benchmarks memory     peak memory and time of steps of 1,024 to 16,384 positions, vocabulary of 151,936
     python -m benchmarks gpu        Qwen3-VL with random weights: parts of a step, floor, memory (small without a GPU)
     python -m benchmarks tracing    what recording every token adds to a step
@@ -31,6 +32,7 @@ NAMES = (
     "dopd",
     "methods",
     "losses",
+    "packing",
     "memory",
     "gpu",
     "tracing",

@@ -38,11 +38,13 @@ MIXING = {  # states that pass from one sequence to the next; a prompt that is s
 }
 
 
-def test_pack_fills_first_row_with_room_longest_first() -> None:
-    assert pack([3, 9, 2, 4, 5], 9) == [[1], [4, 3], [0, 2]]
-    assert pack([3, 9, 2, 4, 5], 23) == [[1, 4, 3, 0, 2]]
-    sizes = [RowSize(idx, 1, length - 1) for idx, length in enumerate([3, 9, 2, 4, 5])]
-    assert (packed_tokens(sizes), packed_tokens(sizes, single_row=True), padded_tokens(sizes)) == (27, 23, 45)
+def test_pack_balances_rows_longest_first() -> None:
+    lengths = [3, 9, 2, 4, 5]  # 23 tokens: two rows of 12, or three of 9
+    assert pack(lengths) == [[1, 0], [4, 3, 2]]
+    assert pack(lengths, single_row=True) == [[1, 4, 3, 0, 2]]
+    assert pack([9, 5, 5, 5]) == [[0, 3], [1, 2]]  # 2 rows of 14 have fewer positions than 3 of 10
+    sizes = [RowSize(idx, 1, length - 1) for idx, length in enumerate(lengths)]
+    assert (packed_tokens(sizes), packed_tokens(sizes, single_row=True), padded_tokens(sizes)) == (24, 23, 45)
 
 
 def test_pack_inputs_positions_begin_anew_in_each_sequence() -> None:
@@ -129,6 +131,6 @@ def test_answers_to_one_prompt_are_packed_only_for_fewer_tokens(tmp_path: Path) 
 
 def test_token_budget_counts_packed_rows() -> None:
     sizes = [RowSize(idx, 2, length) for idx, length in enumerate((8, 3, 3, 8, 2))]
-    assert (packed_tokens(sizes), padded_tokens(sizes)) == (4 * 10, 5 * 10)  # rows of 10, 10, 5 + 5, 4
+    assert (packed_tokens(sizes), padded_tokens(sizes)) == (4 * 10, 5 * 10)  # rows of 10, 10, 5 + 4, 5
     assert split_by_tokens(sizes, 40, packed_tokens) == [[0, 1, 2, 3, 4]]
     assert [len(rows) for rows in split_by_tokens(sizes, 40, padded_tokens)] == [4, 1]

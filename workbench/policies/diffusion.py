@@ -65,7 +65,7 @@ class DiffusionPolicy(AutoregressivePolicy):
 
     def prove(self) -> Proof:
         """Return an empty proof: left-to-right shortcuts do not apply, and __init__ checks the head."""
-        off = {"packing": None} if self.shortcuts.packing else {}
+        off: dict[str, float | None] = {"packing": None} if self.shortcuts.packing else {}
         self.proof = self.proof or Proof(replace(self.shortcuts, packing=False), off)
         return self.proof
 

@@ -4,7 +4,7 @@ Position ids start again at 0 with every sequence. transformers takes that as th
 no attention mask: its masks then keep sequences apart (eager, SDPA, flex attention), and flash attention uses its
 kernel for sequences of several lengths. Whether a model does so is measured when it is loaded (proof.py).
 
-SDPA and eager attention compute every pair of positions of a row, so rows are no longer than the longest sequence.
+SDPA and eager attention compute every pair of positions of a row, so rows are hardly longer than the longest sequence.
 Flash attention finds sequences in a single row only, and skips pairs of different sequences.
 """
 
@@ -19,32 +19,36 @@ from workbench.policies.encoding import Encoded, is_per_token
 from workbench.policies.row_sizes import RowSize
 
 
-def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """Indices of the sequences of each row, at most `capacity` tokens in each: longest first, into the first row with
-    room.
+def pack(lengths: Sequence[int], *, single_row: bool = False) -> list[list[int]]:
+    """Indices of the sequences of each row: as many rows as the tokens fill at the length of the longest, or one more.
+
+    Of the two numbers of rows the one with fewer positions is taken.
     """
-    rows: list[list[int]] = []
-    used: list[int] = []
+    fits = max(1, sum(lengths) // max(lengths))
+    candidates = (1,) if single_row else (fits, fits + 1)
+    return min((_balanced(lengths, count) for count in candidates), key=lambda rows: num_positions(lengths, rows))
+
+
+def num_positions(lengths: Sequence[int], rows: Sequence[Sequence[int]]) -> int:
+    """Positions of packed rows, padded to the longest of them."""
+    return len(rows) * max(sum(lengths[idx] for idx in row) for row in rows)
+
+
+def _balanced(lengths: Sequence[int], count: int) -> list[list[int]]:
+    """Longest first, each into the row that has least."""
+    rows: list[list[int]] = [[] for _ in range(min(count, len(lengths)))]
+    totals = [0] * len(rows)
     for idx in sorted(range(len(lengths)), key=lambda idx: -lengths[idx]):
-        row = next((row for row, total in enumerate(used) if total + lengths[idx] <= capacity), len(rows))
-        if row == len(rows):
-            rows.append([])
-            used.append(0)
+        row = totals.index(min(totals))
         rows[row].append(idx)
-        used[row] += lengths[idx]
+        totals[row] += lengths[idx]
     return rows
-
-
-def capacity(lengths: Sequence[int], *, single_row: bool) -> int:
-    """Tokens of a row: all of them, or as many as the longest sequence has."""
-    return sum(lengths) if single_row else max(lengths)
 
 
 def packed_tokens(rows: Sequence[RowSize], *, single_row: bool = False) -> int:
     """Positions of one packed pass, each row with its own prompt."""
     lengths = [row.length for row in rows]
-    limit = capacity(lengths, single_row=single_row)
-    return len(pack(lengths, limit)) * limit
+    return num_positions(lengths, pack(lengths, single_row=single_row))
 
 
 class Packed(NamedTuple):

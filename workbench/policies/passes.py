@@ -28,7 +28,7 @@ from workbench.policies.encoding import (
     image_inputs,
 )
 from workbench.policies.image_features import ImageFeatureCache, caching_enabled
-from workbench.policies.packing import capacity, pack, pack_inputs, packed_tokens
+from workbench.policies.packing import pack, pack_inputs, packed_tokens
 from workbench.policies.pass_counts import add_pass, is_counting
 from workbench.policies.row_sizes import RowSize, num_tokens, padded_tokens
 from workbench.policies.shortcuts import Shortcuts
@@ -189,8 +189,7 @@ class Passes:
         sizes = self.row_sizes(prompts, completions, shared=self._shares_prompts)
         if packed_tokens(sizes, single_row=self.packs_single_row) >= padded_tokens(sizes):
             return None
-        lengths = [size.length for size in sizes]
-        return pack(lengths, capacity(lengths, single_row=self.packs_single_row))
+        return pack([size.length for size in sizes], single_row=self.packs_single_row)
 
     def packed_states(
         self, prompts: list[Prompt], completions: list[tuple[int, ...]], rows: list[list[int]]
