@@ -90,7 +90,7 @@ def keep_shortcuts(policies: list[AutoregressivePolicy], recorded: dict[str, dic
         if policy.proof is None or "shortcuts" not in recorded.get(policy.name, {}):
             continue
         present = asdict(policy.proof.shortcuts)
-        shortcuts = recorded[policy.name]["shortcuts"] | {"head": present["head"]}
+        shortcuts = present | recorded[policy.name]["shortcuts"] | {"head": present["head"]}
         if shortcuts == present:
             continue
         log.warning(
