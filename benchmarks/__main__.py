@@ -8,6 +8,7 @@
     python -m benchmarks memory     peak memory and time of steps of 1,024 to 16,384 positions, vocabulary of 151,936
     python -m benchmarks gpu        Qwen3-VL with random weights: parts of a step, floor, memory (small without a GPU)
     python -m benchmarks tracing    what recording every token adds to a step
+    python -m benchmarks recorded   what recording a step of TRL as a run adds to it
     python -m benchmarks traces     the trace files alone: bytes per token, time per query
     python -m benchmarks big_run    a run of ten million positions with the queries of the app
     python -m benchmarks study      overhead of a study, and of two runs at once: study parts, study beside
@@ -36,6 +37,7 @@ NAMES = (
     "memory",
     "gpu",
     "tracing",
+    "recorded",
     "traces",
     "big_run",
     "study",

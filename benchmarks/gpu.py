@@ -245,7 +245,7 @@ def measure_attention(args: argparse.Namespace, folder: Path, device: str) -> No
                 Parts(device),
             )
             student = trainer.learners[0].student
-            student._placeholders = [*student._placeholders, *student.stop_ids]  # never drawn
+            student.placeholders = [*student.placeholders, *student.stop_ids]  # never drawn
             steps, walls = Steps(trainer), []
             with trainer.trace_writer:
                 for _ in range(args.repeats + 1):
@@ -260,7 +260,7 @@ def measure_writing(args: argparse.Namespace, folder: Path, device: str) -> None
     """Measure sampling in wall time, since vLLM has threads in other processes."""
     dtype = "bfloat16" if device == "cuda" else "float32"
     student = load_policy(folder / "student", "student", dtype=dtype, device=device)
-    student._placeholders = [*student._placeholders, *student.stop_ids]  # never drawn
+    student.placeholders = [*student.placeholders, *student.stop_ids]  # never drawn
     prompts = [build_prompt(example, "plain") for example in load_examples(f"scenes:train?count={args.prompts}")]
     engines: dict[str, Engine | None] = {"the student itself": None}
     if importlib.util.find_spec("vllm") is not None:
@@ -296,7 +296,7 @@ def one_variant(args, folder, runs, name, method, device, peak, names) -> str:
     trainer, parts = make(args, folder, runs / name.replace(" ", "-"), method, device), Parts(device)
     policies = trainer.learners[0].policies
     student, teacher = policies["student"], policies["teacher"]
-    student._placeholders = [*student._placeholders, *student.stop_ids]  # never drawn: all answers have the same length
+    student.placeholders = [*student.placeholders, *student.stop_ids]  # never drawn: all answers have the same length
     student.sample = parts.timed("sampling", student.sample)
     student.forward = parts.timed(lambda: "learner" if torch.is_grad_enabled() else "self", student.forward)
     teacher.forward = parts.timed("teacher", teacher.forward)

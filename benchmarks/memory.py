@@ -120,8 +120,8 @@ def measure(folder: Path, method: str, answers: int, length: int) -> dict[str, f
         data.write_text("".join(json.dumps(row) + "\n" for row in rows))
         steps = Steps(make(folder, Path(temporary), method, data, prompts, generations, length))
         learner, student = steps.trainer.learners[0], steps.trainer.learners[0].student
-        student._placeholders = [
-            *student._placeholders,
+        student.placeholders = [
+            *student.placeholders,
             *student.stop_ids,
         ]  # never drawn: all answers have their length
         for parameter in learner.parameters:  # room that every step takes

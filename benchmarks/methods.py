@@ -74,9 +74,9 @@ def trainer(name: str, folder: Path, run: str, repeats: int) -> Trainer:
     run_folder = RunFolder.create(config.run_dir, config.to_yaml(), seed=config.seed, method=name)
     done = Trainer(config, run_folder)
     for learner in done.learners:
-        placeholders = getattr(learner.student, "_placeholders", None)
+        placeholders = getattr(learner.student, "placeholders", None)
         if placeholders is not None:
-            learner.student._placeholders = [*placeholders, *learner.student.stop_ids]  # never sampled
+            learner.student.placeholders = [*placeholders, *learner.student.stop_ids]  # never sampled
     return done
 
 

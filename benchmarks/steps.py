@@ -47,7 +47,7 @@ def make_trainer(name: str, args: argparse.Namespace, folder: Path, method: dict
     run = RunFolder.create(config.run_dir, config.to_yaml(), seed=config.seed, method=method["name"])
     trainer = Trainer(config, run)
     student = trainer.learners[0].student
-    student._placeholders = [*student._placeholders, *student.stop_ids]  # never sampled
+    student.placeholders = [*student.placeholders, *student.stop_ids]  # never sampled
     return trainer
 
 
@@ -61,7 +61,7 @@ class Steps:
     @property
     def never(self) -> list[int]:
         """Tokens that the student never samples: image placeholders, and in benchmarks end tokens."""
-        return sorted(self.trainer.learners[0].student._placeholders)
+        return sorted(self.trainer.learners[0].student.placeholders)
 
     def __call__(self) -> None:
         self.done += 1

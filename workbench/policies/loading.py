@@ -119,7 +119,7 @@ def load_policies(
     for name in (name for name in policies if offload_teachers and name.startswith("teacher")):
         offload(policies[name], options["device"])
     match_decoding(policies, block, steps_per_block, max_completion_length)
-    _fit_together(policies, accept_differences)
+    fit_together(policies, accept_differences)
     leave_room(policies.values(), max_completion_length, max_prompt_length)
     return policies if by_domain is None else policies | {by_domain.name: by_domain}
 
@@ -132,7 +132,7 @@ def _student(path: str | Path, name: str, adapter: object | None, **options: Any
     return student
 
 
-def _fit_together(policies: dict[str, AutoregressivePolicy], accept_differences: bool) -> None:
+def fit_together(policies: dict[str, AutoregressivePolicy], accept_differences: bool) -> None:
     """Prove each model, then share vocabulary, end tokens and encoders."""
     prove_all(policies.values(), accept_differences=accept_differences)
     share_vocabulary(policies)

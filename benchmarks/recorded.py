@@ -1,0 +1,101 @@
+"""What recording adds to a step of TRL's DistillationTrainer: every other step is recorded, and the two are compared.
+
+    python -m benchmarks recorded [--student FOLDER --teacher FOLDER] [--prompts 8] [--generations 4] [--tokens 32]
+
+Recorded under opd (student and teacher score each answer once more) and under dopd with a crop (a third view, and two
+longer prompts). All answers have the same length, as in `benchmarks opd`.
+"""
+
+import logging
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModelForImageTextToText, TrainerCallback
+
+from benchmarks.steps import DTYPE, WARMUP, step_arguments
+from benchmarks.timing import Clock, Turn, show
+from workbench.data.contexts import build_prompt
+from workbench.data.examples import load_examples
+from workbench.policies.processors import load_processor
+from workbench.training.integrations.trl import record_rollouts
+
+try:
+    from trl import DistillationConfig, DistillationTrainer
+except ImportError as error:
+    sys.exit(f"TRL is not here ({error}): pip install 'vlm-distillation-workbench[bench,data]'")
+
+ALONE, RECORDED = "TRL DistillationTrainer", "and recorded"
+METHODS = {"opd": {"method": "opd"}, "dopd, crop": {"method": "dopd", "privilege": "crop"}}
+
+
+class Alternating(TrainerCallback):
+    """Times odd steps, which are not recorded, and even steps, which are."""
+
+    def __init__(self) -> None:
+        self.clock = Clock()
+        self.turns: dict[str, list[Turn]] = {ALONE: [], RECORDED: []}
+
+    def on_step_begin(self, *args, **kwargs) -> None:
+        self.clock.start()
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        self.turns[RECORDED if state.global_step % 2 == 0 else ALONE].append(self.clock.stop())
+
+
+def main() -> None:
+    args = step_arguments(__doc__)
+    logging.getLogger("workbench").setLevel(logging.ERROR)
+    for name, options in METHODS.items():
+        with tempfile.TemporaryDirectory() as folder:
+            turns = measure(args, Path(folder), options)
+        show(f"one step, {args.prompts} x {args.generations} x {args.tokens} tokens, {name}", turns, base=ALONE)
+
+
+def measure(args, folder: Path, options: dict) -> dict[str, list[Turn]]:
+    steps = 2 * (args.repeats + WARMUP)
+    data = f"scenes:train?count={args.prompts * steps}"
+    rows = []
+    for example in load_examples(data):
+        prompt = build_prompt(example, "plain")
+        row = {"prompt": [{"role": "user", "content": prompt.text}], "images": list(prompt.images), "id": example.id}
+        rows += [row] * args.generations
+    processor = load_processor(args.student, AutoConfig.from_pretrained(args.student))
+    student, teacher = (
+        AutoModelForImageTextToText.from_pretrained(model, dtype=DTYPE) for model in (args.student, args.teacher)
+    )
+    config = DistillationConfig(
+        output_dir=str(folder / "trl"),
+        per_device_train_batch_size=args.prompts * args.generations,
+        max_steps=steps,
+        learning_rate=1e-5,
+        max_completion_length=args.tokens,
+        beta=1.0,
+        bf16=False,
+        use_cpu=not torch.cuda.is_available(),
+        gradient_checkpointing=False,
+        shuffle_dataset=False,
+        logging_steps=steps,
+        save_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        generation_kwargs={"suppress_tokens": [processor.tokenizer.eos_token_id]},
+    )
+    timer = Alternating()
+    trainer = DistillationTrainer(
+        model=student,
+        teacher_model=teacher,
+        args=config,
+        train_dataset=rows,
+        processing_class=processor,
+        callbacks=[timer],
+    )
+    callback = record_rollouts(trainer, folder / "recorded", data=data, every=2, **options)
+    trainer.train()
+    assert callback.num_recorded == args.prompts * args.generations * steps // 2, callback.skipped
+    return {name: values[WARMUP:] for name, values in timer.turns.items()}
+
+
+if __name__ == "__main__":
+    main()
