@@ -192,11 +192,11 @@ def test_import_box_past_edge_is_clipped_and_counted(folder):
         ({"messages": ["Q?"]}, "a turn is not {role, content}"),
         (
             {"messages": [{"role": "user", "content": None}]},
-            "a video; write frames of it as images and list them in images",
+            "content is neither text nor an image",
         ),
         (
             {"prompt": [{"role": "user", "content": [{"type": "video"}]}]},
-            "content is neither text nor an image",
+            "a video; write frames of it as images and list them in images",
         ),
         ({"prompt": "<video>Q?"}, "<video>, <audio>, <bbox> or <ref-object> marks in the text"),
         ({"prompt": "Q?", "answer": ["a", "b"]}, "answer is neither text nor a number"),
