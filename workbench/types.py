@@ -82,6 +82,7 @@ class Example:
     marks: tuple[Mark, ...] = ()
     origin: str = ""  # file and row, for messages
     source: str = ""  # name of the source, if training data has several
+    privileged_template: str = ""  # text of privileged prompts; see data/privileged_template.py
     others: "WrongEvidence | None" = field(default=None, compare=False, repr=False)
 
 
@@ -156,6 +157,12 @@ class Rollout:
     feedback: str | None = None  # text for the context "feedback"
     denoising: DenoisingTrace | None = None  # None: sampled from left to right
     entropies: tuple[float, ...] | None = None  # of the sampler, per token, if requested
+    stop_string: str = ""  # that ended it, in place of an end token
+
+    @property
+    def finish_reason(self) -> str:
+        """What ended the answer: end_token, stop_string or length."""
+        return "stop_string" if self.stop_string else "end_token" if self.finished else "length"
 
 
 @dataclass(frozen=True)

@@ -251,6 +251,26 @@ def test_policy_every_declared_end_token_ends_an_answer(idefics3: Autoregressive
         assert len(item.logprobs) == len(item.ids)
 
 
+@pytest.mark.parametrize("evaluates", [False, True])
+def test_policy_stop_string_ends_answer_with_its_token(
+    evaluates: bool, idefics3: AutoregressivePolicy, prompts: list[Prompt]
+) -> None:
+    options = SamplingOptions(LENGTH, evaluates=evaluates)
+    usual = flat(prompts, idefics3.sample(prompts, SEEDS, options))[1]
+    texts = tuple("".join(idefics3.token_texts(usual[row].ids[place : place + 2])) for row, place in ((0, 2), (1, 4)))
+    stopped = dataclasses.replace(options, stop_strings=texts)
+    reasons = set()
+    for before, item in zip(usual, flat(prompts, idefics3.sample(prompts, SEEDS, stopped))[1], strict=True):
+        decoded = [idefics3.tokenizer.decode(list(before.ids[:count])) for count in range(1, len(before.ids) + 1)]
+        ends = [count for count, text in enumerate(decoded, start=1) if any(stop in text for stop in texts)]
+        assert item.ids == before.ids[: ends[0] if ends else None]
+        assert item.logprobs == pytest.approx(before.logprobs[: len(item.ids)], abs=CLOSE)
+        assert (item.finished, bool(item.stop_string)) == (bool(ends) or before.finished, bool(ends))
+        assert (item.entropies is not None) == evaluates
+        reasons.add(item.stop_string)
+    assert set(texts) <= reasons
+
+
 def test_policy_without_end_token_raises(idefics3: AutoregressivePolicy) -> None:
     with raises(PolicyError, "eos_token_id"):
         with_stops(idefics3, None, None)

@@ -22,14 +22,17 @@ from typing import Annotated, Any
 from workbench.config.evaluation import EvaluationConfig, EvaluationSet, parse_evaluation_sets
 from workbench.config.renamed import refuse_renamed, refuse_renamed_key, upgrade_config
 from workbench.config.sections import build_section
-from workbench.data.contexts import require_promptable
+from workbench.data.contexts import has_text_evidence, is_privileged, require_promptable
 from workbench.data.grading import check_grading
+from workbench.data.privileged_template import check_template
 from workbench.data.source_list import Source, parse_sources
 from workbench.distill.method import Method, Option
+from workbench.distill.supervised_part import PARTS, supervise_part
 from workbench.errors import ConfigError, cut, show, unknown
 from workbench.files.parsing import PLAIN_NAME, dump_yaml, is_plain_name, parse_override, read_yaml
 from workbench.files.shipped import find_recipe, locate_all
 from workbench.methods import describe_options, load_method, method_module
+from workbench.policies import SamplingOptions
 from workbench.policies.by_domain import is_by_domain
 from workbench.policies.image_size import MAX_PIXELS
 from workbench.policies.role_names import ROLES
@@ -220,6 +223,13 @@ class DataConfig:
             low=1,
         ),
     ] = None
+    privileged_template: Annotated[
+        str | None,
+        Option(
+            "What privileged views read instead of the question with its evidence below, as in 'Question: {question} "
+            "Source: {evidence}'. null = question and evidence, a line each"
+        ),
+    ] = None
     max_train_examples: Annotated[
         int | None, Option("Use only the first N training examples of each source. null = all", low=1)
     ] = None
@@ -263,12 +273,36 @@ class SamplingConfig:
         str, Option("Backend that samples the student's answers. vllm needs the package vllm", choices=BACKENDS)
     ] = BACKENDS[0]
     backend_memory: Annotated[float, Option("Fraction of the device's memory for vLLM", low=0.01, high=0.95)] = 0.3
+    stop_strings: Annotated[
+        list, Option("Texts that end an answer, beside the end token; they are the last part of the answer")
+    ] = field(default_factory=list)
     diffusion_block_size: Annotated[
         int, Option("Masked diffusion: positions denoised together. 0 = the model's default", unit="tokens", low=0)
     ] = 0
     steps_per_block: Annotated[
         int, Option("Masked diffusion: denoising steps per block. 0 = the model's default", low=0)
     ] = 0
+
+    def __post_init__(self) -> None:
+        for text in self.stop_strings:
+            if not isinstance(text, str) or not text:
+                raise ConfigError(f"sampling.stop_strings must be a list of texts, none empty; got {show(text)}.")
+        if self.stop_strings and self.backend != BACKENDS[0]:
+            raise ConfigError(
+                f"sampling.stop_strings is not supported by sampling.backend={self.backend}. Choose "
+                f"sampling.backend={BACKENDS[0]}, or remove the stop strings."
+            )
+
+    @property
+    def options(self) -> SamplingOptions:
+        """Options of the student's sampler."""
+        return SamplingOptions(
+            self.max_completion_length,
+            self.temperature,
+            self.top_p,
+            self.top_k,
+            stop_strings=tuple(self.stop_strings),
+        )
 
 
 @dataclass(frozen=True)
@@ -334,6 +368,12 @@ class TrainingConfig:
             choices=("no", "bf16"),
         ),
     ] = "no"
+    supervise: Annotated[
+        str, Option("Part of each answer that has losses: all, its thinking, or the answer after it", choices=PARTS)
+    ] = PARTS[0]
+    think_markers: Annotated[list, Option("Texts that open and close the thinking; they belong to it")] = field(
+        default_factory=lambda: ["<think>", "</think>"]
+    )
     dropout: Annotated[
         bool,
         Option(
@@ -407,6 +447,9 @@ class RunConfig:
                 f"training.betas={betas} applies to adamw only; got training.optimizer={self.training.optimizer}. "
                 "Remove training.betas."
             )
+        markers = self.training.think_markers
+        if len(markers) != 2 or not all(isinstance(text, str) and text for text in markers):
+            raise ConfigError(f"training.think_markers must be two texts, such as [<think>, </think>], got {markers}.")
         if bool(self.training.steps) == bool(self.training.epochs):
             raise ConfigError(
                 "training.steps must be at least 1, got 0, unless training.epochs is set. Set one of them."
@@ -470,7 +513,10 @@ class RunConfig:
         return self.evaluation.metric_for_best_model or f"accuracy/{STUDENT}/{first}/all"
 
     def _check_method(self) -> None:
-        """Raise ConfigError if models or samples are too few for the method."""
+        """Raise ConfigError if models or samples are too few for the method, or its prompts have no such template."""
+        if self.data.privileged_template is not None:
+            privileged = [context for context in self.load_method().contexts if is_privileged(context)]
+            check_template(self.data.privileged_template, map(has_text_evidence, privileged))
         needed, learners = self.load_method().min_learners, self.models.learners
         if len(learners) < needed:
             raise ConfigError(
@@ -530,8 +576,9 @@ class RunConfig:
         return () if self.data.eval is None else parse_evaluation_sets(self.data.eval, self.evaluation)
 
     def load_method(self) -> Method:
-        """Build the method with its options."""
-        return load_method(self.method["name"], {key: value for key, value in self.method.items() if key != "name"})
+        """Build the method with its options, restricted to the supervised part of answers."""
+        method = load_method(self.method["name"], {key: value for key, value in self.method.items() if key != "name"})
+        return supervise_part(method, self.training.supervise, tuple(self.training.think_markers))
 
     @property
     def teacher_domains(self) -> tuple[str, ...] | None:

@@ -32,6 +32,7 @@ from PIL import Image, ImageDraw
 
 from workbench.data.counterparts import WRONG
 from workbench.data.images import MAX_PIXELS, open_image
+from workbench.data.privileged_template import apply_template
 from workbench.data.scripts import is_blank
 from workbench.errors import ConfigError, DataError, unknown
 from workbench.seeding import derive_seed
@@ -88,6 +89,12 @@ def _fraction_of(part: str) -> float:
 def is_privileged(context: str) -> bool:
     """Whether the context contains anything that the deployed student does not see."""
     return any(part not in _FORMS for part in parse_context(context))
+
+
+def has_text_evidence(context: str) -> bool:
+    """Whether the context shows evidence as text, and not as images alone."""
+    parts = [WRONG.get(part, part) for part in parse_context(context)]
+    return any(part in (*_TEXTUAL, "feedback") for part in parts)
 
 
 def require_promptable(context: str) -> None:
@@ -214,7 +221,10 @@ def build_prompt(example: Example, context: str, rollout: Rollout | None = None)
     if "future" in parts:
         fraction = next(_fraction_of(part.strip()) for part in context.split("+") if part.strip().startswith("future"))
         future = _future(rollout, fraction)
-    return Prompt(tuple(images), "\n".join(lines), history, key, example.domain, future)
+    text = "\n".join(lines)
+    if example.privileged_template and is_privileged(context):
+        text = apply_template(example.privileged_template, question, "\n".join(lines[1:]))
+    return Prompt(tuple(images), text, history, key, example.domain, future)
 
 
 def _future(rollout: Rollout, fraction: float) -> tuple[tuple[int, ...], ...]:
@@ -261,6 +271,8 @@ def shown_texts(example: Example, context: str) -> Iterator[tuple[str, str]]:
     for part in ("caption", "hint", "answer", "reference"):
         if part in parts:
             yield part, _evidence(example, part)
+    if example.privileged_template and is_privileged(context):
+        yield "data.privileged_template", example.privileged_template
 
 
 def _box_text(box: Box, width: int, height: int) -> str:

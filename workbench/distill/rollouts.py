@@ -88,6 +88,7 @@ def _to_rollout(
         replies=replies,
         denoising=completion.denoising,
         entropies=completion.entropies,
+        stop_string=completion.stop_string,
     )
 
 

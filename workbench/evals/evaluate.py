@@ -45,9 +45,10 @@ def evaluate_policy(
     grader: str = "final",
     tolerance: float = TOLERANCE,
     batch_size: int = 64,
+    stop_strings: tuple[str, ...] = (),
 ) -> list[EvalRecord]:
     """Sample one greedy answer for every example, and grade it."""
-    greedy = SamplingOptions(max_completion_length, temperature=0.0, evaluates=True)
+    greedy = SamplingOptions(max_completion_length, temperature=0.0, evaluates=True, stop_strings=stop_strings)
     rollouts = sample_rollouts(
         policy,
         examples,
@@ -145,6 +146,7 @@ class Evaluation:
         policies = [*self.students, *(self.teachers if step == 0 else [])]
         options = {"max_completion_length": self.config.sampling.max_completion_length, **chosen.grading}
         options |= {"step": step, "batch_size": self.config.evaluation.batch_size}
+        options |= {"stop_strings": tuple(self.config.sampling.stop_strings)}
         answered: list[EvalRecord] = []
         for policy in policies:
             self.folder.update(doing=f"{policy.name} answers {len(examples):,} questions{named}")

@@ -18,6 +18,7 @@ class Completion:
     denoising  order of the tokens, if not from left to right
     entropies  entropy of the distribution at each token, in nats, over the whole vocabulary; None if not requested or
                not available
+    stop_string  one of SamplingOptions.stop_strings that ended it; "" otherwise
     """
 
     ids: tuple[int, ...]
@@ -25,12 +26,14 @@ class Completion:
     finished: bool
     denoising: DenoisingTrace | None = None
     entropies: tuple[float, ...] | None = None
+    stop_string: str = ""
 
 
 @dataclass(frozen=True)
 class SamplingOptions:
     """Sampling options. temperature 0 = the most likely token; top_p 1 and top_k 0 = the whole vocabulary.
 
+    stop_strings  texts that end an answer; the token that completes one is its last
     evaluates  for evaluation only: record entropies, and drop finished rows from the batch. Training keeps them, since
                sums over fewer rows differ in their last digits
     """
@@ -40,6 +43,7 @@ class SamplingOptions:
     top_p: float = 1.0
     top_k: int = 0
     evaluates: bool = False
+    stop_strings: tuple[str, ...] = ()
 
 
 @runtime_checkable

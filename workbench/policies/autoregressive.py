@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from workbench.errors import DataError, PolicyError, PromptTooLongError
 from workbench.policies import Completion, SamplingOptions
@@ -175,6 +175,7 @@ class AutoregressivePolicy(Passes):
         longest = options.max_completion_length
         ids_BT = torch.zeros(len(seeds), longest, dtype=torch.long, device=self.device)
         logprobs_BT, entropies_BT = torch.zeros(2, len(seeds), longest, device=self.device)
+        stopped: dict[int, tuple[int, str]] = {}  # by row: length and stop string
         rows, ended = torch.arange(len(seeds), device=self.device), torch.zeros_like(ids_BT[:, 0], dtype=torch.bool)
         hidden = next(states)
         for column in range(longest):
@@ -184,6 +185,10 @@ class AutoregressivePolicy(Passes):
             if drawn.entropies is not None:
                 entropies_BT[rows, column] = drawn.entropies.float()
             ended = ended | torch.isin(drawn.ids, stop)
+            for place in (~ended).nonzero().flatten().tolist() if options.stop_strings else ():
+                row = int(rows[place])
+                if text := self._stop_string(ids_BT[row, : column + 1], options.stop_strings):
+                    stopped[row], ended[place] = (column + 1, text), True
             num_ended = int(ended.sum())
             if num_ended == len(ended) or column + 1 == longest:
                 break
@@ -195,12 +200,39 @@ class AutoregressivePolicy(Passes):
         columns = [values[:, : column + 1].tolist() for values in (ids_BT, logprobs_BT, entropies_BT)]
         if not options.evaluates:
             columns[2] = [None] * len(seeds)
-        return [self._cut(*row) for row in zip(*columns, strict=True)]
+        completions = []
+        for row, values in enumerate(zip(*columns, strict=True)):
+            length, text = stopped.get(row, (None, ""))
+            completions.append(self._cut(*values, stop_length=length, stop_string=text))
+        return completions
+
+    def _stop_string(self, ids: Tensor, stop_strings: tuple[str, ...]) -> str:
+        """The stop string that the last of these tokens completes, "" if none. A token has at least one byte."""
+        longest = max(len(text.encode()) for text in stop_strings)
+        tail = self._decode(ids[-longest - 4 :].tolist())
+        return next((text for text in stop_strings if text in tail), "")
 
     def _cut(
-        self, ids: Sequence[int], logprobs: Sequence[float], entropies: Sequence[float] | None = None
+        self,
+        ids: Sequence[int],
+        logprobs: Sequence[float],
+        entropies: Sequence[float] | None = None,
+        stop_length: int | None = None,
+        stop_string: str = "",
     ) -> Completion:
-        """Cut a completion at its first end token and replace that by the first of the unified end tokens."""
+        """Cut a completion at its first end token and replace that by the first of the unified end tokens.
+
+        stop_length  tokens up to a stop string that came before any end token
+        """
+        if stop_length is not None:
+            kept = None if entropies is None else tuple(entropies[:stop_length])
+            return Completion(
+                tuple(ids[:stop_length]),
+                tuple(logprobs[:stop_length]),
+                True,
+                entropies=kept,
+                stop_string=stop_string,
+            )
         length = next((count for count, token in enumerate(ids, start=1) if token in self.stop_ids), None)
         kept = None if entropies is None else tuple(entropies[:length])
         if length is None:

@@ -19,6 +19,8 @@ def token_view(traced: TracedRollout, *, run: str = "") -> TokenView:
         meta["process"] = row["process_rank"]
     if row.get("finished") is False:
         meta["length"] = "truncated at the maximum"
+    elif row.get("finish_reason") == "stop_string":
+        meta["length"] = "ended by a stop string"
     annotations = dict(row.get("annotations") or ())
     if annotations:
         meta["annotations"] = ", ".join(

@@ -14,6 +14,7 @@ from workbench.runs.checkpoints import latest_checkpoint
 from workbench.studies.plan import EvalSet, ReferenceModel
 from workbench.studies.records import FILE, describe, describe_reference, is_evaluated, write
 from workbench.training.learner import autocast
+from workbench.training.run_data import with_template
 from workbench.training.scorer import default_device
 from workbench.types import STUDENT
 
@@ -73,9 +74,8 @@ def _ask(
     leave_room([policy], config.sampling.max_completion_length, config.data.max_prompt_length)
     for questions in evaluate:
         tally = Tally()
-        examples = filter_encodable(
-            load_examples(questions.data, max_examples=questions.max_examples), [policy], questions.contexts, tally
-        )
+        examples = with_template(load_examples(questions.data, max_examples=questions.max_examples), config)
+        examples = filter_encodable(examples, [policy], questions.contexts, tally)
         if tally.counts:
             left_out.append(f"{questions.label}, skipped {tally}")
         left_out += [f"{questions.label}, {sentence}" for sentence in not_evaluated(examples, questions.contexts)]
@@ -87,6 +87,7 @@ def _ask(
                     context,
                     step=step,
                     max_completion_length=config.sampling.max_completion_length,
+                    stop_strings=tuple(config.sampling.stop_strings),
                     **config.evaluation.grading,
                     batch_size=config.evaluation.batch_size,
                 )

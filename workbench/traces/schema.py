@@ -72,6 +72,7 @@ ROLLOUTS = (
     ),
     Column("sampled_by", _TEXT, "", 'policy that sampled it, or "dataset"'),
     Column("finished", pa.bool_(), "", "false: truncated at sampling.max_completion_length"),
+    Column("finish_reason", _TEXT, "", "what ended it: end_token, stop_string or length"),
     Column("reward", _REAL, "", "1 right, 0 wrong, NULL not known"),
     Column("num_positions", _WHOLE, "tokens", "length of the completion, its end token included"),
     Column("images", pa.list_(_TEXT), "path", "the example's images; a relative path starts at the traces folder"),

@@ -270,6 +270,7 @@ class TraceWriter:
             "completion_preview": [rollout.text[:PREVIEW_LENGTH] for rollout in rollouts],
             "sampled_by": [rollout.sampled_by for rollout in rollouts],
             "finished": [rollout.finished for rollout in rollouts],
+            "finish_reason": [rollout.finish_reason for rollout in rollouts],
             "reward": [rollout.reward for rollout in rollouts],
             "num_positions": [len(rollout.ids) for rollout in rollouts],
             "images": [self._images(f"example|{example.origin}|{example.id}", example.images) for example in examples],

@@ -24,6 +24,7 @@ from workbench.distill.method import Method
 from workbench.distill.rollouts import request_peer_feedback, sample_rollouts
 from workbench.distill.scoring import Batch, score_views
 from workbench.distill.step import ScoredBatch, StepResult, compute_step, score_batch
+from workbench.distill.supervised_part import is_thinking
 from workbench.distributed import choose_device
 from workbench.errors import DataError
 from workbench.policies import Completion, Policy, SamplingOptions
@@ -77,8 +78,7 @@ def check_config(config: RunConfig) -> list[Check]:
     learners = {name: build_learner(config, method, name, device=device) for name in config.models.learners}
     attach_engine(list(learners.values()), config)
     usable, row_checks = _row_checks(config, method, learners, usable, data)
-    drawn = config.sampling
-    sampling = SamplingOptions(drawn.max_completion_length, drawn.temperature, drawn.top_p, drawn.top_k)
+    sampling = config.sampling.options
     with autocast(config, device):
         sampled = {
             name: tuple(
@@ -130,6 +130,7 @@ def _learner_checks(
             _trained(learner),
             *_precision(config, learner),
             *_adapters(learner),
+            *_thinking(config, scored, learner),
         ]
 
 
@@ -409,8 +410,25 @@ def _routing(scored: StepResult) -> Iterator[Check]:
 def _answers(scored: StepResult) -> Check:
     rollouts = scored.batch.rollouts
     finished = sum(rollout.finished for rollout in rollouts)
+    stopped = sum(bool(rollout.stop_string) for rollout in rollouts)
     status = OK if finished else NOTE
-    return Check("answers", status, f"{finished} of {len(rollouts)} end with an end token; first: {rollouts[0].text!r}")
+    text = f"{finished - stopped} of {len(rollouts)} end with an end token"
+    text += f", {stopped} with a stop string" if stopped else ""
+    return Check("answers", status, f"{text}; first: {rollouts[0].text!r}")
+
+
+def _thinking(config: RunConfig, scored: StepResult, learner: Learner) -> Iterator[Check]:
+    """How many answers have thinking, if a part of each answer is supervised."""
+    training = config.training
+    if training.supervise == "all":
+        return
+    texts = [learner.student.token_texts(rollout.ids) for rollout in scored.batch.rollouts]
+    count = sum(any(is_thinking(tokens, tuple(training.think_markers))) for tokens in texts)
+    opening, closing = training.think_markers
+    text = (
+        f"training.supervise={training.supervise}: {count} of {len(texts)} answers have thinking ({opening} {closing})"
+    )
+    yield Check("supervised part", OK if count else NOTE, text)
 
 
 def _largest(logprobs: torch.Tensor, other: torch.Tensor) -> float:

@@ -22,6 +22,7 @@ NORMAL_GAP = {
     "float16": 0.01,
     "bfloat16": 0.1,
 }  # rounding in sampler_logprob_gap, in nats, by precision of the student
+THINKING_STEPS = 3  # after which a missing thinking is reported
 TEACHER_LOST = 0.25  # fraction of the first window's teacher_share
 
 
@@ -56,6 +57,11 @@ class HealthMonitor:
                 f"log-probs of sampler and student differ by {gap:.1e} nats on average (sampler_logprob_gap; up to "
                 f"{normal:g} is rounding in {self.precision}). The sampler's weights, precision or kernels differ from "
                 "the student's, which biases importance ratios. See docs/devices.md"
+            )
+        if len(self._steps) == THINKING_STEPS and all(metrics.get("thinking") == 0.0 for metrics in self._steps):
+            warnings["thinking"] = (
+                f"no answer of the first {THINKING_STEPS} steps has thinking, so training.supervise selects all or "
+                "nothing. Set training.think_markers to the texts that open and close it, or training.supervise=all"
             )
         if len(self._steps) >= 2 * WINDOW:
             warnings |= self._collapse()

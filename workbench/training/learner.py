@@ -205,7 +205,7 @@ def build_learner(
             f"method {method.name} needs a masked diffusion model, and {start} generates from left to right. Set "
             "models.student to a masked diffusion model, such as data/models/diffusion."
         )
-    _refuse_tokens_of_canvases(config, policies)
+    _refuse_for_canvases(config, policies)
     if process_group.sharding is not None:
         _refuse_rows_apart(config, policies)
         shard(policies.values(), process_group, device)
@@ -275,8 +275,15 @@ def _architecture(settings: dict) -> dict:
     }
 
 
-def _refuse_tokens_of_canvases(config: RunConfig, policies: dict[str, Policy]) -> None:
-    """Raise ConfigError for a token budget and a masked diffusion model, which scores an answer in several canvases."""
+def _refuse_for_canvases(config: RunConfig, policies: dict[str, Policy]) -> None:
+    """Raise ConfigError for a token budget or stop strings and a masked diffusion model, which has no left-to-right
+    order and scores an answer in several canvases.
+    """
+    if config.sampling.stop_strings and policies[STUDENT].denoising_schedule(()) is not None:
+        raise ConfigError(
+            "sampling.stop_strings does not apply to masked diffusion models, which do not answer from left to right. "
+            "Remove the stop strings."
+        )
     budget = config.training.tokens_per_micro_batch
     for policy in single_policies(policies.values()) if budget else ():
         if policy.denoising_schedule(()) is not None:

@@ -32,7 +32,6 @@ from workbench.distill.usable import encoding_problem, filter_encodable
 from workbench.distributed import ALONE, ProcessGroup, choose_device
 from workbench.errors import RunError, TraceError
 from workbench.evals.evaluate import Evaluation, teachers
-from workbench.policies import SamplingOptions
 from workbench.policies.by_domain import covers
 from workbench.policies.fsdp import single_policies, unsharded, unsharded_root
 from workbench.policies.image_features import cached_image_features
@@ -58,7 +57,7 @@ from workbench.training.filter import (
 from workbench.training.health import HealthMonitor
 from workbench.training.learner import Learner, attach_engine, autocast, build_learner, check_engine
 from workbench.training.length import describe_steps, with_steps
-from workbench.training.metrics import StepTimer, prefix_by_learner, sampler_logprob_gap, step_metrics
+from workbench.training.metrics import StepTimer, prefix_by_learner, sampler_logprob_gap, step_metrics, thinking_metrics
 from workbench.training.probes import open_probes
 from workbench.training.resume_records import resume_from_latest
 from workbench.training.rollout_source import RolloutSource
@@ -125,10 +124,7 @@ class Trainer:
         self.examples = filter_by_plain_text(examples, self.all_views, self.reference_students, self.skipped_examples)
         self.order = order_of(self.examples, config.data.train_sources, config.seed, shuffle=config.data.shuffle)
         self._log_sources(data.train)
-        options = config.sampling
-        self.sampling = SamplingOptions(
-            options.max_completion_length, options.temperature, options.top_p, options.top_k
-        )
+        self.sampling = config.sampling.options
         self._record_models()
         self.rollout_sources = self._build_rollout_sources()
         self.trace_writer = self._build_trace_writer()
@@ -441,6 +437,10 @@ class Trainer:
         metrics = step_metrics(self.method, result.global_batch_result)
         if self.method.resample:  # otherwise the student before training sampled the sequences
             metrics |= sampler_logprob_gap(self.method, result.global_batch_result)
+        training = self.config.training
+        if training.supervise != "all":
+            rollouts = result.global_batch_result.batch.rollouts
+            metrics |= thinking_metrics(rollouts, learner.student.token_texts, tuple(training.think_markers))
         update = learner.step(step) if metrics["supervised"] else learner.skip_step(step)
         return prefix_by_learner(learner.name, metrics | grad_norm | update)
 

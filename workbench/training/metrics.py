@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from jaxtyping import Float
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from workbench.distill.method import Method
 from workbench.distill.step import StepResult
+from workbench.distill.supervised_part import is_thinking
 from workbench.types import STUDENT, Rollout
 
 
@@ -29,6 +30,14 @@ def sampler_logprob_gap(method: Method, scored: StepResult) -> dict[str, float]:
         learner_logprobs - torch.tensor(sampled, dtype=learner_logprobs.dtype, device=learner_logprobs.device)
     ).abs()
     return {"sampler_logprob_gap": float(gap.mean())} if gap.numel() else {}
+
+
+def thinking_metrics(
+    rollouts: tuple[Rollout, ...], token_texts: Callable[[tuple[int, ...]], list[str]], markers: tuple[str, str]
+) -> dict[str, float]:
+    """Share of the answers that have thinking."""
+    flags = [any(is_thinking(token_texts(rollout.ids), markers)) for rollout in rollouts]
+    return {"thinking": sum(flags) / max(1, len(flags))}
 
 
 def step_metrics(method: Method, scored: StepResult) -> dict[str, float]:

@@ -15,6 +15,7 @@ from workbench.distill.method import View
 from workbench.policies.by_domain import is_by_domain
 from workbench.policies.encoding import PromptEncoder
 from workbench.policies.loading import load_encoder
+from workbench.training.run_data import with_template
 from workbench.types import STUDENT, Example
 
 LONGEST_RUN = 4  # equal tokens in a row that are still written out
@@ -52,7 +53,7 @@ def render_prompts(config: RunConfig, rows: int = 1) -> Iterator[tuple[Example, 
     Raises: WorkbenchError if the data, a processor or a prompt cannot be read.
     """
     method, encoders = config.load_method(), _Encoders(config)
-    for example in load_mixture(config.data.train_sources, max_examples=rows):
+    for example in with_template(load_mixture(config.data.train_sources, max_examples=rows), config):
         yield example, [_render(encoders, name, view, example) for name, view in method.views.items()]
 
 

@@ -43,12 +43,21 @@ class RunData:
         )
 
 
+def with_template(examples: list[Example], config: RunConfig) -> list[Example]:
+    """Examples whose privileged prompts follow data.privileged_template."""
+    template = config.data.privileged_template
+    if template is None:
+        return examples
+    return [dataclasses.replace(example, privileged_template=template) for example in examples]
+
+
 def load_run_data(config: RunConfig) -> RunData:
     """Load all examples. Raises DataError for a faulty row, or if no example of an evaluation set has an answer."""
     train, held_out = load_train(config)
     evaluation = load_evaluation(config.evaluation_sets, held_out)
+    evaluation = [(chosen, with_template(examples, config)) for chosen, examples in evaluation]
     probes = [] if config.data.probes is None else load_examples(config.data.probes)
-    return RunData(train, evaluation, probes, len(held_out))
+    return RunData(with_template(train, config), evaluation, with_template(probes, config), len(held_out))
 
 
 def load_train(config: RunConfig) -> tuple[list[Example], list[Example]]:

@@ -40,7 +40,7 @@ from workbench.runs.folder import RunFolder
 from workbench.traces.reader import TracedRollout, open_traces
 from workbench.traces.writer import TraceWriter, to_traced_batch
 from workbench.training.learner import autocast, build_learner
-from workbench.training.run_data import load_evaluation, load_train
+from workbench.training.run_data import load_evaluation, load_train, with_template
 from workbench.types import STUDENT, Example, Rollout
 
 log = logging.getLogger(__name__)
@@ -64,6 +64,7 @@ class Scorer:
 
         Raises: DataError if the example lacks the evidence of a view.
         """
+        (example,) = with_template([example], self.config)
         for view in self.method.views.values():
             self.learner.policies[view.policy].check_prompt(build_prompt(example, view.context, dummy_rollout(example)))
         rollout = self._sample(example, seed) if answer is None else self._given(example, answer, seed)
@@ -92,6 +93,7 @@ class Scorer:
         text = student.text(completion.ids)
         reward = self._grade(example, text)
         fields: dict[str, Any] = {"replies": replies, "denoising": completion.denoising}
+        fields["stop_string"] = completion.stop_string
         return Rollout(example, 0, completion.ids, text, completion.finished, completion.logprobs, reward, **fields)
 
     def _given(self, example: Example, answer: str, seed: int) -> Rollout:
@@ -116,8 +118,7 @@ class Scorer:
 
     @property
     def _sampling(self) -> SamplingOptions:
-        sampling = self.config.sampling
-        return SamplingOptions(sampling.max_completion_length, sampling.temperature, sampling.top_p, sampling.top_k)
+        return self.config.sampling.options
 
     def _grade(self, example: Example, text: str) -> float | None:
         return None if example.answer is None else grade(text, example.answer, **self.config.evaluation.grading)
@@ -157,7 +158,9 @@ def evaluate_run(
         require_shown(
             examples, chosen.path, contexts or ()
         )  # the run's own contexts may lack evidence of some examples
-        usable = filter_encodable(examples, policies, chosen.contexts, Tally() if skipped is None else skipped)
+        usable = filter_encodable(
+            with_template(examples, config), policies, chosen.contexts, Tally() if skipped is None else skipped
+        )
         _log_not_evaluated(usable, chosen.contexts)
         with autocast(config, scorer.device):  # the precision of the run's evaluations
             answered += evaluate_policies(
@@ -166,6 +169,7 @@ def evaluate_run(
                 chosen.contexts,
                 step=scorer.checkpoint.step,
                 max_completion_length=config.sampling.max_completion_length,
+                stop_strings=tuple(config.sampling.stop_strings),
                 **chosen.grading,
                 batch_size=config.evaluation.batch_size,
             )

@@ -1,0 +1,58 @@
+"""Supervise a part of each answer alone: the thinking of a thinking model, or what follows it.
+
+Thinking reaches from the first marker to the second one, both included. Where a chat template opens it in the prompt,
+an answer has the second marker alone, and thinking begins with the answer. An answer without markers is all answer.
+Positions outside the part are in the regime `outside`, which has no losses.
+"""
+
+from dataclasses import replace
+
+import torch
+
+from workbench.distill.method import Method, Regime
+from workbench.errors import ConfigError
+from workbench.types import RouteBatch, Routing
+
+PARTS = ("all", "thinking", "answer")
+OUTSIDE = "outside"
+
+
+def supervise_part(method: Method, part: str, markers: tuple[str, str]) -> Method:
+    """The method, restricted to one of PARTS. Raises ConfigError if it has a regime of that name already."""
+    if part == PARTS[0]:
+        return method
+    if OUTSIDE in method.regimes:
+        raise ConfigError(f'method {method.name} has a regime "{OUTSIDE}" of its own. Set training.supervise=all.')
+    regimes = {**method.regimes, OUTSIDE: Regime((), f"outside the supervised part ({part}): no loss")}
+    route, index = method.route, len(method.regimes)
+
+    def route_part(batch: RouteBatch) -> Routing:
+        routing = route(batch)
+        inside: list[bool] = []
+        for rollout in batch.rollouts:
+            thinks = is_thinking(batch.token_texts(rollout.ids), markers)
+            inside += [flag == (part == "thinking") for flag in thinks]
+        outside = ~torch.tensor(inside, dtype=torch.bool, device=routing.regime.device)
+        return replace(
+            routing,
+            regime=routing.regime.masked_fill(outside, index),
+            weight=routing.weight.masked_fill(outside, 0.0),
+        )
+
+    return replace(method, regimes=regimes, route=route_part)
+
+
+def is_thinking(texts: list[str], markers: tuple[str, str]) -> list[bool]:
+    """Whether each token belongs to the thinking, from the tokens' texts, which joined are the answer."""
+    text, (opening, closing) = "".join(texts), markers
+    start, end = text.find(opening), text.find(closing)
+    if start < 0 and end < 0:
+        return [False] * len(texts)
+    if end >= 0 and not 0 <= start < end:
+        start = 0
+    stop = len(text) if end < 0 else end + len(closing)
+    flags, position = [], 0
+    for token in texts:
+        flags.append(position < stop and position + max(1, len(token)) > start)
+        position += len(token)
+    return flags
