@@ -1,5 +1,6 @@
 """TRL's own trainers, recorded while they train and from what they log."""
 
+import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -150,6 +151,41 @@ def test_rows_without_evidence_are_counted_and_training_goes_on(models: dict, tm
     outcome = run("distillation", models, tmp_path, method="dopd", privilege="crop")
     assert outcome.callback.num_recorded == 0 and outcome.callback.skipped == {"no boxes (or crop)": 8}
     assert len((tmp_path / "recorded" / "skipped.jsonl").read_text().splitlines()) == 8
+
+
+def test_gkd_is_recorded_from_its_tokens(models: dict, tmp_path: Path) -> None:
+    """GKD keeps no rows, so that examples are matched by the questions inside its decoded prompts."""
+    gkd = pytest.importorskip("trl.experimental.gkd", reason="a former version of TRL has it elsewhere")
+    questions = [f"what is the number of shape {word}?" for word in ("one", "two", "three", "four")]
+    data = tmp_path / "data.jsonl"
+    data.write_text("".join(json.dumps({"id": f"q{idx}", "question": q}) + "\n" for idx, q in enumerate(questions)))
+    turns = [[{"role": "user", "content": q}, {"role": "assistant", "content": "one"}] for q in questions]
+    student, teacher = (AutoModelForImageTextToText.from_pretrained(models[name]) for name in ("student", "teacher"))
+    tokenizer = load_processor(models["student"], AutoConfig.from_pretrained(models["student"])).tokenizer
+    tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }} {% endfor %}"
+    options = {"use_cpu": True, "bf16": False, "gradient_checkpointing": False, "report_to": [], "disable_tqdm": True}
+    config = gkd.GKDConfig(
+        output_dir=str(tmp_path / "trl"),
+        per_device_train_batch_size=4,
+        max_steps=2,
+        lmbda=1.0,
+        max_new_tokens=5,
+        logging_steps=1,
+        save_strategy="no",
+        **options,
+    )
+    dataset = datasets.Dataset.from_list([{"messages": turn} for turn in turns])
+    trainer = gkd.GKDTrainer(
+        model=student, teacher_model=teacher, args=config, train_dataset=dataset, processing_class=tokenizer
+    )
+    callback = record_rollouts(trainer, tmp_path / "recorded", data=str(data))
+    trainer.train()
+    answers = open_traces(tmp_path / "recorded").sql("SELECT step, example_id, sampled_by FROM rollouts").to_pylist()
+    assert callback.num_recorded + callback.skipped.total() == 8 and answers
+    assert {row["sampled_by"] for row in answers} == {"student"}
+    assert {row["example_id"] for row in answers if row["step"] == 1} <= {"q0", "q1", "q2", "q3"}
+    gaps = open_traces(tmp_path / "recorded").sql("SELECT total_gap FROM tokens").to_pylist()
+    assert all(row["total_gap"] is not None for row in gaps)
 
 
 def test_trainer_or_method_that_cannot_be_recorded_is_refused(models: dict, tmp_path: Path) -> None:

@@ -26,7 +26,8 @@ def summarize_run(run_dir: str | Path) -> str:
     status = folder.status
     parts = [f"{status.get('method', '?')} · {status.get('steps_done', 0)} steps · {_state(status)} · {folder.path}"]
     if _state(status) == "died":
-        parts.append(f"its process was killed or ran out of memory; continue with: workbench resume {folder.path}")
+        again = "score the file again" if status.get("scored") else f"continue with: workbench resume {folder.path}"
+        parts.append(f"its process was killed or ran out of memory; {again}")
     answered = load_records(folder.path)
     if answered:
         parts.append(accuracy_table(answered))

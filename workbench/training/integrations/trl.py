@@ -1,4 +1,4 @@
-"""Record the rollouts of TRL's GRPO, RLOO and distillation trainers while they train.
+"""Record the rollouts of TRL's GRPO, RLOO, distillation and GKD trainers while they train.
 
     trainer = trl.DistillationTrainer(model=student, teacher_model=teacher, ...)
     record_rollouts(trainer, "runs/from-trl", method="dopd", privilege="crop", data="examples.jsonl")
@@ -8,8 +8,8 @@ Every `every` steps the answers that the trainer has just sampled are scored und
 student and its teacher (or one that is loaded), are routed, and are written as a step of a run folder: who would
 supervise each token. Training itself does not change: scoring has no gradient, and torch's random numbers are restored.
 
-It reads what `_generate_and_score_completions` of the trainer returns, which TRL does not promise to keep. Tested with
-TRL 1.16.0.
+It reads what `_generate_and_score_completions` of the trainer returns (`generate_on_policy_outputs` of GKD), which TRL
+does not promise to keep. Tested with TRL 1.16.0.
 """
 
 import contextlib
@@ -24,6 +24,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import TrainerCallback
 
 from workbench.config.schema import RunConfig
@@ -37,8 +38,18 @@ from workbench.files.folders import saving
 from workbench.runs.folder import RunFolder
 from workbench.runs.processes import identify
 from workbench.training.filter import SkippedExamples
-from workbench.training.integrations.trl_models import HOOK, check_trainer, dtype_of, evaluating, live_policies, name_of
-from workbench.training.integrations.trl_rows import StepRewards, example_key, own_example, to_line, to_row
+from workbench.training.integrations.trl_models import (
+    GKD_HOOK,
+    HOOK,
+    TEACHER,
+    check_trainer,
+    dtype_of,
+    evaluating,
+    live_policies,
+    name_of,
+    unwrapped,
+)
+from workbench.training.integrations.trl_rows import DatasetGeneration, TokenGeneration, to_line
 from workbench.training.scored.given import answer_of
 from workbench.training.scored.prompts import PromptComparison
 from workbench.training.scored.recorder import RolloutRecorder
@@ -47,6 +58,7 @@ from workbench.types import STUDENT, Example, Rollout
 
 ROLLOUTS_FILE = "rollouts.jsonl"  # the recorded answers in the layout plain, for `workbench score`
 OWN_ROWS = "rows-of-the-trainer"  # data.train of a run whose examples are the rows of the trainer's dataset
+Generation = DatasetGeneration | TokenGeneration
 log = logging.getLogger("workbench")
 
 
@@ -63,7 +75,7 @@ def record_rollouts(
 ) -> "RolloutCallback":
     """Add a callback to a TRL trainer that records its rollouts in a new run folder.
 
-    trainer    GRPOTrainer, RLOOTrainer or DistillationTrainer of TRL
+    trainer    GRPOTrainer, RLOOTrainer, DistillationTrainer or GKDTrainer of TRL
     method     method that routes the tokens; None = opd with a teacher, else grpo
     teacher    model folder or hub name; None = the trainer's own teacher_model, if it has one
     data       examples with evidence, matched as in docs/rollouts.md; None = the rows of the trainer's dataset hold it
@@ -109,8 +121,9 @@ class RolloutCallback(TrainerCallback):
         self._next = every
         self._claim = contextlib.ExitStack()
         self._recorder: RolloutRecorder | None = None  # while training, on the first process
-        self._original = getattr(trainer, HOOK)
-        setattr(trainer, HOOK, self._generate_and_record)
+        name = HOOK if hasattr(trainer, HOOK) else GKD_HOOK
+        self._original = getattr(trainer, name)
+        setattr(trainer, name, self._generate if name == HOOK else self._generate_tokens)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Create the run folder and prove the policies, on the first process."""
@@ -156,22 +169,35 @@ class RolloutCallback(TrainerCallback):
             "seconds": self.seconds,
         }
 
-    def _generate_and_record(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+    def _generate(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         """What the trainer's method does, and a record if the step is due."""
         output = self._original(inputs)
-        step = self.trainer.state.global_step + 1
-        if self._recorder is not None and self.trainer.model.training and step >= self._next:
-            started, self._next = time.perf_counter(), step + self.every
-            with evaluating(policy.model for policy in self._policies.values()):
-                self._record(inputs, output, step)
-            self.seconds += time.perf_counter() - started
+        if self.trainer.model.training:
+            self._record_if_due(DatasetGeneration(self.trainer, inputs, output))
         return output
 
-    def _record(self, rows: list[dict[str, Any]], output: dict[str, Any], step: int) -> None:
-        """Score the answers to `rows` and write them; an error of the workbench does not end the training."""
+    def _generate_tokens(self, model: Any, inputs: dict[str, Any], generation_config: Any) -> tuple[Any, ...]:
+        """As _generate, for GKD, whose teacher may answer too."""
+        tokens, mask, labels = self._original(model, inputs, generation_config)
+        by_student = unwrapped(self.trainer, model) is unwrapped(self.trainer, self.trainer.model)
+        sampled_by, tokenizer = STUDENT if by_student else TEACHER, self.trainer.processing_class
+        self._record_if_due(TokenGeneration(tokenizer, inputs, tokens, labels, sampled_by))
+        return tokens, mask, labels
+
+    def _record_if_due(self, generation: Generation) -> None:
+        """Record the first generation of a step that is due."""
+        step = self.trainer.state.global_step + 1
+        if self._recorder is not None and step >= self._next:
+            started, self._next = time.perf_counter(), step + self.every
+            with torch.no_grad(), evaluating(policy.model for policy in self._policies.values()):
+                self._record(generation, step)
+            self.seconds += time.perf_counter() - started
+
+    def _record(self, generation: Generation, step: int) -> None:
+        """Score the answers and write them; an error of the workbench does not end the training."""
         assert self._recorder is not None
         try:
-            rollouts = self._rollouts(rows, output, step)
+            rollouts = self._rollouts(generation, step)
             if rollouts:
                 self._recorder.record(step, rollouts)
                 self.num_recorded += len(rollouts)
@@ -182,17 +208,15 @@ class RolloutCallback(TrainerCallback):
             log.warning("step %d was not recorded: %s", step, error)
             self._notes[f"step not recorded: {type(error).__name__}"] += 1
 
-    def _rollouts(self, rows: list[dict[str, Any]], output: dict[str, Any], step: int) -> list[Rollout]:
+    def _rollouts(self, generation: Generation, step: int) -> list[Rollout]:
         """The rollouts that every view can score, answers to one example together; the others are counted."""
         groups: dict[str, list[Rollout]] = {}
         examples: dict[str, Example] = {}  # of this step, so that answers to one prompt share one
-        rewards = StepRewards(self.trainer, len(rows))
-        for idx, values in enumerate(rows):
+        for idx in range(len(generation)):
             origin = f"step {step}, row {idx}"
             try:
-                row = to_row(values, origin, output, idx, rewards)
-                example = self._example(values, row, examples)
-                rollout = self._rollout(row, example)
+                row = generation.row(idx, origin)
+                rollout = self._rollout(row, self._example(generation, idx, row, examples))
             except Refused as refused:
                 rollout = Problem(refused.reason, refused.detail or refused.reason)
             except NoExample as problem:
@@ -207,14 +231,14 @@ class RolloutCallback(TrainerCallback):
                 group.append(replace(rollout, sample_idx=len(group)))
         return [rollout for group in groups.values() for rollout in group]
 
-    def _example(self, values: dict[str, Any], row: RolloutRow, examples: dict[str, Example]) -> Example:
+    def _example(self, generation: Generation, idx: int, row: RolloutRow, examples: dict[str, Example]) -> Example:
         if self._index is not None:
-            example, key = self._index.find(row)
+            example, matched_by = self._index.find(row)
         else:
-            key, name = "row", example_key(values, row)
-            example = examples.get(name) or own_example(values, row)
-            examples[name] = example
-        self._matched_by[key] += 1
+            matched_by, key = "row", generation.key(idx, row)
+            example = examples.get(key) or generation.example(idx, row)
+            examples[key] = example
+        self._matched_by[matched_by] += 1
         return example
 
     def _rollout(self, row: RolloutRow, example: Example) -> Rollout | Problem:
@@ -237,5 +261,6 @@ class RolloutCallback(TrainerCallback):
             answer.finished,
             answer.logprobs,
             grade_of(self.config, example, text) if row.reward is None else row.reward,
+            row.sampled_by or STUDENT,
             annotations=row.annotations,
         )

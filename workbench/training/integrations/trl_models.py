@@ -13,17 +13,18 @@ from workbench.policies.autoregressive import AutoregressivePolicy, load_policy
 from workbench.policies.loading import fit_together, leave_room
 from workbench.types import STUDENT
 
-HOOK = "_generate_and_score_completions"
+HOOK = "_generate_and_score_completions"  # of GRPO, RLOO and distillation; private
+GKD_HOOK = "generate_on_policy_outputs"  # of GKD
 TEACHER = "teacher"
 
 
 def check_trainer(trainer: Any, method: Method) -> None:
     """Raise ConfigError for a trainer or a method whose rollouts cannot be recorded."""
     name = type(trainer).__name__
-    if not callable(getattr(trainer, HOOK, None)):
+    if not callable(getattr(trainer, HOOK, getattr(trainer, GKD_HOOK, None))):
         raise ConfigError(
-            f"{name} has no {HOOK}, so its rollouts cannot be recorded. Expected TRL's GRPOTrainer, RLOOTrainer or "
-            "DistillationTrainer, as of TRL 1.16."
+            f"{name} has neither {HOOK} nor {GKD_HOOK}, so its rollouts cannot be recorded. Expected TRL's "
+            "GRPOTrainer, RLOOTrainer, DistillationTrainer or GKDTrainer, as of TRL 1.16."
         )
     if getattr(trainer, "is_deepspeed_enabled", False) or getattr(trainer, "is_fsdp_enabled", False):
         raise ConfigError(
@@ -40,11 +41,11 @@ def check_trainer(trainer: Any, method: Method) -> None:
 
 def live_policies(trainer: Any, method: Method, teacher: str | None) -> dict[str, AutoregressivePolicy]:
     """The trainer's own models as policies; `teacher` is loaded if it is named."""
-    policies = {STUDENT: AutoregressivePolicy(_unwrapped(trainer, trainer.model), trainer.processing_class, STUDENT)}
+    policies = {STUDENT: AutoregressivePolicy(unwrapped(trainer, trainer.model), trainer.processing_class, STUDENT)}
     if TEACHER in method.policies and teacher is not None:
         policies[TEACHER] = load_policy(teacher, TEACHER, dtype="auto", device=str(trainer.accelerator.device))
     elif TEACHER in method.policies:
-        model = _unwrapped(trainer, trainer.teacher_model)
+        model = unwrapped(trainer, trainer.teacher_model)
         policies[TEACHER] = AutoregressivePolicy(model, trainer.processing_class, TEACHER)
     for policy in policies.values():
         policy.encoder.max_pixels = None  # TRL does not reduce images
@@ -80,7 +81,7 @@ def dtype_of(model: nn.Module) -> str:
     return str(next(model.parameters()).dtype).removeprefix("torch.")
 
 
-def _unwrapped(trainer: Any, model: Any) -> nn.Module:
+def unwrapped(trainer: Any, model: Any) -> nn.Module:
     """The model without wrappers of accelerate and peft, whose adapters stay active."""
     inner = trainer.accelerator.unwrap_model(model)
     return inner.get_base_model() if hasattr(inner, "get_base_model") else inner

@@ -1,7 +1,7 @@
-"""Rows of a TRL dataset and the trainer's output for them, as RolloutRow and Example.
+"""What a TRL trainer sampled at once, as RolloutRow and Example.
 
-A row has a prompt (turns or text), `image` or `images`, and possibly our columns of an example: id, answer, boxes,
-crop, hint and so on.
+A row of its dataset has a prompt (turns or text), `image` or `images`, and possibly our columns of an example: id,
+answer, boxes, crop, hint and so on.
 """
 
 import hashlib
@@ -17,6 +17,7 @@ from workbench.data.conversations import split_conversation
 from workbench.data.examples import COLUMNS, example_from_values
 from workbench.data.importing.rows import scalar_text
 from workbench.data.rollouts import RolloutRow
+from workbench.errors import DataError
 from workbench.types import Example, Rollout
 
 _EVIDENCE = tuple(name for name in COLUMNS if name not in ("id", "question", "images", "history", "answer"))
@@ -42,8 +43,61 @@ class StepRewards:
         return {name: float(value) for name, value in values.items() if value is not None and value == value}
 
 
-def to_row(values: dict[str, Any], origin: str, output: dict[str, Any], idx: int, rewards: StepRewards) -> RolloutRow:
-    """The answer to a row of the dataset; `output` is the trainer's for the whole batch. Raises Refused."""
+class DatasetGeneration:
+    """Answers to rows of the dataset, as GRPO, RLOO and distillation sample them.
+
+    output  what the trainer computed for the whole batch
+    """
+
+    def __init__(self, trainer: Any, rows: list[dict[str, Any]], output: dict[str, Any]) -> None:
+        self._rows, self._output, self._rewards = rows, output, StepRewards(trainer, len(rows))
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def row(self, idx: int, origin: str) -> RolloutRow:
+        """The answer to a row. Raises Refused."""
+        return _to_row(self._rows[idx], origin, self._output, idx, self._rewards)
+
+    def key(self, idx: int, row: RolloutRow) -> str:
+        """Equal for all answers to one prompt."""
+        return _example_key(self._rows[idx], row)
+
+    def example(self, idx: int, row: RolloutRow) -> Example:
+        """The example that the row of the dataset holds. Raises DataError."""
+        return _own_example(self._rows[idx], row)
+
+
+class TokenGeneration:
+    """Answers to prompts that only their tokens are known of, as GKD samples them.
+
+    inputs  the trainer's batch; `tokens` of prompts and answers, `labels` are -100 outside the answers
+    """
+
+    def __init__(self, tokenizer: Any, inputs: dict[str, Any], tokens: Any, labels: Any, sampled_by: str) -> None:
+        self._tokenizer, self._inputs, self._tokens, self._labels = tokenizer, inputs, tokens, labels
+        self._sampled_by = sampled_by
+
+    def __len__(self) -> int:
+        return len(self._tokens)
+
+    def row(self, idx: int, origin: str) -> RolloutRow:
+        """The answer to a prompt, which is decoded."""
+        prompt = tuple(self._inputs["prompts"][idx][self._inputs["prompt_attention_mask"][idx].bool()].tolist())
+        ids = tuple(self._tokens[idx][self._labels[idx] != -100].tolist())
+        text = self._tokenizer.decode(prompt, skip_special_tokens=False)
+        return RolloutRow(origin, "trl", prompt=text, prompt_ids=prompt, ids=ids, sampled_by=self._sampled_by)
+
+    def key(self, idx: int, row: RolloutRow) -> str:
+        """Equal for all answers to one prompt."""
+        return row.prompt
+
+    def example(self, idx: int, row: RolloutRow) -> Example:
+        """Raises DataError: no example is known of a decoded prompt."""
+        raise DataError("GKD keeps only tokens of its prompts. Name the examples: record_rollouts(..., data=FILE)")
+
+
+def _to_row(values: dict[str, Any], origin: str, output: dict[str, Any], idx: int, rewards: StepRewards) -> RolloutRow:
     talk = split_conversation(values["prompt"], Counter())
     texts = {key: scalar_text(values.get(key), key, Counter()) for key in ("id", "answer", "solution")}
     kept, prompt = (output[f"{part}_mask"][idx].bool() for part in ("completion", "prompt"))
@@ -66,8 +120,7 @@ def to_row(values: dict[str, Any], origin: str, output: dict[str, Any], idx: int
     )
 
 
-def own_example(values: dict[str, Any], row: RolloutRow) -> Example:
-    """The example that a row of the dataset holds. Raises DataError."""
+def _own_example(values: dict[str, Any], row: RolloutRow) -> Example:
     talk = split_conversation(values["prompt"], Counter())
     images = _images(values) or list(talk.images)
     columns = {key: values[key] for key in _EVIDENCE if values.get(key) is not None}
@@ -75,15 +128,15 @@ def own_example(values: dict[str, Any], row: RolloutRow) -> Example:
     if columns.keys() & set(_NEED_IMAGES):
         columns["images"] = [_embedded(image) for image in images]
         columns |= {"crop": _embedded(columns["crop"])} if "crop" in columns else {}
-    columns |= {"id": row.id or example_key(values, row), "question": talk.question}
+    columns |= {"id": row.id or _example_key(values, row), "question": talk.question}
     columns["history"] = [{"role": role, "text": text} for role, text in talk.history]
     example = example_from_values(columns, row.origin, folder=Path.cwd(), default_id=row.origin)
     pictures = tuple(image if isinstance(image, Image.Image) else Path(image) for image in images)
     return example if example.images else replace(example, images=pictures)
 
 
-def example_key(values: dict[str, Any], row: RolloutRow) -> str:
-    """A digest of prompt and images, equal for all answers to one prompt."""
+def _example_key(values: dict[str, Any], row: RolloutRow) -> str:
+    """A digest of prompt and images."""
     digest = hashlib.sha256(row.prompt.encode())
     for image in _images(values):
         digest.update(image.tobytes() if isinstance(image, Image.Image) else repr(image).encode())
