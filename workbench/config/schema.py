@@ -389,9 +389,13 @@ class TrainingConfig:
     ] = None
     save_every: Annotated[int, Option("Steps between checkpoints. 0 = only at the end", low=0)] = 50
     save_total_limit: Annotated[int, Option("Number of newest checkpoints to keep. 0 = all", low=0)] = 2
-    report_to: Annotated[list, Option("Trackers of accelerate to log to, e.g. trackio, tensorboard or wandb")] = field(
-        default_factory=list
-    )
+    report_to: Annotated[
+        list,
+        Option(
+            "Trackers of accelerate to log to: trackio, tensorboard, wandb, ... The last two, and clearml, get a few "
+            "answers of every evaluation too"
+        ),
+    ] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if not self.tokens_per_micro_batch:

@@ -112,6 +112,7 @@ class Evaluation:
     ) -> None:
         self.config, self.folder, self.process_group = config, folder, process_group
         self.students, self.sets = students, sets
+        self.answered: list[EvalRecord] = []  # of the last evaluation
         self.teachers = teachers(policies, config)
         if left_out := [line for chosen, examples in sets for line in not_evaluated(examples, chosen.contexts)]:
             folder.update(unasked=left_out)
@@ -134,6 +135,7 @@ class Evaluation:
         order = {key: idx for idx, key in enumerate(dict.fromkeys((row.policy, row.context) for row in answered))}
         answered.sort(key=lambda row: order[row.policy, row.context])  # stable: keeps the order of questions
         self.process_group.main_first(lambda: save_records(self.folder.path, step, answered))
+        self.answered = answered
         measured = summarize(tabulate(answered))
         self.folder.log_metrics("eval", step, measured)
         self.folder.update(doing=None)

@@ -62,7 +62,7 @@ from workbench.training.probes import open_probes
 from workbench.training.resume_records import resume_from_latest
 from workbench.training.rollout_source import RolloutSource
 from workbench.training.run_data import RunData, load_run_data
-from workbench.training.tracking import build_accelerator
+from workbench.training.tracking import build_accelerator, log_answers
 from workbench.types import STUDENT, Example, Rollout
 
 log = logging.getLogger("workbench")
@@ -484,6 +484,7 @@ class Trainer:
         with self._autocast(), self._between_steps.lap("evaluate"):
             metrics = self.evaluation(step)
         self.accelerator.log(metrics, step=step)
+        log_answers(self.accelerator, self.evaluation.answered, step)
         self.early_stopping.update(step, metrics)
         if self.early_stopping.patience:
             log.info("%s", self.early_stopping.best_text(self.folder.path))
