@@ -270,6 +270,21 @@ def _export(options: argparse.Namespace) -> None:
         print(wb.export_student(options.run_dir, options.to, step=options.step, learner=options.learner))
 
 
+def _eval_command(options: argparse.Namespace) -> None:
+    print(_module("evals.benchmark_command").benchmark_command(options.folder, options.tool, options.tasks))
+
+
+def _import_eval(options: argparse.Namespace) -> None:
+    results, notes = _module("evals.benchmark_import").import_eval(
+        options.results, options.run_dir, any_model=options.any_model
+    )
+    benchmarks, summary = _module("evals.benchmarks"), _module("analysis.summary")
+    print(summary.format_table(benchmarks.BENCHMARK_COLUMNS, benchmarks.benchmark_rows(results)))
+    for note in notes:
+        print(note)
+    print(f"{len(results)} results: {Path(options.run_dir) / benchmarks.FILE}")
+
+
 def _show(options: argparse.Namespace) -> None:
     traced = wb.open_traces(options.run_dir).rollout(options.step, options.rollout, probe=options.probe)
     color = sys.stdout.isatty() if options.color is None else options.color
@@ -367,6 +382,8 @@ COMMANDS = {
     "import": _import,
     "fetch": _fetch,
     "export": _export,
+    "eval-command": _eval_command,
+    "import-eval": _import_eval,
     "pretrain": _pretrain,
     "upgrade": _upgrade,
 }

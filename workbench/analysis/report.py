@@ -22,6 +22,7 @@ from workbench.analysis.table import NO_TRACES, Table, traces_of
 from workbench.analysis.tokens import Selection
 from workbench.config.schema import read_yaml
 from workbench.errors import ConfigError, RunError
+from workbench.evals.benchmarks import BenchmarkResult, benchmark_rows, headlines, load_benchmarks
 from workbench.render import render_movement, render_page, render_tokens
 from workbench.render.text import NONE, signed, visible_text
 from workbench.runs.folder import RunFolder
@@ -103,6 +104,7 @@ def _facts(folder: RunFolder) -> str:
         "prepared": "; ".join(f"{name}: {value}" for name, value in (status.get("prepared") or {}).items()) or None,
         "sequences": "; ".join(f"{name}: {description}" for name, description in sampled_by(folder.path).items())
         or None,
+        "benchmarks": "; ".join(map(_benchmark, headlines(load_benchmarks(folder.path))[0])) or None,
         "warnings": " ".join(status.get("warnings") or ()) or None,
         "error": status.get("error"),
     }
@@ -115,6 +117,12 @@ def _facts(folder: RunFolder) -> str:
     config = escape((folder.path / "config.yaml").read_text(encoding="utf-8"))
     details = f"<details><summary>Configuration</summary><pre>{config}</pre></details>"
     return f'<div class="rp-card"><table class="rp-facts"><tbody>{rows}</tbody></table>{details}</div>'
+
+
+def _benchmark(row: BenchmarkResult) -> str:
+    benchmark, metric, value, stderr, count, tool, model = benchmark_rows([row])[0]
+    error = "" if row.stderr is None else f" ± {stderr}"
+    return f"{benchmark} {metric} {value}{error} (questions: {count}; {tool}; {model})"
 
 
 def _learned(run_dir: Path, theme: str) -> str:

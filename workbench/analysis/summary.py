@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.errors import TraceError
+from workbench.evals.benchmarks import BENCHMARK_COLUMNS, FILE, benchmark_rows, headlines, load_benchmarks
 from workbench.evals.findings import INTERVALS, compare, compared, find, privilege_of, sentences, shows_wrong
 from workbench.evals.records import CONFIDENCE, EvalRecord, load_records, measure
 from workbench.runs.folder import RunFolder
@@ -33,6 +34,7 @@ def summarize_run(run_dir: str | Path) -> str:
         parts.append(accuracy_table(answered))
         parts += dataset_table(answered)
         parts += peer_table(answered)
+    parts += benchmark_table(folder.path)
     parts += _recorded(folder.path)
     if status.get("scored"):
         parts.append("\n".join(_scored(status["scored"])))
@@ -54,6 +56,15 @@ def summarize_run(run_dir: str | Path) -> str:
         parts.append(f"error: {status['error']}")
     parts += _findings(folder, answered)
     return "\n\n".join(parts)
+
+
+def benchmark_table(run_dir: Path) -> list[str]:
+    """Imported results of benchmarks as a table; empty without any. Raises RunError for a damaged file."""
+    chosen, num_more = headlines(load_benchmarks(run_dir))
+    if not chosen:
+        return []
+    more = f"\n  and {num_more} more in {run_dir / FILE}" if num_more else ""
+    return [format_table(BENCHMARK_COLUMNS, benchmark_rows(chosen)) + more]
 
 
 def _scored(facts: dict) -> list[str]:

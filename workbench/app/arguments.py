@@ -244,6 +244,16 @@ def _add_exchange(add: Add) -> None:
     command.add_argument("--traces", action="store_true", help="export the traces as a Hugging Face dataset instead")
     command.add_argument("--step", type=int, help="step of the checkpoint; default: the newest")
     command.add_argument("--learner", default="student", help="name of the student to export, in a run with peers")
+    command = add("eval-command", "print how lmms-eval or VLMEvalKit evaluates an exported student; runs nothing")
+    command.add_argument("folder", help="folder written by workbench export")
+    command.add_argument("--tool", default="lmms-eval", help="lmms-eval (default) or vlmevalkit")
+    command.add_argument("--tasks", nargs="+", default=["mme"], metavar="T", help="benchmarks, in the tool's names")
+    command = add("import-eval", "read results of lmms-eval or VLMEvalKit into the run of the evaluated student")
+    command.add_argument("results", help="a result file, or a folder of results")
+    command.add_argument("run_dir", help="the run's folder")
+    command.add_argument(
+        "--any-model", action="store_true", help="also results of a model that is not an export of the run, marked so"
+    )
     command = add("pretrain", "train a tiny model on the built-in scenes")
     command.add_argument("config", help="a YAML file, see configs/pretrain-student.yaml")
     _add_overrides(command)

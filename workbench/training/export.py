@@ -20,6 +20,7 @@ from torch import nn
 from workbench.config.schema import RunConfig, load_config
 from workbench.data.contexts import is_privileged, parse_context
 from workbench.errors import ConfigError, RunError
+from workbench.evals.benchmarks import BENCHMARK_COLUMNS, benchmark_rows, load_benchmarks
 from workbench.evals.records import CONFIDENCE, load_records, measure
 from workbench.files.folders import new_folder, saving
 from workbench.files.parsing import dump_yaml
@@ -84,7 +85,10 @@ def export_student(
         if has_video_part(processor):
             card += NEEDS_TORCHVISION
         (folder / "README.md").write_text(card, "utf-8")
-        return Exported(str(to), checkpoint.step, sum(parameter.numel() for parameter in model.parameters()))
+    target = str(to) if str(to).startswith(HUB) else str(Path(to).resolve())
+    exports = [export for export in run.status.get("exports") or [] if export["to"] != target]
+    run.update(exports=[*exports, {"to": target, "learner": learner, "step": checkpoint.step}])
+    return Exported(str(to), checkpoint.step, sum(parameter.numel() for parameter in model.parameters()))
 
 
 NEEDS_TORCHVISION = """
@@ -245,7 +249,7 @@ Give this model `{context}`: {given}, and nothing else.
 ## Evaluation
 
 {_evaluation(run, step, learner, context)}
-
+{_benchmarks(run, step, learner)}
 ## Use
 
 ```python
@@ -306,6 +310,26 @@ def _evaluation(run: RunFolder, step: int, learner: str, student_context: str) -
 | context | step | questions | right | confidence |
 |---|---|---|---|---|
 {table}"""
+
+
+def _benchmarks(run: RunFolder, step: int, learner: str) -> str:
+    """Section of imported results of this step's exported student; empty without any."""
+    rows = [row for row in load_benchmarks(run.path) if (row.learner, row.step) == (learner, step)]
+    if not rows:
+        return ""
+    lines = [
+        BENCHMARK_COLUMNS[:-1],
+        ("---",) * (len(BENCHMARK_COLUMNS) - 1),
+        *(row[:-1] for row in benchmark_rows(rows)),
+    ]
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return f"""
+## Benchmarks
+
+Measured by other tools on an export of these weights, each value in the unit of its tool.
+
+{table}
+"""
 
 
 def _name(path: object) -> str:
