@@ -107,7 +107,7 @@ def test_scored_run_opens_everywhere(
     assert len(scored.positions) > 0
     with raises(RunError, "workbench score"):
         resume(run_dir)
-    with raises(RunError, "scored", "name="):
+    with raises(RunError, "scored", "--to"):
         score(rows)
 
 
@@ -212,6 +212,13 @@ def test_method_that_needs_more_than_a_file_is_refused(models: dict, tmp_path: P
     config = small_config(models, tmp_path, DATA, "method.name=ccopd")
     with raises(ConfigError, "ccopd"):
         score_rollouts(tmp_path / "rows.jsonl", config, data=DATA)
+
+
+def test_options_out_of_range_are_refused(score: Callable, rows: list[dict]) -> None:
+    with raises(ConfigError, "max_skipped", "-1"):
+        score(rows, max_skipped=-1)
+    with raises(ConfigError, "privilige"):
+        score(rows, "method.privilige=crop")
 
 
 def test_command_scores_a_file(models: dict, rows: list[dict], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

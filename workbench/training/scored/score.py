@@ -11,6 +11,7 @@ The run folder is that of a training run without checkpoints: metrics, traces, a
 4. A row that cannot be scored is counted, named and listed in skipped.jsonl. More than `max_skipped` are an error.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +28,7 @@ from workbench.data.rollouts.matching import ExampleIndex, OwnExamples, match_ro
 from workbench.distill.method import Method
 from workbench.distill.usable import lacking
 from workbench.distributed import choose_device
-from workbench.errors import ConfigError, show
+from workbench.errors import ConfigError, RunError, show
 from workbench.training.learner import build_learner
 from workbench.training.scored.given import to_rollouts
 from workbench.training.scored.steps import ScoredSteps, ScoreResult, SkippedRows
@@ -90,6 +91,7 @@ def score_rollouts(
     Raises: DataError if more rows than that cannot be scored; ConfigError, PolicyError and RunError as `train`.
     """
     method = scoring_method(config)
+    _check_options(config, max_skipped)
     file = read_rollouts(source, layout=layout, columns=columns)
     index = OwnExamples(file) if data is None else ExampleIndex(load_examples(data))
     pairs, matched_by = match_rows(file, index)
@@ -126,6 +128,13 @@ def score_rollouts(
     if own is not None:
         config = replace(config, data=replace(config.data, train=str(config.run_dir / DATA_FILE)))
     return ScoredSteps(config, method, policies, given, skipped, facts).run(examples, own)
+
+
+def _check_options(config: RunConfig, max_skipped: int) -> None:
+    if max_skipped < 0:
+        raise ConfigError(f"max_skipped must be at least 0, got {max_skipped}.")
+    if os.path.lexists(config.run_dir):
+        raise RunError(f"{config.run_dir} exists. Name a new folder with --to, or delete it.")
 
 
 def scoring_method(config: RunConfig) -> Method:
