@@ -1,6 +1,8 @@
 """`workbench prompts`: what every view's model reads, special tokens included."""
 
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,8 +11,10 @@ from PIL import Image
 from small import run_config
 
 from workbench.cli import main
-from workbench.errors import DataError
+from workbench.errors import DataError, WorkbenchError
+from workbench.training.check import check_config
 from workbench.training.prompts import render_prompts
+from workbench.training.run import train
 
 
 @pytest.fixture
@@ -38,6 +42,25 @@ def test_prompts_each_view_is_written_as_its_model_reads_it(models: dict, tmp_pa
     assert "door" not in student.text and "the door" in teacher.text and teacher.length > student.length
     assert str(student).startswith(f"[student] student given plain: {student.length} tokens, 1 image\n")
     assert [prompt.why for prompt in lacking] == ["", "this example has no hint", "this example has no hint"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "names"),
+    [
+        ("image_processor", {"crop_to_patches": True}, ["crop_to_patches"]),
+        ("teacher_chat_template_kwargs", {"enable_thinking": False}, ["enable_thinking"]),
+    ],
+)
+@pytest.mark.parametrize("start", [train, check_config])
+def test_option_that_family_lacks_raises_before_weights_are_loaded(
+    key: str, value: dict, names: list[str], start: Callable, models: dict, tmp_path: Path
+) -> None:
+    folders = {name: shutil.copytree(path, tmp_path / name) for name, path in models.items()}
+    for folder in folders.values():
+        (folder / "model.safetensors").unlink()  # loading it would be another error
+    config = run_config(folders, tmp_path, models={**{n: str(f) for n, f in folders.items()}, key: value})
+    with raises(WorkbenchError, *names):
+        start(config)
 
 
 def test_prompts_system_prompt_is_in_every_prompt(models: dict, tmp_path: Path, data: str) -> None:

@@ -201,9 +201,9 @@ class AutoregressivePolicy(Passes):
         if not options.evaluates:
             columns[2] = [None] * len(seeds)
         completions = []
-        for row, values in enumerate(zip(*columns, strict=True)):
+        for row, (ids, logprobs, entropies) in enumerate(zip(*columns, strict=True)):
             length, text = stopped.get(row, (None, ""))
-            completions.append(self._cut(*values, stop_length=length, stop_string=text))
+            completions.append(self._cut(ids, logprobs, entropies, length, text))
         return completions
 
     def _stop_string(self, ids: Tensor, stop_strings: tuple[str, ...]) -> str:

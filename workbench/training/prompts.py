@@ -57,6 +57,20 @@ def render_prompts(config: RunConfig, rows: int = 1) -> Iterator[tuple[Example, 
         yield example, [_render(encoders, name, view, example) for name, view in method.views.items()]
 
 
+def require_processors(config: RunConfig) -> None:
+    """Load the processor and chat template of every model of a run, without weights.
+
+    Raises: ConfigError or PolicyError for an option that an image processor lacks, or an argument that a chat template
+    does not read.
+    """
+    encoders, models = _Encoders(config), config.models
+    for name, path in models.learners.items():
+        encoders.load(path, name, is_teacher=False)
+    if any(policy.startswith("teacher") for policy in config.load_method().policies):
+        for path in filter(None, (models.teacher, *models.teachers.values())):
+            encoders.load(path, "teacher", is_teacher=True)
+
+
 def _render(encoders: "_Encoders", name: str, view: View, example: Example) -> ViewPrompt:
     if column := missing_evidence(example, view.context):
         return ViewPrompt(name, view.policy, view.context, why=f"this example has no {column}")
@@ -95,13 +109,14 @@ class _Encoders:
         """Encoder of a policy for an example of a domain; None if no teacher covers it."""
         models = self._models
         if policy.startswith(STUDENT):
-            return self._load(models.student, STUDENT, False)
+            return self.load(models.student, STUDENT, is_teacher=False)
         named = policy.partition(":")[2]
         if named or (self._by_domain and domain in models.teachers):
-            return self._load(models.teachers[named or domain], policy, True)
-        return None if models.teacher is None else self._load(models.teacher, policy, True)
+            return self.load(models.teachers[named or domain], policy, is_teacher=True)
+        return None if models.teacher is None else self.load(models.teacher, policy, is_teacher=True)
 
-    def _load(self, path: str, name: str, is_teacher: bool) -> PromptEncoder:
+    def load(self, path: str, name: str, *, is_teacher: bool) -> PromptEncoder:
+        """Encoder of a model, loaded once."""
         if (path, is_teacher) not in self._loaded:
             options = self._models.student_options | (self._models.teacher_options if is_teacher else {})
             options.pop("dtype")
