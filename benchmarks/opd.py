@@ -1,7 +1,8 @@
 """Compare a step of opd with a step of TRL's DistillationTrainer: same models, images, batch and answer length.
 
     python -m benchmarks opd [--lora [RANK]] [--student FOLDER --teacher FOLDER] [--prompts 8] [--generations 4]
-                             [--tokens 32]
+                             [--tokens 32] [--text]
+    python -m benchmarks opd --text --student smollm2 --teacher smollm2 --prompts 4 --tokens 48 --warmup 1 --repeats 2
 
 Both: write 32 answers to 8 questions, read them by teacher and student, full reverse KL averaged over positions,
 backward, clip, AdamW; fp32 (on a GPU bfloat16), no gradient checkpointing, no end token before the last position.
@@ -15,12 +16,12 @@ import tempfile
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModelForImageTextToText, TrainerCallback
+from transformers import AutoConfig, TrainerCallback
 
-from benchmarks.steps import DTYPE, WARMUP, Steps, make_trainer, parts, step_arguments
+from benchmarks.steps import DTYPE, Steps, make_trainer, parts, step_arguments
 from benchmarks.timing import Clock, Turn, show
 from workbench.data.contexts import build_prompt
-from workbench.policies.processors import load_processor
+from workbench.policies.models import auto_class
 
 try:
     from datasets.utils.logging import disable_progress_bar
@@ -67,7 +68,7 @@ def main() -> None:
         trainer = trl_trainer(args, folder, ours[OURS], turns)
         with ours[TRACED].trainer.trace_writer:
             trainer.train()
-        counted = {name: values[WARMUP:] for name, values in turns.turns.items()}
+        counted = {name: values[args.warmup :] for name, values in turns.turns.items()}
         trained = {
             who: sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
             for who, model in (("ours", ours[OURS].trainer.learners[0].student.model), ("TRL's", trainer.model))
@@ -84,16 +85,18 @@ def main() -> None:
 
 def trl_trainer(args, folder: Path, ours: Steps, turns: TakeTurns) -> DistillationTrainer:
     """Build TRL's trainer on the questions of our steps, in the same order."""
-    steps = args.repeats + WARMUP
+    steps = args.repeats + args.warmup
     rows = []
     for step in range(1, steps + 1):
         for idx in ours.trainer.order.batch(step, args.prompts):
             prompt = build_prompt(ours.trainer.examples[idx], "plain")
-            row = {"prompt": [{"role": "user", "content": prompt.text}], "images": list(prompt.images)}
+            row: dict[str, object] = {"prompt": [{"role": "user", "content": prompt.text}]}
+            row |= {"images": list(prompt.images)} if prompt.images else {}
             rows += [row] * args.generations
-    processor = load_processor(args.student, AutoConfig.from_pretrained(args.student))
+    processor = ours.trainer.learners[0].student.processor
     student, teacher = (
-        AutoModelForImageTextToText.from_pretrained(model, dtype=DTYPE) for model in (args.student, args.teacher)
+        auto_class(AutoConfig.from_pretrained(model)).from_pretrained(model, dtype=DTYPE)
+        for model in (args.student, args.teacher)
     )
     adapter = ours.trainer.learners[0].student.model.peft_config["default"] if args.lora else None
     config = DistillationConfig(

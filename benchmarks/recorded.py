@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, TrainerCallback
 
-from benchmarks.steps import DTYPE, WARMUP, step_arguments
+from benchmarks.steps import DTYPE, step_arguments
 from benchmarks.timing import Clock, Turn, show
 from workbench.data.contexts import build_prompt
 from workbench.data.examples import load_examples
@@ -46,6 +46,8 @@ class Alternating(TrainerCallback):
 
 def main() -> None:
     args = step_arguments(__doc__)
+    if args.text:
+        sys.exit("--text is for benchmarks opd and dopd; this one needs the scenes.")
     logging.getLogger("workbench").setLevel(logging.ERROR)
     for name, options in METHODS.items():
         with tempfile.TemporaryDirectory() as folder:
@@ -54,7 +56,7 @@ def main() -> None:
 
 
 def measure(args, folder: Path, options: dict) -> dict[str, list[Turn]]:
-    steps = 2 * (args.repeats + WARMUP)
+    steps = 2 * (args.repeats + args.warmup)
     data = f"scenes:train?count={args.prompts * steps}"
     rows = []
     for example in load_examples(data):
@@ -94,7 +96,7 @@ def measure(args, folder: Path, options: dict) -> dict[str, list[Turn]]:
     callback = record_rollouts(trainer, folder / "recorded", data=data, every=2, **options)
     trainer.train()
     assert callback.num_recorded == args.prompts * args.generations * steps // 2, callback.skipped
-    return {name: values[WARMUP:] for name, values in timer.turns.items()}
+    return {name: values[args.warmup :] for name, values in timer.turns.items()}
 
 
 if __name__ == "__main__":

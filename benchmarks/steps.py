@@ -1,6 +1,7 @@
 """Trainers whose steps run one by one, with the built-in models and world."""
 
 import argparse
+import json
 from pathlib import Path
 
 import torch
@@ -21,6 +22,8 @@ def step_arguments(description: str) -> argparse.Namespace:
     parser.add_argument("--generations", type=int, default=4, help="per prompt")
     parser.add_argument("--tokens", type=int, default=32, help="per answer, exactly")
     parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--warmup", type=int, default=WARMUP, help="steps before the first that counts")
+    parser.add_argument("--text", action="store_true", help="questions without images, for language models")
     parser.add_argument("--lora", type=int, nargs="?", const=16, default=0, help="train adapters of this rank; 16")
     return parser.parse_args()
 
@@ -37,7 +40,7 @@ def make_trainer(name: str, args: argparse.Namespace, folder: Path, method: dict
                 "dtype": DTYPE,
                 "lora": {"rank": args.lora},
             },
-            "data": {"train": f"scenes:train?count={args.prompts * (args.repeats + WARMUP)}"},
+            "data": {"train": questions(args, folder)},
             "method": method,
             "sampling": {"num_generations": args.generations, "max_completion_length": args.tokens},
             "training": {"steps": 10_000, "batch_size": args.prompts, "learning_rate": 1e-5, "schedule": "constant"},
@@ -49,6 +52,21 @@ def make_trainer(name: str, args: argparse.Namespace, folder: Path, method: dict
     student = trainer.learners[0].student
     student.placeholders = [*student.placeholders, *student.stop_ids]  # never sampled
     return trainer
+
+
+def questions(args: argparse.Namespace, folder: Path) -> str:
+    """Source of a question for every prompt of all steps: scenes, or with --text a file of sums with hints."""
+    count = args.prompts * (args.repeats + args.warmup)
+    if not args.text:
+        return f"scenes:train?count={count}"
+    file = folder / "questions.jsonl"
+    pairs = [(7 * idx + 3, 5 * idx + 8) for idx in range(count)]
+    rows = [
+        {"id": f"{idx}", "question": f"What is {a} plus {b}?", "answer": f"{a + b}", "hint": f"Add {b} to {a}."}
+        for idx, (a, b) in enumerate(pairs)
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(file)
 
 
 class Steps:

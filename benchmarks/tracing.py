@@ -8,7 +8,7 @@ import statistics
 import tempfile
 from pathlib import Path
 
-from benchmarks.steps import WARMUP, Steps, make_trainer, parts, step_arguments
+from benchmarks.steps import Steps, make_trainer, parts, step_arguments
 from benchmarks.timing import Clock, show, take_turns
 from workbench.traces.parts import compact
 
@@ -26,14 +26,14 @@ def main() -> None:
         }
         traced = variants[ON].trainer
         traced.trace_writer.compact_every = 0
-        turns = take_turns(variants, repeats=args.repeats, warmup=WARMUP)
-        trace_s = [line["seconds/trace"] for line in traced.folder.metrics("train")][WARMUP:]
+        turns = take_turns(variants, repeats=args.repeats, warmup=args.warmup)
+        trace_s = [line["seconds/trace"] for line in traced.folder.metrics("train")][args.warmup :]
         print(f"last step: {parts(variants[ON].metrics)}")
         show(f"one step, {args.prompts} prompts x {args.generations} answers x {args.tokens} tokens", turns, base=OFF)
         traced.trace_writer.flush()
         clock = Clock()
         compact(traced.folder.path, min_parts=2)
-        merged_s = clock.stop().wall_s / (args.repeats + WARMUP)
+        merged_s = clock.stop().wall_s / (args.repeats + args.warmup)
         own_s, step_s = statistics.median(trace_s), statistics.median(turn.wall_s for turn in turns[OFF])
         print(f"recording              {1000 * own_s:8.2f} ms a step, wall")
         print(f"merging                {1000 * merged_s:8.2f} ms a step, wall")
