@@ -23,6 +23,7 @@ def step_arguments(description: str) -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, default=32, help="per answer, exactly")
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--warmup", type=int, default=WARMUP, help="steps before the first that counts")
+    parser.add_argument("--optimizer", default="adamw", help="of our steps; sgd needs no memory for moments")
     parser.add_argument("--text", action="store_true", help="questions without images, for language models")
     parser.add_argument("--lora", type=int, nargs="?", const=16, default=0, help="train adapters of this rank; 16")
     return parser.parse_args()
@@ -43,7 +44,13 @@ def make_trainer(name: str, args: argparse.Namespace, folder: Path, method: dict
             "data": {"train": questions(args, folder)},
             "method": method,
             "sampling": {"num_generations": args.generations, "max_completion_length": args.tokens},
-            "training": {"steps": 10_000, "batch_size": args.prompts, "learning_rate": 1e-5, "schedule": "constant"},
+            "training": {
+                "steps": 10_000,
+                "batch_size": args.prompts,
+                "learning_rate": 1e-5,
+                "schedule": "constant",
+                "optimizer": args.optimizer,
+            },
             "trace": {"every": int(traced), "probes": 0},
         }
     )
