@@ -203,7 +203,6 @@ def answer(num_tokens: int) -> TokenView:
                 visibility=chooser.choice(("visible", "privileged")),
                 logprobs=logprobs,
                 entropies={name: chooser.random() for name in views},
-                max_logprobs={name: value / 2 for name, value in logprobs.items()},
                 ranks=dict.fromkeys(views, 1),
                 top_k=tops,
                 sampled_logprob=logprobs["student"],

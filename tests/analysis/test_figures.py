@@ -23,7 +23,6 @@ UNITS = {"auroc": "area under the ROC curve", "num_privileged": "tokens", "num_v
 def drawn(dopd: Path, opd: Path, theme: str) -> dict[str, go.Figure]:
     """One of every kind."""
     notes = movement.regime_notes(dopd)
-    probe = movement.values_of_probe(dopd, 0)
     return {
         "curves": figures.curves(run_tables.metrics(dopd, ("loss",)), title="Loss", theme=theme),
         "compared": figures.curves(compare.metrics_of(dopd, opd, ("loss",)), title="Loss", theme=theme),
@@ -31,7 +30,6 @@ def drawn(dopd: Path, opd: Path, theme: str) -> dict[str, go.Figure]:
         "bars of shares": figures.share_bars(regimes.shares_by(dopd, "token_type"), title="Kinds", theme=theme),
         "gaps": figures.gap_curves(regimes.gaps_over_steps(dopd), theme=theme),
         "sankey": figures.sankey(movement.transitions(dopd), notes, theme=theme),
-        "regimes": figures.heatmap(probe, title="Probe", notes=notes, theme=theme),
         "numbers": figures.heatmap(movement.values_of_probe(dopd, 0, value="loss"), title="Probe", theme=theme),
         "bars": figures.separation_bars(
             table([SEPARATION], list(SEPARATION), run="dopd", units=UNITS, empty=""), theme=theme
@@ -129,7 +127,9 @@ def test_curve_constant_values_axis_starts_at_zero() -> None:
             for step in (1, 2)
         ]
     )
-    assert figures.gap_curves(Table(frame, run="run")).layout.yaxis.rangemode == "tozero"
+    gaps = figures.gap_curves(Table(frame, run="run"))
+    assert gaps.layout.yaxis.rangemode == "tozero"
+    assert [trace.name for trace in gaps.data] == ["capability gap", "information gap"]
 
 
 def test_curve_nan_values_are_named_in_title() -> None:

@@ -104,7 +104,7 @@ def test_page_events_remote_code_refused_by_all(
     assert refused == DOORS
 
 
-def test_resume_run_remote_code_raises_unless_allowed(received: AppContext, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resume_run_remote_code_raises(received: AppContext, monkeypatch: pytest.MonkeyPatch) -> None:
     run, started = received.runs_dir / "opd", []
     monkeypatch.setattr(jobs, "_spawn", lambda *given: started.append(given))
     before = (run / "run.json").read_bytes()
@@ -112,8 +112,6 @@ def test_resume_run_remote_code_raises_unless_allowed(received: AppContext, monk
         with raises(ConfigError, "trust_remote_code=true"):
             jobs.resume_run(run, overrides)
     assert not started and (run / "run.json").read_bytes() == before
-    jobs.resume_run(run, allow_remote_code=True)
-    assert len(started) == 1
 
 
 @pytest.mark.parametrize("form", ["true", "True", "yes", "on", '"true"', "&x true"])

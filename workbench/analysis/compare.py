@@ -121,9 +121,9 @@ def _matched(first: list[int], second: list[int]) -> list[tuple[int | None, int 
     return pairs
 
 
-def metrics_of(first: str | Path, second: str | Path, names: tuple[str, ...], *, kind: str = "train") -> Table:
+def metrics_of(first: str | Path, second: str | Path, names: tuple[str, ...]) -> Table:
     """Metric curves of both runs: run, step, metric, value."""
-    tables = [metrics(run, names, kind=kind) for run in (first, second)]
+    tables = [metrics(run, names) for run in (first, second)]
     names_shown = names_of(first, second)
     frames = [curve.frame.assign(run=name) for curve, name in zip(tables, names_shown, strict=True)]
     units = tables[0].units | tables[1].units

@@ -213,11 +213,9 @@ def share_bars(table: Table, *, by: str = "position_share", title: str, theme: s
     return figure.update_yaxes(autorange="reversed")
 
 
-def gap_curves(
-    table: Table, *, title: str = "Capability and information gap", theme: str = "light", by_size: bool = True
-) -> go.Figure:
-    """Mean capability and information gap per token over steps, a panel per visibility."""
-    columns = ("abs_capability_gap", "abs_information_gap") if by_size else ("capability_gap", "information_gap")
+def gap_curves(table: Table, *, theme: str = "light") -> go.Figure:
+    """Mean size of the capability and the information gap per token over steps, a panel per visibility."""
+    title, columns = "Capability and information gap", ("abs_capability_gap", "abs_information_gap")
     if table.empty or table.frame[list(columns)].isna().all(axis=None):
         message = table.empty or "This method has no privileged student, so its gap cannot be split."
         return empty_figure(message, theme, title=title)
@@ -233,7 +231,7 @@ def gap_curves(
     for panel_idx, visibility in enumerate(visibilities):
         of_visibility = table.frame[table.frame["visibility"] == visibility]
         for column, color, dash in zip(columns, (CAPABILITY, INFORMATION), DASHES, strict=False):
-            name = column.split("_")[0] + " gap"
+            name = column.split("_")[1] + " gap"
             figure.add_scatter(
                 x=of_visibility["step"],
                 y=of_visibility[column],
@@ -248,14 +246,13 @@ def gap_curves(
                 row=1,
                 col=panel_idx + 1,
             )
-    label = "mean size, nats per token" if by_size else "mean, nats per token"
-    return from_zero_if_constant(step_axis(figure, table.frame["step"]).update_yaxes(title_text=label, col=1))
+    step_axis(figure, table.frame["step"]).update_yaxes(title_text="mean size, nats per token", col=1)
+    return from_zero_if_constant(figure)
 
 
-def sankey(
-    table: Table, notes: dict[str, RegimeNote], *, title: str = "Regime changes of probe tokens", theme: str = "light"
-) -> go.Figure:
+def sankey(table: Table, notes: dict[str, RegimeNote], *, theme: str = "light") -> go.Figure:
     """Sankey diagram of probe tokens' regimes at two steps; `notes` of movement.regime_notes."""
+    title = "Regime changes of probe tokens"
     if table.empty:
         return empty_figure(table.empty, theme, title=title)
     frame = table.frame
@@ -312,8 +309,8 @@ def sankey(
     return figure.update_layout(margin={"l": 16, "r": 16, "t": _below_title(figure, 72), "b": 16})
 
 
-def heatmap(table: Table, *, title: str, theme: str = "light", notes: dict[str, RegimeNote] | None = None) -> go.Figure:
-    """A value of one probe by token and step, of movement.values_of_probe. With `notes` the values are regimes."""
+def heatmap(table: Table, *, title: str, theme: str = "light") -> go.Figure:
+    """A value of one probe by token and step, of movement.values_of_probe."""
     if table.empty:
         return empty_figure(table.empty, theme, title=title)
     tokens = table.frame.drop_duplicates("position").sort_values("position")
@@ -324,10 +321,7 @@ def heatmap(table: Table, *, title: str, theme: str = "light", notes: dict[str, 
     shared = {"x": list(range(len(words))), "y": [str(step) for step in wide.index], "ygap": 1.5}
     shared["xgap"] = 0 if is_long else 1.5
     shared["customdata"] = [[escaped(word) for word in words] for _ in wide.index]
-    if notes is not None:
-        figure.add_heatmap(**_regime_cells(wide, notes, theme), texttemplate="" if is_long else "%{text}", **shared)
-    else:
-        figure.add_heatmap(**_value_cells(wide, table.units.get("value", ""), theme), **shared)
+    figure.add_heatmap(**_value_cells(wide, table.units.get("value", ""), theme), **shared)
     if is_long:  # the axis has no room for the tokens; hovering shows each
         figure.update_xaxes(title_text="token position", tickformat=",d", showline=False)
     else:
@@ -337,22 +331,6 @@ def heatmap(table: Table, *, title: str, theme: str = "light", notes: dict[str, 
         )
     figure.update_yaxes(title_text=STEP, autorange="reversed", type="category", showgrid=False)
     return figure.update_layout(margin_t=_below_title(figure, 72))
-
-
-def _regime_cells(wide: pd.DataFrame, notes: dict[str, RegimeNote], theme: str) -> dict[str, object]:
-    fills = [color for color, _ in regime_fills(notes, theme).values()]
-    index = {name: regime_idx for regime_idx, name in enumerate(notes)}
-    edges = [(edge / len(fills), fills[idx]) for idx in range(len(fills)) for edge in (idx, idx + 1)]
-    return {
-        "z": [[None if pd.isna(value) else index[value] for value in row] for row in wide.to_numpy()],
-        "text": wide.to_numpy(),
-        "textfont": {"size": 10.5},
-        "colorscale": edges,
-        "zmin": -0.5,
-        "zmax": len(fills) - 0.5,
-        "showscale": False,
-        "hovertemplate": "<b>%{customdata}</b> %{text}<br>position %{x}, step %{y}<extra></extra>",
-    }
 
 
 def _value_cells(wide: pd.DataFrame, unit: str, theme: str) -> dict[str, object]:
@@ -436,8 +414,9 @@ def separation_bars(table: Table, *, theme: str = "light") -> go.Figure:
     return bars(table, "gap", "auroc", title=title, theme=theme, reference=0.5, meaning="no separation", tints=tints)
 
 
-def accuracy_curves(table: Table, *, title: str = "Accuracy and confidence", theme: str = "light") -> go.Figure:
+def accuracy_curves(table: Table, *, theme: str = "light") -> go.Figure:
     """Accuracy (solid) and confidence (dotted) by policy and context over steps, a panel per visibility and dataset."""
+    title = "Accuracy and confidence"
     if table.empty:
         return empty_figure(table.empty, theme, title=title)
     frame = table.frame
@@ -517,15 +496,13 @@ def reliability(table: Table, *, title: str = "Calibration", theme: str = "light
     return figure.update_yaxes(title_text="accuracy, share of questions", range=[-0.04, 1.06], tickformat=".0%")
 
 
-def information_share(table: Table, *, title: str = "Information-dominated loss", theme: str = "light") -> go.Figure:
+def information_share(table: Table, *, theme: str = "light") -> go.Figure:
     """Shares of loss (solid) and tokens (dotted) whose information gap is the larger in size, by visibility."""
+    title = "Information-dominated loss"
     if table.empty:
         return empty_figure(table.empty, theme, title=title)
-    grouped = (
-        ""
-        if (table.frame["first_step"] == table.frame["step"]).all()
-        else " · each point: the steps since the last one"
-    )
+    is_grouped = (table.frame["first_step"] != table.frame["step"]).any()
+    grouped = " · each point: the steps since the previous point" if is_grouped else ""
     figure = base_figure(theme, title=title, subtitle=f"{table.run} · solid: of loss, dotted: of tokens{grouped}")
     for visibility, curve in table.frame.groupby("visibility", sort=False):
         for column, dash in (("loss_share", "solid"), ("position_share", "dot")):
@@ -586,7 +563,7 @@ def _not_numbers(frame: pd.DataFrame) -> str:
         return ""
     is_rest = steps.min() > frame.loc[~frame["step"].isin(steps), "step"].max()
     rest = " on" if is_rest and steps.nunique() > 1 else "" if steps.nunique() == 1 else " and later"
-    return f" · not a number {'from' if rest == ' on' else 'at'} step {steps.min():,}{rest}"
+    return f" · NaN {'from' if rest == ' on' else 'at'} step {steps.min():,}{rest}"
 
 
 def _words(name: str) -> str:

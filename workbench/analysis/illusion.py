@@ -56,31 +56,23 @@ def accuracy(run_dir: str | Path) -> Table:
     return table(rows, ACCURACY_COLUMNS, run=Path(run_dir).name, empty=no_evals(run_dir), units=ACCURACY_UNITS)
 
 
-def reliability(
-    run_dir: str | Path, *, step: int | None = None, policy: str = "student", context: str = "plain"
-) -> Table:
-    """Calibration curve: count, mean confidence and accuracy per tenth of confidence; default: the last evaluation."""
+def reliability(run_dir: str | Path, *, policy: str = "student", context: str = "plain") -> Table:
+    """Calibration curve of the last evaluation: count, mean confidence and accuracy per tenth of confidence."""
     columns = ["visibility", "bin", "count", "confidence", "accuracy"]
-    answered = [row for row in answers_of(run_dir) if row.policy == policy and row.context == context]
-    answered = [row for row in answered if row.reward is not None]
-    step = max((row.step for row in answered), default=0) if step is None else step
+    records = [record for record in answers_of(run_dir) if (record.policy, record.context) == (policy, context)]
+    records = [record for record in records if record.reward is not None]
+    step = max((record.step for record in records), default=0)
     rows = []
     for visibility in ("all", VISIBLE, PRIVILEGED):
-        of_visibility = [row for row in answered if row.step == step and visibility in ("all", row.visibility)]
+        of_visibility = [row for row in records if row.step == step and visibility in ("all", row.visibility)]
         for bin_idx in range(10):
             part = [row for row in of_visibility if min(9, int(10 * row.confidence)) == bin_idx]
             if part:
-                confidence, accuracy = np.mean([row.confidence for row in part]), np.mean([row.reward for row in part])
-                rows.append(
-                    dict(
-                        zip(
-                            columns,
-                            (visibility, bin_idx / 10, len(part), float(confidence), float(accuracy)),
-                            strict=True,
-                        )
-                    )
-                )
-    return table(rows, columns, run=Path(run_dir).name, empty=no_evals(run_dir), units={"count": "questions"})
+                confidence = float(np.mean([row.confidence for row in part]))
+                accuracy = float(np.mean([row.reward for row in part]))
+                rows.append([visibility, bin_idx / 10, len(part), confidence, accuracy])
+    frame = pd.DataFrame(rows, columns=columns)
+    return table(frame, columns, run=Path(run_dir).name, empty=no_evals(run_dir), units={"count": "questions"})
 
 
 def information_dominated_loss(run: str | Path | Traces) -> Table:
@@ -93,14 +85,14 @@ def information_dominated_loss(run: str | Path | Traces) -> Table:
     if traces is None or not has_gaps(traces):
         return table([], columns, run=run_name(traces), empty=NO_TRACES if traces is None else NO_SELF)
     query = """
-        WITH known AS (SELECT * FROM aggregates WHERE num_information_dominated IS NOT NULL),
-        ranked AS (SELECT step, row_number() OVER (ORDER BY step) - 1 AS place, count(*) OVER () AS num_steps
-                   FROM (SELECT DISTINCT step FROM known)),
-        parts AS (SELECT step, place // CAST(ceil(num_steps / $points) AS BIGINT) AS part FROM ranked),
+        WITH measured AS (SELECT * FROM aggregates WHERE num_information_dominated IS NOT NULL),
+        ranked AS (SELECT step, row_number() OVER (ORDER BY step) - 1 AS idx, count(*) OVER () AS num_steps
+                   FROM (SELECT DISTINCT step FROM measured)),
+        parts AS (SELECT step, idx // CAST(ceil(num_steps / $points) AS BIGINT) AS part FROM ranked),
         named AS (SELECT step, min(step) OVER same AS first_step, max(step) OVER same AS last_step FROM parts
                   WINDOW same AS (PARTITION BY part)),
-        grouped AS (SELECT 'all' AS group_name, * FROM known
-                 UNION ALL SELECT coalesce(visibility, 'not known') AS group_name, * FROM known)
+        grouped AS (SELECT 'all' AS group_name, * FROM measured
+                 UNION ALL SELECT coalesce(visibility, 'not known') AS group_name, * FROM measured)
         SELECT first_step, last_step AS step, group_name AS visibility,
                CAST(sum(num_positions) AS BIGINT) AS num_positions,
                sum(num_information_dominated) / sum(num_positions) AS position_share,
@@ -161,8 +153,8 @@ def auroc(values: np.ndarray, is_positive: np.ndarray) -> float:
     return float((ranks[is_positive].sum() - num_positive * (num_positive + 1) / 2) / (num_positive * num_negative))
 
 
-def worst_cases(run: str | Path | Traces, *, limit: int = 50, step: int | None = None) -> Table:
-    """Tokens with the largest loss whose supervision only the evidence explains, of the whole run or one step.
+def worst_cases(run: str | Path | Traces, *, limit: int = 50) -> Table:
+    """Tokens of a run with the largest loss whose supervision only the evidence explains.
 
     Evenly spaced steps are ranked first. The loss of their last case is a lower bound, so the second query reads only
     tokens with at least that loss.
@@ -187,9 +179,9 @@ def worst_cases(run: str | Path | Traces, *, limit: int = 50, step: int | None =
     traces = traces_of(run)
     if traces is None or not has_gaps(traces):
         return table([], columns, run=run_name(traces), empty=NO_TRACES if traces is None else NO_SELF)
-    where = """($step IS NULL OR step = $step) AND information_gap > abs(capability_gap)
+    where = """information_gap > abs(capability_gap)
                AND target IS NOT NULL AND coalesce(visibility, 'privileged') = 'privileged'"""
-    values = {"step": step, "limit": limit}
+    values = {"limit": limit}
     steps, _ = _even_steps(traces, MAX_RANKED_TOKENS, "true")
     query = f"SELECT loss FROM tokens WHERE {where} AND list_contains($steps, step) ORDER BY loss DESC LIMIT $limit"
     sampled = traces.sql(query, {**values, "steps": steps})["loss"].to_pylist()
@@ -202,8 +194,7 @@ def worst_cases(run: str | Path | Traces, *, limit: int = 50, step: int | None =
             ORDER BY loss DESC, step DESC, rollout_idx, position LIMIT $limit)
         SELECT worst.step, worst.rollout_idx AS rollout, worst.process_rank AS process, position, token_text AS token,
                token_type, visibility, regime, target, information_gap, capability_gap, loss, question,
-               completion AS answer,
-               answer AS expected
+               completion AS answer, answer AS expected
         FROM worst JOIN rollouts USING (step, process_rank, rollout_idx)
         ORDER BY loss DESC, worst.step DESC, rollout, position"""
     frame = traces.sql(query, values if threshold is None else {**values, "least": threshold}).to_pandas()
@@ -212,13 +203,13 @@ def worst_cases(run: str | Path | Traces, *, limit: int = 50, step: int | None =
     return table(frame, columns, run=run_name(traces), empty=empty, units=units)
 
 
-def confidently_wrong(run_dir: str | Path, *, limit: int = 50) -> Table:
-    """Wrong answers of the student in the last evaluation, by confidence."""
+def confidently_wrong(run_dir: str | Path) -> Table:
+    """The 50 most confident of the student's wrong answers in the last evaluation."""
     columns = ["step", "policy", "context", "example", "question", "visibility", "confidence", "text", "answer"]
-    answered = answers_of(run_dir)
-    last = max((row.step for row in answered), default=0)
-    wrong = [row for row in answered if row.step == last and row.policy == "student" and row.reward == 0]
-    wrong.sort(key=lambda row: -row.confidence)
-    rows = [{**vars(row), "example": row.example_id} for row in wrong[:limit]]
-    empty = no_evals(run_dir) if not answered else "The last evaluation has no wrong answer."
+    records = answers_of(run_dir)
+    last = max((record.step for record in records), default=0)
+    wrong = [record for record in records if (record.step, record.policy, record.reward) == (last, "student", 0)]
+    wrong.sort(key=lambda record: -record.confidence)
+    rows = [{**vars(record), "example": record.example_id} for record in wrong[:50]]
+    empty = no_evals(run_dir) if not records else "The last evaluation has no wrong answer."
     return table(rows, columns, run=Path(run_dir).name, empty=empty, units={"confidence": "probability"})

@@ -55,8 +55,8 @@ def shares_over_steps(
     return table(frame, COLUMNS, run=run_name(traces), empty=NO_PROBES if probe else NO_TRACES, units=UNITS)
 
 
-def shares_by(run: str | Path | Traces, split: str, *, first: int | None = None, last: int | None = None) -> Table:
-    """Each regime's share of tokens and of loss per token_type, visibility or domain, from step `first` to `last`.
+def shares_by(run: str | Path | Traces, split: str) -> Table:
+    """Each regime's share of tokens and of loss per token_type, visibility or domain, over all steps.
 
     Raises: TraceError for an unknown split.
     """
@@ -70,7 +70,7 @@ def shares_by(run: str | Path | Traces, split: str, *, first: int | None = None,
         WITH merged AS (
             SELECT coalesce(nullif({split}, ''), 'not known') AS grp, regime,
                    sum(num_positions) AS positions, sum(abs_loss) AS loss
-            FROM aggregates WHERE step BETWEEN $first AND $last GROUP BY ALL),
+            FROM aggregates GROUP BY ALL),
         totals AS (SELECT grp, sum(positions) AS positions, sum(loss) AS loss FROM merged GROUP BY ALL)
         SELECT totals.grp AS "group", regimes.regime, regimes.target,
                CAST(coalesce(merged.positions, 0) AS BIGINT) AS num_positions,
@@ -79,8 +79,7 @@ def shares_by(run: str | Path | Traces, split: str, *, first: int | None = None,
         FROM totals CROSS JOIN regimes
         LEFT JOIN merged ON merged.grp = totals.grp AND merged.regime = regimes.regime
         ORDER BY totals.positions DESC, totals.grp, regimes.idx"""
-    bounds = {"first": 0 if first is None else first, "last": 2**31 - 1 if last is None else last}
-    return table(traces.sql(query, bounds).to_pandas(), columns, run=run_name(traces), empty=NO_TRACES, units=UNITS)
+    return table(traces.sql(query).to_pandas(), columns, run=run_name(traces), empty=NO_TRACES, units=UNITS)
 
 
 def gaps_over_steps(run: str | Path | Traces) -> Table:

@@ -1,4 +1,4 @@
-"""List of runs, metric curves, and the difference of two configurations."""
+"""Metric curves of a run, and the difference of two configurations."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,23 +12,8 @@ from workbench.config.schema import read_yaml
 from workbench.errors import ConfigError
 from workbench.files.parsing import flatten
 from workbench.runs.commands import as_yaml
-from workbench.runs.folder import RunFolder, parse_metrics
-from workbench.runs.jobs import find_jobs
+from workbench.runs.folder import RunFolder
 
-RUN_COLUMNS = [
-    "run",
-    "status",
-    "method",
-    "step",
-    "steps",
-    "progress",
-    "remaining_s",
-    "started",
-    "silent_s",
-    "loss",
-    "accuracy",
-    "error",
-]
 METRIC_UNITS = {
     "loss": "nats",
     "entropy": "nats per token",
@@ -53,32 +38,6 @@ METRIC_UNITS = {
 }
 _PREFIX_UNITS = {"share": "share of tokens", "loss_share": "share of loss", "seconds": "s", "threshold": "nats or 1"}
 MAX_POINTS = 1500  # of one curve; a longer one keeps the lowest and highest value of each stretch of steps
-
-
-def list_runs(runs_dir: str | Path) -> Table:
-    """Every run in a folder with its state, newest first."""
-    rows = []
-    for state in find_jobs(runs_dir):
-        last = _last_metrics(state.run_dir)
-        rows.append(
-            {
-                "run": state.name,
-                "status": state.status,
-                "method": state.method,
-                "step": state.step,
-                "steps": state.steps,
-                "progress": state.step / state.steps if state.steps else None,
-                "remaining_s": state.remaining_s,
-                "started": pd.Timestamp(state.started, unit="s") if state.started else None,
-                "silent_s": state.silent_s,
-                "loss": last.get("loss"),
-                "accuracy": last.get("accuracy"),
-                "error": state.error,
-            }
-        )
-    units = {"remaining_s": "s", "silent_s": "s", "loss": "nats", "accuracy": "share of answers", "progress": "share"}
-    empty = f"No runs in {runs_dir} yet. Start one: workbench train configs/demo.yaml"
-    return table(rows, RUN_COLUMNS, run="", empty=empty, units=units)
 
 
 def metrics(run_dir: str | Path, names: Sequence[str] = (), *, kind: str = "train") -> Table:
@@ -149,20 +108,3 @@ def _config(run_dir: Path) -> dict:
 
 def _show(values: dict, key: str) -> str:
     return as_yaml(values[key]) if key in values else "not set"
-
-
-def _last_metrics(run_dir: Path) -> dict:
-    """The last complete training line, read from the end of the file, since run lists are drawn often."""
-    file = run_dir / "metrics.jsonl"
-    if not file.is_file():
-        return {}
-    lines = RunFolder(run_dir).metrics("train") if file.stat().st_size < 2**16 else _tail_metrics(file)
-    return lines[-1] if lines else {}
-
-
-def _tail_metrics(file: Path) -> list[dict]:
-    with file.open("rb") as stream:
-        stream.seek(-(2**16), 2)
-        texts = stream.read().split(b"\n")[1:-1]
-    lines = [parse_metrics(text, file, number - len(texts)) for number, text in enumerate(texts)]
-    return [line for line in lines if line["kind"] == "train"]

@@ -11,7 +11,6 @@ from workbench.data.rollouts.layouts import ROLLOUT_LAYOUTS
 from workbench.errors import cut
 from workbench.files.shipped import locate
 
-COLORS = ("regime", "capability", "information", "weight", "loss", "entropy", "visibility")
 _LONGEST = 400  # longest error message about arguments, in characters
 _RENAMED = {
     "--rule": "--grader",
@@ -152,7 +151,7 @@ def _add_viewing(add: Add) -> None:
     command.add_argument("--step", type=int, required=True, help="step of the answer")
     command.add_argument("--rollout", type=int, default=0, help="index of the answer in its step")
     command.add_argument("--probe", action="store_true", help="a probe instead of a training answer")
-    command.add_argument("--color-by", default="regime", choices=COLORS, help="quantity shown by the token colors")
+    command.add_argument("--color-by", default="regime", metavar="QUANTITY", help="that colors tokens, e.g. capability")
     command.add_argument("--color", action=argparse.BooleanOptionalAction, help="default: on in a terminal")
     command = add("summary", "print accuracy by context and regime shares of a run")
     command.add_argument("run_dir", help="the run's folder")

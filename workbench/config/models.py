@@ -31,13 +31,12 @@ def check_models(config: RunConfig) -> None:
         )
 
 
-def refuse_remote_code(config: RunConfig, terminal: str, *, allowed: bool = False) -> None:
+def refuse_remote_code(config: RunConfig, terminal: str) -> None:
     """Raise ConfigError if models of the configuration may run Python code. Every action of the page checks this.
 
     terminal  equivalent command in a terminal, for the message
-    allowed   whether the calling program trusts the models
     """
-    if config.models.trust_remote_code and not allowed:
+    if config.models.trust_remote_code:
         raise ConfigError(
             "models.trust_remote_code=true runs Python code from a model, which is not allowed from here. If you trust "
             f"the model, run in a terminal: {terminal}"

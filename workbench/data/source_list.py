@@ -28,11 +28,11 @@ class Source:
     place: str = "data.train"
 
 
-def parse_sources(value: str | list, key: str = "data.train") -> tuple[Source, ...]:
+def parse_sources(value: str | list) -> tuple[Source, ...]:
     """Parse a path, or a list of paths and of mappings with KEYS. Raises ConfigError naming the entry and its key."""
     if isinstance(value, str):
-        return (Source(value, place=key),)
-    sources = [_source(entry, f"{key}[{idx}]") for idx, entry in enumerate(value)]
+        return (Source(value),)
+    sources = [_source(entry, f"data.train[{idx}]") for idx, entry in enumerate(value)]
     stems = Counter(_stem(source.path) for source in sources)
     named = [dataclasses.replace(source, name=source.name or _default_name(source.path, stems)) for source in sources]
     for attribute in ("path", "name"):

@@ -16,7 +16,7 @@ _COMMON_WORDS = (
     "these this to was what where which who with"
 )
 _COMMON = frozenset(_COMMON_WORDS.split())
-ANSWER = "answer"  # kind of the final answer's tokens
+ANSWER = "answer"  # token_type of the final answer's tokens
 
 
 def everywhere(batch: RouteBatch) -> Routing:
@@ -59,8 +59,8 @@ def sampler_ratio(batch: RouteBatch) -> Float[Tensor, " N"]:
     return (student - torch.tensor(sampled, device=student.device)).exp().nan_to_num(1.0)
 
 
-def group_relative_advantage(rollouts: tuple[Rollout, ...], eps: float = 1e-4) -> Float[Tensor, " R"]:
-    """Outcome advantage of every rollout: (reward - mean) / (standard deviation + eps) over its group, the answers to
+def group_relative_advantage(rollouts: tuple[Rollout, ...]) -> Float[Tensor, " R"]:
+    """Outcome advantage of every rollout: (reward - mean) / (standard deviation + 1e-4) over its group, the answers to
     one prompt.
 
     0 without a reward, and in a group that is all right or all wrong.
@@ -73,7 +73,7 @@ def group_relative_advantage(rollouts: tuple[Rollout, ...], eps: float = 1e-4) -
     advantage = torch.zeros(len(rollouts))
     for rollout_indices in groups.values():
         rewards = torch.tensor([rollouts[idx].reward for idx in rollout_indices])
-        advantage[rollout_indices] = (rewards - rewards.mean()) / (rewards.std(correction=0) + eps)
+        advantage[rollout_indices] = (rewards - rewards.mean()) / (rewards.std(correction=0) + 1e-4)
     return advantage
 
 

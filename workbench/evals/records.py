@@ -90,22 +90,22 @@ def measure(answered: Iterable[EvalRecord]) -> Accuracy | None:
     return Accuracy(len(records), accuracy, confidence, confidence - accuracy, error, truncated, length, entropy)
 
 
-def tabulate(answered: list[EvalRecord], by: str = "visibility") -> dict[tuple[int, str, str, str], Accuracy]:
-    """Measure groups (step, policy, context, value of `by`), "all" and each dataset, in order of first appearance."""
+def tabulate(records: list[EvalRecord]) -> dict[tuple[int, str, str, str], Accuracy]:
+    """Measure groups (step, policy, context, visibility), "all" and each dataset, in order of first appearance."""
     groups: dict[tuple[int, str, str, str], list[EvalRecord]] = {}
-    for record in answered:
-        for value in ("all", getattr(record, by), record.dataset):
+    for record in records:
+        for value in ("all", record.visibility, record.dataset):
             if value:
                 groups.setdefault((record.step, record.policy, record.context, value), []).append(record)
-    measured = {key: measure(records) for key, records in groups.items()}
+    measured = {key: measure(group) for key, group in groups.items()}
     return {key: accuracy for key, accuracy in measured.items() if accuracy is not None}
 
 
-def save_records(run_dir: Path, step: int, answered: list[EvalRecord]) -> None:
+def save_records(run_dir: Path, step: int, records: list[EvalRecord]) -> None:
     """Write evals/step-N.jsonl atomically."""
     folder = run_dir / "evals"
     file = folder / f"step-{step:06d}.jsonl"
-    lines = (json.dumps(asdict(record), ensure_ascii=False) + "\n" for record in answered)
+    lines = (json.dumps(asdict(record), ensure_ascii=False) + "\n" for record in records)
     with saving(file):
         folder.mkdir(exist_ok=True)
         write_text(file, "".join(lines))
@@ -118,7 +118,7 @@ def load_records(run_dir: str | Path) -> list[EvalRecord]:
         line_number = 0
         try:
             for line_number, line in enumerate(split_lines(decode(file.read_bytes())), start=1):  # noqa: B007
-                records.append(_answered(line))
+                records.append(_parse_record(line))
         except (OSError, ValueError, TypeError) as error:
             where = f"{file}:{line_number}" if line_number else str(file)
             raise RunError(
@@ -128,7 +128,7 @@ def load_records(run_dir: str | Path) -> list[EvalRecord]:
     return records
 
 
-def _answered(line: str) -> EvalRecord:
+def _parse_record(line: str) -> EvalRecord:
     """Parse one line of a record file. Raises ValueError or TypeError if it is not a record."""
     values = parse_json(line)
     record = EvalRecord(**values) if isinstance(values, dict) else None

@@ -82,9 +82,7 @@ def find_projections(model: nn.Module, layers: str = LAYERS[0]) -> dict[str, nn.
     return modules
 
 
-def calibrate(
-    policy, examples: Iterable[Example], *, count: int, kind: str, layers: str = LAYERS[0], context: str = "plain"
-) -> Calibration:
+def calibrate(policy, examples: Iterable[Example], *, count: int, kind: str, layers: str = LAYERS[0]) -> Calibration:
     """Compute the gradients of -log p, averaged over an answer's tokens of `kind`, on `count` reference answers.
 
     kind      a kind of the examples' marks, or EVERY_TOKEN; examples without marks use the final answer's tokens
@@ -105,7 +103,7 @@ def calibrate(
         if not places:
             done.left_out += 1
             continue
-        for name, gradient in _gradients(policy, projections, example, context, ids, places).items():
+        for name, gradient in _gradients(policy, projections, example, ids, places).items():
             done.moments[name] += (gradient.T @ gradient).cpu()
         done.used += 1
         done.tokens += len(places)
@@ -168,7 +166,7 @@ def _places(texts: list[str], example: Example, kind: str, kinds: set[str]) -> l
 
 
 def _gradients(
-    policy, projections: dict[str, nn.Module], example: Example, context: str, ids: tuple[int, ...], places: list[int]
+    policy, projections: dict[str, nn.Module], example: Example, ids: tuple[int, ...], places: list[int]
 ) -> dict[str, Float[Tensor, "N W"]]:
     """d loss / d output of each projection, at all positions of prompt and answer."""
     taken: list[tuple[str, Tensor]] = []
@@ -184,7 +182,7 @@ def _gradients(
     policy.prove()  # before the hooks are added
     with _hooked([(module, tap(name)) for name, module in projections.items()]), torch.enable_grad():
         index = torch.tensor(places, device=policy.device)
-        logits = policy.forward([build_prompt(example, context)], [ids]).logits(index)
+        logits = policy.forward([build_prompt(example, "plain")], [ids]).logits(index)
         targets = torch.tensor(ids, device=policy.device)[index]
         loss = torch.nn.functional.cross_entropy(logits, targets)
         gradients = torch.autograd.grad(loss, [nothing for _, nothing in taken])

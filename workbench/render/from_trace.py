@@ -77,7 +77,6 @@ def _cell(position: dict, traced: TracedRollout) -> TokenCell:
         visibility=position.get("visibility"),
         logprobs=by_view("logprob"),
         entropies=by_view("entropy"),
-        max_logprobs=by_view("max_logprob"),
         ranks=by_view("rank"),
         top_k={
             name: [(entry["text"], entry["logprob"]) for entry in entries] for name, entries in by_view("top_k").items()
@@ -110,7 +109,7 @@ def _pictures(traced: TracedRollout) -> tuple[ViewImage, ...]:
 
 def _crop_of(row: Mapping, boxes: tuple[Box, ...]) -> tuple[Box | None, str]:
     """The crop's outline in the first image, and a note on it."""
-    crop_box = row.get("evidence_crop_box")  # traces before version 5 lack it
+    crop_box = row.get("evidence_crop_box")
     if row.get("evidence_crop") is None:
         return (replace(boxes[0], label=""), "The crop is the first box.") if boxes else (None, "")
     if crop_box is None:

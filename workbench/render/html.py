@@ -227,7 +227,7 @@ def _columns(view: TokenView) -> dict[str, object]:
     return {
         "views": [{"name": name, "context": view.contexts.get(name, "")} for name in names],
         "regimes": {
-            name: {"meaning": note.meaning, "slot": slots[name], "losses": [list(loss) for loss in note.losses]}
+            name: {"slot": slots[name], "losses": [list(loss) for loss in note.losses]}
             for name, note in regimes.items()
         },
         "text": [visible_text(token.text, special=token.special) for token in tokens],
@@ -241,7 +241,6 @@ def _columns(view: TokenView) -> dict[str, object]:
         "effective": column(lambda token: token.effective),
         "loss": column(lambda token: token.loss),
         "denoising": [token.denoising_step for token in tokens],
-        "sampled": column(lambda token: token.sampled_logprob),
         "capability": column(lambda token: token.capability_gap),
         "information": column(lambda token: token.information_gap),
         "total": column(lambda token: token.total_gap),

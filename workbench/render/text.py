@@ -57,7 +57,7 @@ def explain(cell: TokenCell, thresholds: dict[str, float], regimes: dict[str, Re
     """Why the token is in its regime: the router's comparison with its recorded numbers."""
     note = RegimeNote(*regimes.get(cell.regime, ()))
     name = f"{cell.regime} ({note.meaning})" if note.meaning else cell.regime
-    limits = _own_thresholds(cell, thresholds)
+    limits = _common_thresholds(thresholds)
     if cell.regime in ("LH", "LL", "HT", "HS") and "gap" in limits and cell.capability_gap is not None:
         return f"{_dopd_reason(cell, limits)}: {name}."
     if "logprob" in limits and STUDENT in cell.logprobs:
@@ -73,13 +73,12 @@ def explain(cell: TokenCell, thresholds: dict[str, float], regimes: dict[str, Re
     return f"{name}; thresholds at this step: {listed}."
 
 
-def _own_thresholds(cell: TokenCell, thresholds: dict[str, float]) -> dict[str, float]:
-    """The thresholds of the token's micro-batch, without their suffix; all thresholds if the micro-batch is unknown."""
-    split = {key: re.fullmatch(r"(.+)_(\d+)", key) for key in thresholds}
-    groups = {match[2] for match in split.values() if match}
-    wanted = str(cell.micro_batch) if cell.micro_batch is not None else next(iter(groups)) if len(groups) == 1 else None
-    matching = {match[1]: thresholds[key] for key, match in split.items() if match and match[2] == wanted}
-    return matching | {key: value for key, value in thresholds.items() if not split[key] or wanted is None}
+def _common_thresholds(thresholds: dict[str, float]) -> dict[str, float]:
+    """The thresholds without the number of their micro-batch, if there is only one micro-batch."""
+    numbers = {match[1] for key in thresholds if (match := re.search(r"_(\d+)$", key))}
+    if len(numbers) != 1:
+        return thresholds
+    return {key.removesuffix(f"_{number}"): value for number in numbers for key, value in thresholds.items()}
 
 
 def _dopd_reason(cell: TokenCell, limits: dict[str, float]) -> str:

@@ -32,8 +32,7 @@ class TokenCell:
 
     weight        the router's factor of the regime's losses
     effective     weight times the method's weights of those losses
-    top_k  the most likely tokens by view, best first, as (text, log-probability)
-    micro_batch   micro-batch of the router's means, if it takes one mean per micro-batch
+    top_k         the most likely tokens by view, best first, as (text, log-probability)
     special       a control token such as the end of the answer
     """
 
@@ -49,12 +48,10 @@ class TokenCell:
     visibility: str | None = None
     logprobs: dict[str, float] = field(default_factory=dict)
     entropies: dict[str, float] = field(default_factory=dict)
-    max_logprobs: dict[str, float] = field(default_factory=dict)
     ranks: dict[str, int] = field(default_factory=dict)
     top_k: dict[str, list[tuple[str, float]]] = field(default_factory=dict)
     sampled_logprob: float | None = None
     denoising_step: int | None = None  # None: autoregressive
-    micro_batch: int | None = None
     special: bool = False
 
     @property

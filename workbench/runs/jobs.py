@@ -66,25 +66,22 @@ def start_run(
     config: RunConfig,
     runs_dir: str | Path | None = None,
     *,
-    allow_remote_code: bool = False,
     folders: Sequence[Path] | None = None,
     queue: Path | None = None,
 ) -> JobState:
     """Start training in a separate process and return at once.
 
-    runs_dir           folder for the run, instead of the configuration's output_dir
-    allow_remote_code  whether models.trust_remote_code may be true
-    folders            allowed folders of images besides the data's own; None = any
-    queue              runs folder in whose queue it waits; None = start at once
+    runs_dir  folder for the run, instead of the configuration's output_dir
+    folders   allowed folders of images besides the data's own; None = any
+    queue     runs folder in whose queue it waits; None = start at once
 
-    Raises: RunError if the name is taken or leads out of the folder; ConfigError if a model is missing or remote code
-    is
-        not allowed.
+    Raises: RunError if the name is taken or leads out of the folder; ConfigError if a model is missing, or may run
+        Python code (models.trust_remote_code).
     """
     runs_dir = Path(config.output_dir if runs_dir is None else runs_dir)
     config = replace(config, output_dir=str(runs_dir))
     run_dir = safe_run_dir(runs_dir, config.name)
-    refuse_remote_code(config, "workbench train RECIPE", allowed=allow_remote_code)
+    refuse_remote_code(config, "workbench train RECIPE")
     check_models(config)
     refuse_full(queue)
     folder = _job_folder(run_dir, make=True)
@@ -104,20 +101,17 @@ def resume_run(
     run_dir: str | Path,
     overrides: Sequence[str] = (),
     *,
-    allow_remote_code: bool = False,
     folders: Sequence[Path] | None = None,
     queue: Path | None = None,
 ) -> JobState:
     """Resume a run that stopped, failed or died, in a new process.
 
-    overrides          allowed overrides of `workbench resume`, such as training.save_every=...
-    allow_remote_code  whether models.trust_remote_code may be true
-    folders            allowed folders of images besides the data's own; None = any
-    queue              runs folder in whose queue it waits; None = start at once
+    overrides  allowed overrides of `workbench resume`, such as training.save_every=...
+    folders    allowed folders of images besides the data's own; None = any
+    queue      runs folder in whose queue it waits; None = start at once
 
-    Raises: RunError if the run does not exist, is running, or has finished; ConfigError if an override or remote code
-    is
-        not allowed. The run is then unchanged.
+    Raises: RunError if the run does not exist, is running, or has finished; ConfigError if an override is not allowed,
+        or the model may run Python code (models.trust_remote_code). The run is then unchanged.
     """
     run_dir = Path(run_dir)
     safe_run_dir(run_dir.parent, run_dir.name)
@@ -132,7 +126,7 @@ def resume_run(
                 f"run {run_dir} has finished all {state.steps} steps. Start a new run from its configuration instead."
             )
         config = unedited_config(folder, overrides)
-        refuse_remote_code(config, f"workbench resume {run_dir}", allowed=allow_remote_code)
+        refuse_remote_code(config, f"workbench resume {run_dir}")
         record = _read_record(run_dir)
         start = Path(record.folder) if record and Path(record.folder).is_dir() else Path.cwd()
         _spawn(run_dir, ["resume", str(run_dir.resolve()), *overrides], start, folders, queue)
@@ -230,12 +224,12 @@ def config_file(run_dir: str | Path) -> Path | None:
     return next((file for file in files if file.is_file()), None)
 
 
-def log_tail(run_dir: str | Path, num_lines: int = 200) -> str:
-    """Return the last lines of a run's output, with only the last state of a progress bar."""
+def log_tail(run_dir: str | Path) -> str:
+    """Return the last 200 lines of a run's output, with only the last state of a progress bar."""
     run_dir = Path(run_dir)
     for file in (_job_folder(run_dir) / "train.out", run_dir / "train.log"):
         if file.is_file():
-            return "\n".join(tail(file)[-num_lines:])
+            return "\n".join(tail(file)[-200:])
     return ""
 
 

@@ -58,12 +58,9 @@ class Exported:
         return f"traces up to step {self.step} ({rows}) as a dataset: {self.target}"
 
 
-def export_student(
-    run_dir: str | Path, to: str | Path, *, step: int | None = None, learner: str = STUDENT, dtype: str = "auto"
-) -> Exported:
+def export_student(run_dir: str | Path, to: str | Path, *, step: int | None = None, learner: str = STUDENT) -> Exported:
     """Export the student of a run's checkpoint `step` (None = the newest) to a new folder, or to hf:OWNER/NAME.
 
-    dtype  of the weights; auto = as in training
     Raises: RunError for an unknown checkpoint or learner, or if the exported model differs from the trained one;
     ConfigError if the folder exists; PolicyError if the student cannot be loaded.
     """
@@ -75,7 +72,7 @@ def export_student(
         )
     checkpoint = _checkpoint(run.path, step)
     with _new_target(to, "model") as folder:
-        options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": config.models.trust_remote_code}
+        options: dict[str, Any] = {"dtype": "auto", "trust_remote_code": config.models.trust_remote_code}
         student = load_policy(checkpoint.weights(learner), learner, **options)
         model, processor = _merged(student, checkpoint.weights(learner), **options), student.processor
         model.save_pretrained(folder)

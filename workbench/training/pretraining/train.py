@@ -257,19 +257,17 @@ def _lesson(config: PretrainConfig, index: int) -> Lesson:
 def _summed_loss(model, input_ids, labels, pixel_values) -> torch.Tensor:
     """Padding is on the right, where no token looks, so no mask is needed."""
     hidden = model.model(input_ids=input_ids, pixel_values=pixel_values, use_cache=False).last_hidden_state[:, :-1]
-    wanted = labels[:, 1:] >= 0
-    return F.cross_entropy(model.lm_head(hidden[wanted]), labels[:, 1:][wanted], reduction="sum")
+    is_labeled = labels[:, 1:] >= 0
+    return F.cross_entropy(model.lm_head(hidden[is_labeled]), labels[:, 1:][is_labeled], reduction="sum")
 
 
 def evaluate_world(
     policy: Policy,
     split: str,
     count: int,
-    seed: int = 0,
     *,
     contexts: tuple[str, ...] = ("plain", "crop"),
     families: tuple[str, ...] | None = None,
-    batch_size: int = 50,
 ) -> list[WorldScore]:
     """Evaluate a policy greedily on the first `count` questions of a split under each context.
 
@@ -278,9 +276,9 @@ def evaluate_world(
     check_split(split)
     right: dict[tuple[str, str, str], list[bool]] = {}
     options = SamplingOptions(max_completion_length=getattr(policy, "canvas", ANSWER_TOKENS), temperature=0.0)
-    for start in range(0, count, batch_size):
-        number = min(batch_size, count - start)
-        examples = make_examples(split, seed=seed, start=start, count=number, families=families)
+    for start in range(0, count, 50):
+        number = min(50, count - start)
+        examples = make_examples(split, seed=0, start=start, count=number, families=families)
         for context in contexts:
             prompts = [build_prompt(example, context) for example in examples]
             completions = policy.sample(prompts, [[0]] * number, options)
