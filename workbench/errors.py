@@ -85,3 +85,10 @@ def unknown(what: str, value: object, allowed: Iterable[str]) -> str:
     near.sort(key=lambda name: (name[:1], sorted(name)) != (value[:1], sorted(value)))
     hint = f' Did you mean "{near[0]}"?' if near else ""
     return f'{what} "{value}" is unknown. Allowed: {", ".join(allowed) or "none"}.{hint}'
+
+
+def require_one_of(what: str, value: object, allowed: Iterable[str], error: type[WorkbenchError] = ConfigError) -> None:
+    """Raise `error` with the message of `unknown` if the value is not an allowed name."""
+    allowed = list(allowed)
+    if value not in allowed:
+        raise error(unknown(what, value, allowed))

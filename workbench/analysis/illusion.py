@@ -56,6 +56,15 @@ def accuracy(run_dir: str | Path) -> Table:
     return table(rows, ACCURACY_COLUMNS, run=Path(run_dir).name, empty=no_evals(run_dir), units=ACCURACY_UNITS)
 
 
+def newest(accuracy: Table) -> Table:
+    """The rows of the newest evaluation of each policy and context."""
+    if accuracy.empty:
+        return accuracy
+    frame = accuracy.frame
+    is_newest = frame["step"] == frame.groupby(["policy", "context"])["step"].transform("max")
+    return Table(frame[is_newest].reset_index(drop=True), accuracy.run, accuracy.units, accuracy.empty)
+
+
 def reliability(run_dir: str | Path, *, policy: str = "student", context: str = "plain") -> Table:
     """Calibration curve of the last evaluation: count, mean confidence and accuracy per tenth of confidence."""
     columns = ["visibility", "bin", "count", "confidence", "accuracy"]

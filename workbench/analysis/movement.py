@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from workbench.analysis.table import NO_PROBES, Table, run_name, table, traces_of
-from workbench.errors import TraceError, unknown
+from workbench.errors import TraceError, require_one_of
 from workbench.render.from_trace import regime_note
 from workbench.render.view import RegimeNote
 from workbench.traces.reader import Traces
@@ -72,8 +72,7 @@ def values_of_probe(run: str | Path | Traces, rollout: int, *, value: str = "reg
 
     Raises: TraceError for an unknown value.
     """
-    if value not in VALUES:
-        raise TraceError(unknown("value", value, VALUES))
+    require_one_of("value", value, VALUES, TraceError)
     columns = ["step", "position", "token", "token_type", "visibility", "example", "value"]
     traces = traces_of(run)
     if traces is None:

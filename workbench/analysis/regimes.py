@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from workbench.analysis.table import NO_PROBES, NO_TRACES, Table, run_name, table, traces_of
-from workbench.errors import TraceError, unknown
+from workbench.errors import TraceError, require_one_of, unknown
 from workbench.traces.reader import Traces
 
 SPLITS = ("token_type", "visibility", "domain")
@@ -60,8 +60,7 @@ def shares_by(run: str | Path | Traces, split: str) -> Table:
 
     Raises: TraceError for an unknown split.
     """
-    if split not in SPLITS:
-        raise TraceError(unknown("split", split, SPLITS))
+    require_one_of("split", split, SPLITS, TraceError)
     traces = traces_of(run)
     columns = ["group", "regime", "target", "num_positions", "position_share", "loss_share"]
     if traces is None:

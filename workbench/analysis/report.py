@@ -16,12 +16,12 @@ from plotly.offline import get_plotlyjs
 
 from workbench.analysis import figures, illusion, movement, regimes, tokens
 from workbench.analysis.runs import metrics
-from workbench.analysis.style import check_theme
+from workbench.analysis.style import THEMES
 from workbench.analysis.summary import sampled_by
 from workbench.analysis.table import NO_TRACES, Table, traces_of
 from workbench.analysis.tokens import Selection
 from workbench.config.schema import read_yaml
-from workbench.errors import ConfigError, RunError
+from workbench.errors import ConfigError, RunError, require_one_of
 from workbench.evals.benchmarks import BenchmarkResult, benchmark_rows, headlines, load_benchmarks
 from workbench.render import render_movement, render_page, render_tokens
 from workbench.render.text import NONE, signed, visible_text
@@ -61,7 +61,7 @@ def write_report(
 
     Raises: RunError if the run does not exist or the file cannot be written; ConfigError for an invalid option.
     """
-    check_theme(theme)
+    require_one_of("theme", theme, THEMES)
     if not 0 <= answers <= MAX_ANSWERS:
         raise ConfigError(f"answers={answers} is out of range. Expected 0 to {MAX_ANSWERS}. Change --answers.")
     folder = RunFolder.open(run_dir)
@@ -127,9 +127,6 @@ def _benchmark(row: BenchmarkResult) -> str:
 
 def _learned(run_dir: Path, theme: str) -> str:
     accuracy = illusion.accuracy(run_dir)
-    last = accuracy.frame
-    if not accuracy.empty:
-        last = last[last["step"] == last.groupby(["policy", "context"])["step"].transform("max")]
     formats = {
         "policy": str,
         "context": str,
@@ -146,7 +143,7 @@ def _learned(run_dir: Path, theme: str) -> str:
     curve = functools.partial(metrics, run_dir)
     return (
         _plot(figures.accuracy_curves(accuracy, theme=theme))
-        + _table(Table(last, accuracy.run, accuracy.units, accuracy.empty), formats)
+        + _table(illusion.newest(accuracy), formats)
         + f'<p class="rp-none">{escape(illusion.CONFIDENCE_NOTE)}</p>'
         + _pair(
             figures.curves(curve(("loss",)), title="Loss", theme=theme),

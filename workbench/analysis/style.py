@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import plotly.graph_objects as go
 
-from workbench.errors import ConfigError, unknown
+from workbench.errors import require_one_of
 from workbench.render import colors
 from workbench.render.view import RegimeNote
 
@@ -39,12 +39,6 @@ MAX_SINGLE_TICKS = 8  # steps with a tick each; for more, plotly chooses
 PATTERNS = {"self": "/", "self-light": "/", "weak": ".", "sky": "-", "data": "-", "reward": ".", "yellow": "."}
 
 
-def check_theme(theme: str) -> None:
-    """Raises ConfigError for an unknown theme."""
-    if theme not in THEMES:
-        raise ConfigError(unknown("theme", theme, THEMES))
-
-
 def base_figure(theme: str, *, title: str, subtitle: str = "", height: int = 340, wrap: int = WRAP) -> go.Figure:
     """A figure without data in the common style. Raises ConfigError for an unknown theme."""
     return go.Figure(layout=layout(theme, title=title, subtitle=subtitle, height=height, wrap=wrap))
@@ -55,7 +49,7 @@ def layout(theme: str, *, title: str, subtitle: str = "", height: int = 340, wra
 
     wrap  characters per line of the subtitle, so that it fits its card
     """
-    check_theme(theme)
+    require_one_of("theme", theme, THEMES)
     head = f"<b>{escaped(title)}</b>"
     for line in textwrap.wrap(subtitle, wrap) or ["\u00a0"]:  # an empty line keeps the title at the same height
         head += f'<br><span style="font-size:12px;color:{MUTED[theme]}">{escaped(line)}</span>'

@@ -23,7 +23,7 @@ from fractions import Fraction
 
 from workbench.data import scripts
 from workbench.data.numerals import numbers_in, same_number, spell_numbers
-from workbench.errors import ConfigError, unknown
+from workbench.errors import ConfigError, require_one_of
 
 GRADERS = ("final", "exact", "choice", "numeric", "contains")
 TOLERANCE = 1e-6  # relative error of rounding
@@ -79,8 +79,7 @@ def grade(text: str, answer: str | None, grader: str = "final", *, tolerance: fl
 
 def check_grading(grader: str, tolerance: float = TOLERANCE) -> None:
     """Raise ConfigError for an unknown grader, or for a tolerance that the grader does not use."""
-    if grader not in GRADERS:
-        raise ConfigError(unknown("grader", grader, GRADERS))
+    require_one_of("grader", grader, GRADERS)
     if not 0.0 <= tolerance < math.inf:
         raise ConfigError(f"the tolerance must be a relative error of 0 or more, got {tolerance:g}.")
     if tolerance != TOLERANCE and grader != "numeric":

@@ -6,7 +6,7 @@ ours=theirs`, `--box-format` and `--box-units` take precedence. Releases of one 
 
 from dataclasses import dataclass, field
 
-from workbench.errors import ConfigError, unknown
+from workbench.errors import require_one_of
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,5 @@ LAYOUTS = {
 
 def load_layout(name: str) -> Layout:
     """Look up a layout. Raises ConfigError with the known names."""
-    if name not in LAYOUTS:
-        raise ConfigError(unknown("layout", name, LAYOUTS))
+    require_one_of("layout", name, LAYOUTS)
     return LAYOUTS[name]

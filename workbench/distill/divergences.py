@@ -29,7 +29,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from workbench.errors import ConfigError, unknown
+from workbench.errors import ConfigError, require_one_of
 
 KINDS = ("nll", "forward_kl", "reverse_kl", "jensen_shannon", "generalized_jsd", "policy_gradient")
 SUPPORTS = ("full", "top_k", "sampled")
@@ -174,8 +174,7 @@ class Divergence:
             ("top-k support", self.of, TOP_K_OF),
             ("tail", self.tail, TAILS),
         ):
-            if value not in allowed:
-                raise ConfigError(unknown(what, value, allowed))
+            require_one_of(what, value, allowed)
         if self.kind == "generalized_jsd":
             check_beta(self.beta)
         elif self.beta is not None:

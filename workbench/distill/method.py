@@ -16,7 +16,7 @@ from torch import Tensor
 
 from workbench.data.contexts import parse_context, require_promptable
 from workbench.distill.divergences import Divergence
-from workbench.errors import ConfigError, show, unknown
+from workbench.errors import ConfigError, require_one_of, show, unknown
 from workbench.files.parsing import Malformed, check_text
 from workbench.types import Rollout, RouteBatch, Routing
 
@@ -224,16 +224,13 @@ class Method:
             raise ConfigError(
                 f"method {self.name}: {len(learning)} views have learns=True ({learning}). Expected exactly one."
             )
-        if self.loss_aggregation not in AGGREGATIONS:
-            raise ConfigError(unknown("loss_aggregation", self.loss_aggregation, AGGREGATIONS))
-        if self.normalize_by not in NORMALIZERS:
-            raise ConfigError(unknown("normalize_by", self.normalize_by, NORMALIZERS))
+        require_one_of("loss_aggregation", self.loss_aggregation, AGGREGATIONS)
+        require_one_of("normalize_by", self.normalize_by, NORMALIZERS)
         if not 0.0 <= self.dataset_fraction <= 1.0:
             raise ConfigError(f"method {self.name}: dataset_fraction is {self.dataset_fraction}. Expected 0 to 1.")
         if not 0.0 < self.ema_rate <= 1.0:
             raise ConfigError(f"method {self.name}: ema_rate is {self.ema_rate}. Expected more than 0, at most 1.")
-        if self.replying_policy not in self.policies:
-            raise ConfigError(unknown(f"method {self.name}: replier", self.replying_policy, self.policies))
+        require_one_of(f"method {self.name}: replier", self.replying_policy, self.policies)
         student_context = self.views[learning[0]].context
         require_promptable(student_context)
         for name, view in self.views.items():
@@ -262,8 +259,7 @@ class Method:
                         f"{', '.join(self.views)}."
                     )
         for name in self.router_views:
-            if name not in self.views:
-                raise ConfigError(unknown(f"method {self.name}: view", name, self.views))
+            require_one_of(f"method {self.name}: view", name, self.views)
 
     @property
     def learner(self) -> str:

@@ -45,6 +45,12 @@ def below_quantile(values: Float[Tensor, " N"], trim: float) -> Bool[Tensor, " N
     return values <= values.kthvalue(values.numel() - cut).values
 
 
+def sampler_logprobs(rollouts: tuple[Rollout, ...], like: Tensor) -> Float[Tensor, " N"]:
+    """Log-probs of the tokens when they were sampled, with dtype and device of `like`; NaN in dataset sequences."""
+    logprobs = [logprob for rollout in rollouts for logprob in rollout.logprobs or [math.nan] * len(rollout.ids)]
+    return torch.tensor(logprobs, dtype=like.dtype, device=like.device)
+
+
 def sampler_ratio(batch: RouteBatch) -> Float[Tensor, " N"]:
     """Importance ratio of every position: the student's probability now over that at sampling time.
 
@@ -53,10 +59,7 @@ def sampler_ratio(batch: RouteBatch) -> Float[Tensor, " N"]:
     correct for temperature, top_k or top_p. 1 for sequences of the dataset.
     """
     student = batch.scores["student"].logprob
-    sampled = [
-        logprob for rollout in batch.rollouts for logprob in rollout.logprobs or [float("nan")] * len(rollout.ids)
-    ]
-    return (student - torch.tensor(sampled, device=student.device)).exp().nan_to_num(1.0)
+    return (student - sampler_logprobs(batch.rollouts, student)).exp().nan_to_num(1.0)
 
 
 def group_relative_advantage(rollouts: tuple[Rollout, ...]) -> Float[Tensor, " R"]:

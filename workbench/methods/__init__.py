@@ -13,7 +13,7 @@ import typing
 from types import ModuleType, UnionType
 
 from workbench.distill.method import Method, Option, check_option
-from workbench.errors import ConfigError, unknown
+from workbench.errors import ConfigError, require_one_of, unknown
 
 
 def list_methods() -> tuple[str, ...]:
@@ -52,8 +52,7 @@ def load_method(name: str, options: dict[str, object] | None = None) -> Method:
     described = describe_options(name)
     values = {}
     for key, value in (options or {}).items():
-        if key not in described:
-            raise ConfigError(unknown(f"option of method {name}", key, described))
+        require_one_of(f"option of method {name}", key, described)
         values[key] = check_option(f"method.{key}", value, *described[key][::2])
     chosen = method_module(name).Options(**values)
     return dataclasses.replace(method_module(name).build(chosen), options=chosen)

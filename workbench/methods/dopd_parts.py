@@ -15,7 +15,7 @@ from typing import Annotated
 
 from workbench.distill.divergences import Divergence
 from workbench.distill.method import Loss, Method, Option, Regime
-from workbench.errors import ConfigError, unknown
+from workbench.errors import require_one_of
 from workbench.methods import dopd
 
 
@@ -40,8 +40,7 @@ def build(options: Options) -> Method:
     method = dopd.build(options)
     supervised = options.supervised.split("+")
     for name in supervised:
-        if name not in method.regimes:
-            raise ConfigError(unknown("method.supervised: regime", name, method.regimes))
+        require_one_of("method.supervised: regime", name, method.regimes)
     regimes = {name: _part(regime, name in supervised, options) for name, regime in method.regimes.items()}
     return replace(method, name="dopd_parts", regimes=regimes)
 

@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from workbench.errors import ConfigError
+from workbench.errors import ConfigError, require_one_of
 from workbench.render import colors
-from workbench.render.html import check_theme, stylesheet
+from workbench.render.html import THEMES, stylesheet
 from workbench.render.text import visible_text
 from workbench.render.view import RegimeNote
 
@@ -29,7 +29,7 @@ def render_movement(
 
     Raises: ConfigError if the shape does not match steps and tokens, or the theme is unknown.
     """
-    check_theme(theme)
+    require_one_of("theme", theme, THEMES)
     if len(regimes) != len(steps) or any(len(row) != len(tokens) for row in regimes):
         lengths = sorted({len(row) for row in regimes})
         raise ConfigError(

@@ -12,7 +12,7 @@ from collections.abc import Collection
 from html import escape
 from pathlib import Path
 
-from workbench.errors import ConfigError, unknown
+from workbench.errors import require_one_of
 from workbench.render import colors
 from workbench.render.evidence import evidence
 from workbench.render.legends import legends
@@ -44,9 +44,8 @@ def render_tokens(
 
     Raises: ConfigError for an unknown quantity or theme; DataError for an image that cannot be read.
     """
-    if color_by not in colors.QUANTITIES:
-        raise ConfigError(unknown("color_by", color_by, colors.QUANTITIES))
-    check_theme(theme)
+    require_one_of("color_by", color_by, colors.QUANTITIES)
+    require_one_of("theme", theme, THEMES)
     pinned = _most_telling(view) if pinned is None else max(0, min(len(view.tokens) - 1, pinned))
     label = escape(f"Tokens of {view.title}", quote=True)
     has_gaps = any(token.capability_gap is not None or token.information_gap is not None for token in view.tokens)
@@ -71,12 +70,6 @@ def render_tokens(
         + (f"<script>{script()}</script>" if standalone else "")
         + "</div>"
     )
-
-
-def check_theme(theme: str) -> None:
-    """Raises ConfigError for an unknown theme."""
-    if theme not in THEMES:
-        raise ConfigError(unknown("theme", theme, THEMES))
 
 
 @functools.cache

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from html import escape
 
-from workbench.render.html import check_theme, page_head
+from workbench.errors import require_one_of
+from workbench.render.html import THEMES, page_head
 
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 _LAYOUT = """
@@ -20,7 +21,7 @@ def render_page(sections: Sequence[str | tuple[str, str]], title: str, *, theme:
 
     Raises: ConfigError for an unknown theme.
     """
-    check_theme(theme)
+    require_one_of("theme", theme, THEMES)
     scheme = "light dark" if theme == "auto" else theme
     parts = []
     for section in sections:

@@ -2,7 +2,7 @@
 
 import unicodedata
 
-from workbench.errors import ConfigError, unknown
+from workbench.errors import require_one_of
 from workbench.render import colors
 from workbench.render.legends import regime_shares
 from workbench.render.text import NONE, plain, share, signed, visible_text
@@ -16,8 +16,7 @@ def render_terminal(view: TokenView, *, color_by: str = "regime", width: int = 1
 
     Raises: ConfigError for an unknown quantity.
     """
-    if color_by not in colors.QUANTITIES:
-        raise ConfigError(unknown("color_by", color_by, colors.QUANTITIES))
+    require_one_of("color_by", color_by, colors.QUANTITIES)
     meta = " · ".join(f"{key} {value}" for key, value in view.meta.items())
     verdict = "" if view.right is None else "right" if view.right else "wrong"
     expected = "" if view.expected is None else f"expected {_safe(view.expected)}"

@@ -44,7 +44,7 @@ from workbench.config.schema import (
 from workbench.data.contexts import require_promptable
 from workbench.data.examples import load_examples
 from workbench.distill.method import Option
-from workbench.errors import ConfigError, WorkbenchError, at, show, unknown
+from workbench.errors import ConfigError, WorkbenchError, at, require_one_of, show, unknown
 from workbench.files.parsing import PLAIN_NAME, flatten
 from workbench.files.shipped import find_recipe
 from workbench.runs.folder import checkpoint_path
@@ -294,8 +294,7 @@ def _load(path: Path, config: StudyConfig, load: Callable | None) -> Study:
     study = Study(
         name, folder, path, config.seeds, config.parallel, config.baseline or names[0], tuple(variants), questions
     )
-    if study.baseline not in names:
-        raise ConfigError(unknown("baseline", study.baseline, names))
+    require_one_of("baseline", study.baseline, names)
     if not study.usable:
         affected: dict[str, list[str]] = {}
         for variant, fault in study.faults.items():

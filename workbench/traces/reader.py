@@ -19,7 +19,7 @@ from typing import TypedDict, TypeVar, Unpack
 import duckdb
 import pyarrow as pa
 
-from workbench.errors import TraceError, unknown
+from workbench.errors import TraceError, require_one_of, unknown
 from workbench.traces.checksums import check_rows_once, has_checksums, torn
 from workbench.traces.parts import TraceFile, list_parts, traces_folder
 from workbench.traces.schema import PROBE, TABLES, Header, TracedRegime, TracedView, merge_headers, stored_schema
@@ -63,6 +63,14 @@ class Filters(TypedDict, total=False):
     right: bool | None
     example: str | None
     before: Key | None
+
+
+class Page(Filters, total=False):
+    """Filters and order of a page of rollouts; defaults as of `Traces.rollout_keys`."""
+
+    order: str
+    limit: int
+    offset: int
 
 
 @dataclass(frozen=True)
@@ -140,22 +148,12 @@ class Traces:
 
     def steps(self, table: str = "rollouts") -> list[int]:
         """Return the steps of a table in order."""
-        if table not in TABLES:
-            raise TraceError(unknown("table", table, TABLES))
+        require_one_of("table", table, TABLES, TraceError)
         return self._run((f"SELECT DISTINCT step FROM {table} ORDER BY step", None))[0]["step"].to_pylist()
 
-    def rollouts(
-        self,
-        step: int | None = None,
-        *,
-        order: str = "step",
-        limit: int = 50,
-        offset: int = 0,
-        probe: bool = False,
-        **filters: Unpack[Filters],
-    ) -> pa.Table:
+    def rollouts(self, step: int | None = None, *, probe: bool = False, **page: Unpack[Page]) -> pa.Table:
         """Return a page of rollouts, by latest step or by largest absolute mean per position."""
-        keys, _ = self.rollout_keys(step, order=order, limit=limit, offset=offset, probe=probe, **filters)
+        keys, _ = self.rollout_keys(step, probe=probe, **page)
         return self.rollouts_at(keys, probe=probe)
 
     def rollout_keys(
@@ -169,8 +167,7 @@ class Traces:
         **filters: Unpack[Filters],
     ) -> tuple[list[Key], int]:
         """Return the keys of a page of `rollouts`, and the number of rollouts on all pages."""
-        if order not in ORDERS:
-            raise TraceError(unknown("order", order, ORDERS))
+        require_one_of("order", order, ORDERS, TraceError)
         where, params = self._filters(step, probe, filters)
         table = f"{PROBE if probe else ''}rollouts"
         value = order if order == "step" else f"abs(mean_{order})"
@@ -216,7 +213,7 @@ class Traces:
             steps={step},
         )
         if rows.num_rows == 0:
-            raise TraceError(self._what_there_is(step, rollout_idx, process_rank, probe))
+            raise TraceError(self._missing_rollout(step, rollout_idx, process_rank, probe))
         header = self._header()
         return TracedRollout(
             rows.to_pylist(maps_as_pydicts="strict")[0],
@@ -264,7 +261,7 @@ class Traces:
         """Return `read(traces, *arguments)`, cached by `read`, its arguments and the current files."""
         return self._results(_stamps(self._again(self._list)), read, *arguments)
 
-    def _what_there_is(self, step: int, rollout_idx: int, process_rank: int, probe: bool) -> str:
+    def _missing_rollout(self, step: int, rollout_idx: int, process_rank: int, probe: bool) -> str:
         """Build the error message for a missing rollout, with the recorded ones."""
         table, word = (f"{PROBE}rollouts", "probe") if probe else ("rollouts", "rollout")
         steps = self.steps(table)

@@ -8,8 +8,6 @@ import pyarrow as pa
 from workbench.traces.parts import TraceFile
 from workbench.traces.schema import Header, derived_columns
 
-STUDENT = "student"  # workbench.types.STUDENT, without importing torch; learner of files before version 3
-
 
 def regime_table(header: Header) -> pa.Table:
     """Build the table `regimes`."""
@@ -40,8 +38,7 @@ def view_sql(table: str, parts: list[TraceFile], header: Header, stored: set[str
     for name, sql in derived_columns(table, stored).items():
         sql = re.sub(r"\bregimes\.(\w+)", lambda match: _fact_sql(header, match[1]), sql)
         derived += f", {sql} AS {name}"
-    rows = f"SELECT * REPLACE (coalesce(learner, '{STUDENT}') AS learner) FROM ({' UNION ALL BY NAME '.join(reads)})"
-    return f"CREATE TEMP VIEW {table} AS SELECT parts.*{derived} FROM ({rows}) AS parts"
+    return f"CREATE TEMP VIEW {table} AS SELECT parts.*{derived} FROM ({' UNION ALL BY NAME '.join(reads)}) AS parts"
 
 
 def _fact_sql(header: Header, fact: str) -> str:

@@ -22,6 +22,7 @@ from workbench.data.mixture import describe_order, describe_sources, require_eve
 from workbench.distill.losses import score
 from workbench.distill.method import Method
 from workbench.distill.rollouts import request_peer_feedback, sample_rollouts
+from workbench.distill.routing import sampler_logprobs
 from workbench.distill.scoring import Batch, score_views
 from workbench.distill.step import ScoredBatch, StepResult, compute_step, score_batch
 from workbench.distill.supervised_part import is_thinking
@@ -353,7 +354,7 @@ def _views(scored: StepResult, learner: Learner, config: RunConfig) -> Iterator[
         together = together[~together.isnan()]
         yield _same(f"view {name} scored alone = in a padded batch", torch.cat(alone), together, tolerance)
         if view.learns:
-            sampled = torch.tensor([logprob for rollout in batch.rollouts for logprob in rollout.logprobs])
+            sampled = sampler_logprobs(batch.rollouts, together)
             yield _same(f"sampler = student on {view.context}", sampled, scored.scores[name].logprob, tolerance)
         else:  # sample and score with the view's own policy, which detects a shift by a column
             prompt = replace(prompts[0], future=())  # the future belongs to another answer

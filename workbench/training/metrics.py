@@ -4,31 +4,24 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from workbench.distill.method import Method
+from workbench.distill.routing import sampler_logprobs
 from workbench.distill.step import StepResult
 from workbench.distill.supervised_part import is_thinking
 from workbench.types import STUDENT, Rollout
 
 
-def sampler_logprob_gap(method: Method, scored: StepResult) -> dict[str, float]:
+def sampler_logprob_gap(method: Method, result: StepResult) -> dict[str, float]:
     """Mean absolute difference (nats) between sampler and learner log-probs of the sampled tokens.
 
     Rounding error in a healthy run; larger if kernels, precision or weights differ. Empty if all sequences come from
     the dataset.
     """
-    sampled = [
-        logprob
-        for rollout in scored.batch.rollouts
-        for logprob in rollout.logprobs or [float("nan")] * len(rollout.ids)
-    ]
-    learner_logprobs = scored.scores[method.learner].logprob
-    gap = _known(
-        learner_logprobs - torch.tensor(sampled, dtype=learner_logprobs.dtype, device=learner_logprobs.device)
-    ).abs()
+    logprobs = result.scores[method.learner].logprob
+    gap = _without_nan(logprobs - sampler_logprobs(result.batch.rollouts, logprobs)).abs()
     return {"sampler_logprob_gap": float(gap.mean())} if gap.numel() else {}
 
 
@@ -40,20 +33,18 @@ def thinking_metrics(
     return {"thinking": sum(flags) / max(1, len(flags))}
 
 
-def step_metrics(method: Method, scored: StepResult) -> dict[str, float]:
+def step_metrics(method: Method, result: StepResult) -> dict[str, float]:
     """Loss in nats, gaps and entropies in nats per token, shares from 0 to 1 (`supervised`: of positions with a
     loss).
     """
-    routing, scores = scored.routing, scored.scores
-    bought = (scored.loss * scored.loss_normalizer).double()
-    total = float(bought.sum())
+    routing, scores = result.routing, result.scores
+    contribution = (result.loss * result.loss_normalizer).double()
+    total = float(contribution.sum())
     metrics = {
         "loss": total,
         "entropy": float(scores[method.learner].entropy.mean()),
-        **rollout_metrics(scored.batch.rollouts),
+        **rollout_metrics(result.batch.rollouts),
     }
-    has_losses = torch.tensor([bool(regime.losses) for regime in method.regimes.values()], device=routing.regime.device)
-    metrics["supervised"] = float((has_losses[routing.regime] & (routing.weight != 0)).double().mean())
     if routing.advantage is not None:
         metrics["advantage"] = float(routing.advantage.mean())
     teacher_share = supervised = 0.0
@@ -62,30 +53,29 @@ def step_metrics(method: Method, scored: StepResult) -> dict[str, float]:
         share = float(inside.double().mean())
         metrics[f"share/{name}"] = share
         supervised += float((inside & (routing.weight != 0)).double().mean()) if regime.losses else 0.0
-        metrics[f"loss_share/{name}"] = float(bought[inside].sum()) / total if total else 0.0
+        metrics[f"loss_share/{name}"] = float(contribution[inside].sum()) / total if total else 0.0
         if any(_is_teacher(method, loss.by or loss.target) for loss in regime.losses):
             teacher_share += share
     metrics |= {"teacher_share": teacher_share, "supervised": supervised}
     logprob = {name: view.logprob for name, view in scores.items()}
     if {"teacher", "self"} <= logprob.keys():
-        gap = _known(logprob["teacher"] - logprob["self"])
+        gap = _without_nan(logprob["teacher"] - logprob["self"])
         metrics |= {"capability_gap": float(gap.mean()), "abs_capability_gap": float(gap.abs().mean())}
     if {"self", "student"} <= logprob.keys():
-        gap = _known(logprob["self"] - logprob["student"])
+        gap = _without_nan(logprob["self"] - logprob["student"])
         metrics |= {"information_gap": float(gap.mean()), "abs_information_gap": float(gap.abs().mean())}
     if {"teacher", "student"} <= logprob.keys():
-        metrics["total_gap"] = float(_known(logprob["teacher"] - logprob["student"]).mean())
-    metrics = {
-        name: value for name, value in metrics.items() if value == value
-    }  # a view that scored nothing has no mean
+        metrics["total_gap"] = float(_without_nan(logprob["teacher"] - logprob["student"]).mean())
+    # a view that scored nothing has no mean
+    metrics = {name: value for name, value in metrics.items() if value == value}
     annotations: dict[str, list[float]] = {}
-    for name, value in (pair for rollout in scored.batch.rollouts for pair in rollout.annotations):
+    for name, value in (pair for rollout in result.batch.rollouts for pair in rollout.annotations):
         annotations.setdefault(name, []).append(value)
     metrics |= {f"annotation/{name}": sum(values) / len(values) for name, values in annotations.items()}
     return metrics | {f"threshold/{name}": value for name, value in routing.thresholds.items()}
 
 
-def _known(gap: Float[Tensor, " N"]) -> Float[Tensor, " M"]:
+def _without_nan(gap: Float[Tensor, " N"]) -> Float[Tensor, " M"]:
     """Gaps of the positions that both views scored."""
     return gap[~gap.isnan()]
 

@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import torch
 
@@ -32,7 +32,6 @@ from workbench.errors import ConfigError, RunError
 from workbench.evals.evaluate import evaluate_policies
 from workbench.evals.records import EvalRecord, require_answers, require_shown
 from workbench.files.gguf_paths import refuse_gguf
-from workbench.policies import SamplingOptions
 from workbench.policies.loading import leave_room, load_policy
 from workbench.policies.proven import prove_all
 from workbench.runs.checkpoints import Checkpoint, latest_checkpoint
@@ -89,7 +88,7 @@ class Scorer:
         student, replies = self.learner.student, self._replies(example, seed)
         prompt = build_prompt(example, self._context, Rollout(example, 0, (), "", False, replies=replies))
         with autocast(self.config, self.device):
-            completion = student.sample([prompt], [[seed]], self._sampling)[0][0]
+            completion = student.sample([prompt], [[seed]], self.config.sampling.options)[0][0]
         text = student.text(completion.ids)
         reward = self._grade(example, text)
         fields: dict[str, Any] = {"replies": replies, "denoising": completion.denoising}
@@ -110,15 +109,11 @@ class Scorer:
             return ()
         replier = self.learner.policies[self.method.replying_policy]
         with autocast(self.config, self.device):
-            return reply_in_turns(replier, [example], sampling=self._sampling, seed=(seed,))[0]
+            return reply_in_turns(replier, [example], sampling=self.config.sampling.options, seed=(seed,))[0]
 
     @property
     def _context(self) -> str:
         return self.method.views[self.method.learner].context
-
-    @property
-    def _sampling(self) -> SamplingOptions:
-        return self.config.sampling.options
 
     def _grade(self, example: Example, text: str) -> float | None:
         return None if example.answer is None else grade(text, example.answer, **self.config.evaluation.grading)
@@ -232,45 +227,35 @@ def _log_not_evaluated(examples: list[Example], contexts: Sequence[str]) -> None
         log.warning("%s", sentence)
 
 
-def evaluate(
-    path: str | Path,
-    *,
-    data: str | None = None,
-    contexts: Sequence[str] | None = None,
-    max_examples: int | None = None,
-    grader: str | None = None,
-    tolerance: float | None = None,
-    skipped: Tally | None = None,
-) -> list[EvalRecord]:
-    """Evaluate a run's newest checkpoint with its teachers, or a model folder, whichever `path` is.
+class EvaluateOptions(TypedDict, total=False):
+    """Options of `evaluate`; None = those of the run, or the defaults of `evaluate_model`.
 
     skipped  collects the examples that cannot be encoded; they are left out of every context
+    """
+
+    data: str | None
+    contexts: Sequence[str] | None
+    max_examples: int | None
+    grader: str | None
+    tolerance: float | None
+    skipped: Tally | None
+
+
+def evaluate(path: str | Path, **options: Unpack[EvaluateOptions]) -> list[EvalRecord]:
+    """Evaluate a run's newest checkpoint with its teachers, or a model folder, whichever `path` is.
 
     Raises: RunError if `path` is neither.
     """
     folder = Path(path)
     refuse_gguf("model", path)
     if (folder / "run.json").is_file():
-        return evaluate_run(
-            folder,
-            data=data,
-            contexts=contexts,
-            max_examples=max_examples,
-            grader=grader,
-            tolerance=tolerance,
-            skipped=skipped,
-        )
+        return evaluate_run(folder, **options)
     for model in (folder, folder / "student"):  # a checkpoint holds its student in a folder of that name
         if (model / "config.json").is_file() or (model / "adapter_config.json").is_file():
-            if data is None:
+            if options.get("data") is None:
                 raise ConfigError(f"{path} is a model, not a run, so it names no examples. Name a file with --data.")
-            grading: dict[str, Any] = {
-                "grader": grader or GRADERS[0],
-                "tolerance": TOLERANCE if tolerance is None else tolerance,
-            }
-            return evaluate_model(
-                model, data=data, contexts=contexts or ("plain",), max_examples=max_examples, skipped=skipped, **grading
-            )
+            given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+            return evaluate_model(model, **given)
     raise RunError(
         f"{path} has neither run.json nor config.json. Expected a run folder or a model folder. Make one with "
         "`workbench train` or save_pretrained."

@@ -113,7 +113,7 @@ def draw(context: AppContext, run: str | None, theme: str, curve_of: str | None)
         ),
         draw_wrong(illusion.confidently_wrong(run_dir)),
         rows_html(
-            last_step(accuracy),
+            illusion.newest(accuracy),
             ACCURACY_COLUMNS,
             label="accuracy",
             title="Accuracy and confidence, last evaluation",
@@ -176,15 +176,6 @@ def draw_reliability(run_dir: Path, curve_of: str | None, theme: str) -> object:
         title=f"Calibration: {policy}, {context}",
         theme=theme,
     )
-
-
-def last_step(accuracy: Table) -> Table:
-    """The newest rows of each policy and context."""
-    if accuracy.empty:
-        return accuracy
-    frame = accuracy.frame
-    newest = frame.groupby(["policy", "context"])["step"].transform("max")
-    return Table(frame[frame["step"] == newest].reset_index(drop=True), accuracy.run, accuracy.units, accuracy.empty)
 
 
 def overconfidence(accuracy: Table) -> tuple[Table, str]:

@@ -20,7 +20,7 @@ from workbench.data.importing.report import ImportReport
 from workbench.data.importing.rows import COLUMN_NAMES, Importer, convert_row
 from workbench.data.layouts import LAYOUTS, Layout, load_layout
 from workbench.data.sources import no_rows, open_table
-from workbench.errors import ConfigError, DataError, show, unknown
+from workbench.errors import ConfigError, DataError, require_one_of, show, unknown
 from workbench.files.folders import new_folder
 
 PRIVILEGED_AS = ("caption", "hint")
@@ -73,8 +73,7 @@ def import_dataset(
 
 
 def _column_names(columns: dict[str, str], privileged_as: str, layout: Layout) -> dict[str, tuple[str, ...]]:
-    if privileged_as not in PRIVILEGED_AS:
-        raise ConfigError(unknown("privileged_as", privileged_as, PRIVILEGED_AS))
+    require_one_of("privileged_as", privileged_as, PRIVILEGED_AS)
     names = {**COLUMN_NAMES, **layout.columns}
     names[privileged_as] += ("privileged_context",)
     for ours, theirs in columns.items():
@@ -88,10 +87,8 @@ def _column_names(columns: dict[str, str], privileged_as: str, layout: Layout) -
 
 
 def _check_options(box_format: str, box_units: str, max_examples: int | None) -> None:
-    if box_format not in BOX_FORMATS:
-        raise ConfigError(unknown("box format", box_format, BOX_FORMATS))
-    if box_units not in BOX_UNITS:
-        raise ConfigError(unknown("box units", box_units, BOX_UNITS))
+    require_one_of("box format", box_format, BOX_FORMATS)
+    require_one_of("box units", box_units, BOX_UNITS)
     if max_examples is not None and max_examples < 1:
         raise ConfigError(f"max_examples must be at least 1, got {max_examples}. Leave it out to convert all rows.")
 

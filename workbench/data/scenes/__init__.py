@@ -18,7 +18,7 @@ from functools import lru_cache
 from workbench.data.counterparts import contradicts
 from workbench.data.scenes.questions import CYCLE, FAMILIES, Wish, ask
 from workbench.data.scenes.world import COLORS, GRID, SHAPES, TAGS, WITHHELD, Scene, Thing
-from workbench.errors import ConfigError, DataError, unknown
+from workbench.errors import ConfigError, DataError, require_one_of
 from workbench.seeding import derive_seed
 from workbench.types import Example
 
@@ -46,8 +46,7 @@ def make_examples(
 
 
 def check_split(split: str) -> None:
-    if split not in SPLITS:
-        raise ConfigError(unknown("scenes split", split, SPLITS))
+    require_one_of("scenes split", split, SPLITS)
 
 
 def family_places(families: tuple[str, ...] | None) -> tuple[int, ...]:
@@ -55,8 +54,7 @@ def family_places(families: tuple[str, ...] | None) -> tuple[int, ...]:
     if families == ():
         raise ConfigError(f"families is empty. Choose from: {', '.join(FAMILIES)}.")
     for family in families or ():
-        if family not in FAMILIES:
-            raise ConfigError(unknown("question family", family, FAMILIES))
+        require_one_of("question family", family, FAMILIES)
     return tuple(idx for idx, (family, _) in enumerate(CYCLE) if families is None or family in families)
 
 

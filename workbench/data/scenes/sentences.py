@@ -10,7 +10,7 @@ import dataclasses
 import re
 
 from workbench.data.scenes.world import PLACES, TAGS
-from workbench.errors import ConfigError, unknown
+from workbench.errors import require_one_of
 from workbench.types import VISIBLE, Example, Mark
 
 STYLES = ("sentences",)
@@ -40,8 +40,7 @@ _LAST = r"(\w+)\.$"
 
 def as_sentences(example: Example, style: str = "sentences") -> Example:
     """Write question, reference and marks of a scene example as sentences. Raises ConfigError for an unknown style."""
-    if style not in STYLES:
-        raise ConfigError(unknown("style", style, STYLES))
+    require_one_of("style", style, STYLES)
     question = example.question[0].upper() + example.question[1:]
     return dataclasses.replace(example, question=question, reference=_answer(example), marks=_marks(example))
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from workbench.data.images import open_image
 from workbench.data.scenes.world import CELL, GRID, GROUND
-from workbench.errors import ConfigError, unknown
+from workbench.errors import require_one_of
 from workbench.types import VISIBLE, Example, Turn
 
 FORMS = ("caption", "rows")
@@ -22,8 +22,7 @@ _NEXT = "then"  # text of a turn with a further image
 
 def split_into_turns(example: Example, form: str) -> Example:
     """Add `turns` to an example, in one of FORMS. Raises ConfigError for an unknown form."""
-    if form not in FORMS:
-        raise ConfigError(unknown("turns", form, FORMS))
+    require_one_of("turns", form, FORMS)
     return _by_caption(example) if form == "caption" else _by_rows(example)
 
 

@@ -28,7 +28,8 @@ from workbench.data.contexts import build_prompt
 from workbench.data.grading import grade
 from workbench.data.scenes import check_split, family_places, make_examples
 from workbench.distill.method import Option, check_option
-from workbench.errors import ConfigError, at, unknown
+from workbench.errors import ConfigError, at, require_one_of
+from workbench.evals.evaluate import visibility_of
 from workbench.files.folders import new_folder, saving
 from workbench.files.parsing import parse_override, read_yaml
 from workbench.files.shipped import find_recipe
@@ -41,7 +42,7 @@ from workbench.training.pretraining.batches import LessonEncoder
 from workbench.training.pretraining.lessons import CAPTIONS_ONLY, MIX, Lesson, make_lesson
 from workbench.training.pretraining.masked import build_masked_model, masked_loss
 from workbench.training.pretraining.tokenizer import IMAGE_SIZE, PATCH_SIZE, SCALE_FACTOR, build_processor
-from workbench.types import PRIVILEGED, VISIBLE, Example
+from workbench.types import VISIBLE
 
 MAX_POSITIONS = 512  # tokens of prompt and completion together
 ANSWER_TOKENS = 32  # room for the longest answer of the world, which has 23
@@ -75,8 +76,7 @@ class PretrainConfig:
     def __post_init__(self) -> None:
         family_places(self.families and tuple(map(str, self.families)))
         for kind, weight in (self.mix or {}).items():
-            if kind not in MIX:
-                raise ConfigError(unknown("kind of lesson", kind, MIX))
+            require_one_of("kind of lesson", kind, MIX)
             check_option(f"mix.{kind}", weight, float, Option("Weight of these lessons", low=0))
         for name in ("text_width", "vision_width"):
             if getattr(self, name) % (2 * self.heads):
@@ -285,7 +285,7 @@ def evaluate_world(
             for example, (completion,) in zip(examples, completions, strict=True):
                 is_right = grade(policy.text(completion.ids), example.answer) == 1.0
                 for domain in (example.domain, "all"):
-                    right.setdefault((domain, answer_visibility(example), context), []).append(is_right)
+                    right.setdefault((domain, visibility_of(example) or VISIBLE, context), []).append(is_right)
     return [WorldScore(*key, count=len(rows), accuracy=sum(rows) / len(rows)) for key, rows in sorted(right.items())]
 
 
@@ -306,11 +306,6 @@ def score_table(scores: dict[str, list[WorldScore]]) -> str:
         percents = " | ".join(f"{100 * cell.accuracy:.1f}" if cell else "" for cell in cells)
         lines.append(f"| {visibility} | {domain} | {number} | {percents} |")
     return "\n".join(lines)
-
-
-def answer_visibility(example: Example) -> str:
-    """Whether the full view determines the final answer of an example of the built-in world."""
-    return PRIVILEGED if any(m.kind == "answer" and m.truth == PRIVILEGED for m in example.marks) else VISIBLE
 
 
 def _require_free(folder: Path) -> None:
