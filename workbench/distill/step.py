@@ -142,11 +142,12 @@ def compute_step(
     Raises          NonFiniteError naming the first position
     """
     student, learner, batch = policies["student"], method.learner, scored_batch.batch
-    scores, learner_output = dict(scored_batch.scores), None
     num_passes = batch.num_micro_batches if backward is None else num_synced_passes(student, batch.num_micro_batches)
+    passes = _LearnerPasses(method, student, scored_batch, num_passes, backward)
+    scores, learner_output = dict(scored_batch.scores), None
     with torch.set_grad_enabled(backward is not None):
         if learner in method.router_views:
-            scores[learner], learner_output = _score_learner(method, student, scored_batch, num_passes, backward)
+            scores[learner], learner_output = passes.score()
         _require_numbers(method, scored_batch, scores)
         global_batch = _all_gather_scores(process_group, batch, scores)
         global_routing = route(method, global_batch.scores, global_batch.batch, seed, student.token_texts)
@@ -156,18 +157,7 @@ def compute_step(
         loss_normalizer = global_loss_normalizer[global_batch.positions]
         num_rollouts = max(0, top_k_rollouts - global_batch.first_rollout)
         num_recorded = sum(batch.lengths[:num_rollouts]) if top_k else 0
-        losses, top_tokens = _forward_backward(
-            method,
-            student,
-            scored_batch,
-            learner_output,
-            num_passes,
-            routing,
-            loss_normalizer,
-            num_recorded,
-            top_k,
-            backward,
-        )
+        losses, top_tokens = passes.forward_backward(learner_output, routing, loss_normalizer, num_recorded, top_k)
     _require_finite(batch, losses, scores)
     scores[learner] = _concatenate_scores([part.scores for part in losses], batch.inverse_order)
     result = StepResult(
@@ -184,93 +174,81 @@ def compute_step(
     return _with_gathered_result(result, global_batch, global_routing, global_loss_normalizer, process_group)
 
 
-def _score_learner(
-    method: Method,
-    student: Policy,
-    scored_batch: ScoredBatch,
-    num_passes: int,
-    backward: Callable[[Tensor], None] | None,
-) -> tuple[TokenScores, ViewOutput | None]:
-    """Scores of the learner for the routing rule, and its output if that forward pass also serves the loss.
+@dataclass(frozen=True)
+class _LearnerPasses:
+    """The learner's forward passes over a batch.
 
-    num_passes  as in _forward_backward; only a single pass, with gradient, serves both
+    num_passes  forward passes of every rank: sharded weights need equally many, so a rank with fewer micro-batches
+                adds passes of zero loss
+    backward    called with each micro-batch's share of the total loss; None = no gradient
     """
-    batch, prompts = scored_batch.batch, scored_batch.prompts[method.learner]
-    if num_passes == 1:
-        with _lockstep(student, backward):
-            output = forward_micro_batch(student, prompts, batch, next(batch.micro_batches())[0])
-    else:
-        with unsharded(student):
-            output = forward_view(student, prompts, batch)
-    return score(output, batch.token_ids.to(output.device)), output if num_passes == 1 else None
 
+    method: Method
+    student: Policy
+    scored_batch: ScoredBatch
+    num_passes: int
+    backward: Callable[[Tensor], None] | None
 
-def _lockstep(student: Policy, backward: Callable[[Tensor], None] | None) -> contextlib.AbstractContextManager[None]:
-    """Context of passes with gradient: with sharded weights, all ranks pass through the layers together."""
-    return contextlib.nullcontext() if backward is None else lockstep_forward(student)
+    def score(self) -> tuple[TokenScores, ViewOutput | None]:
+        """Scores for the routing rule, and the output if that forward pass, a single one, also serves the loss."""
+        batch, prompts = self.scored_batch.batch, self.scored_batch.prompts[self.method.learner]
+        if self.num_passes == 1:
+            with self._lockstep():
+                output = self._forward(next(batch.micro_batches())[0])
+        else:
+            with unsharded(self.student):
+                output = forward_view(self.student, prompts, batch)
+        return score(output, batch.token_ids.to(output.device)), output if self.num_passes == 1 else None
 
+    def forward_backward(
+        self,
+        learner_output: ViewOutput | None,
+        routing: Routing,
+        loss_normalizer: Float[Tensor, " N"],
+        num_recorded: int,
+        top_k: int,
+    ) -> tuple[list[LossResult], list[TopTokens]]:
+        """Losses of each micro-batch, with a backward pass each, and the learner's most likely tokens.
 
-def _forward_backward(
-    method: Method,
-    student: Policy,
-    scored_batch: ScoredBatch,
-    learner_output: ViewOutput | None,
-    num_passes: int,
-    routing: Routing,
-    loss_normalizer: Float[Tensor, " N"],
-    num_recorded: int,
-    top_k: int,
-    backward: Callable[[Tensor], None] | None,
-) -> tuple[list[LossResult], list[TopTokens]]:
-    """Losses of each micro-batch, with a backward pass each, and the learner's most likely tokens.
+        learner_output  output for the whole batch, if the routing rule needed it already
+        num_recorded    leading positions of the batch whose most likely tokens are recorded
+        """
+        batch = self.scored_batch.batch
+        micro_batches = list(batch.micro_batches())
+        token_ids = batch.token_ids.to(loss_normalizer.device)
+        is_recorded = torch.arange(batch.num_positions, device=loss_normalizer.device) < num_recorded
+        losses, top_tokens = [], []
+        with self._lockstep():
+            for rollout_indices, positions in micro_batches:
+                output = learner_output or self._forward(rollout_indices)
+                result = compute_losses(
+                    output,
+                    self._targets(positions),
+                    token_ids[positions],
+                    regimes=tuple(self.method.regimes.values()),
+                    routing=slice_routing(routing, positions),
+                    loss_normalizer=loss_normalizer[positions],
+                )
+                losses.append(result)
+                top_tokens.append(top_k_tokens(output, is_recorded[positions].nonzero().squeeze(-1), top_k))
+                if self.backward is not None:
+                    self.backward(result.total)
+            for _ in range(self.num_passes - len(micro_batches)):  # another rank has more micro-batches
+                self.backward(self._forward(micro_batches[0][0]).hidden.sum() * 0.0)
+        return losses, top_tokens
 
-    learner_output  output of the learner for the whole batch, if the routing rule needed it already
-    num_passes      forward passes of every rank: sharded weights need equally many, so a rank with fewer micro-batches
-                    adds passes of zero loss
-    num_recorded    leading positions of the batch whose most likely tokens are recorded
-    """
-    batch, prompts = scored_batch.batch, scored_batch.prompts[method.learner]
-    micro_batches = list(batch.micro_batches())
-    token_ids = batch.token_ids.to(loss_normalizer.device)
-    is_recorded = torch.arange(batch.num_positions, device=loss_normalizer.device) < num_recorded
-    losses, top_tokens = [], []
-    with _lockstep(student, backward):
-        for rollout_indices, positions in micro_batches:
-            output = learner_output or forward_micro_batch(student, prompts, batch, rollout_indices)
-            result = _micro_batch_losses(method, scored_batch, output, positions, token_ids, routing, loss_normalizer)
-            losses.append(result)
-            top_tokens.append(top_k_tokens(output, is_recorded[positions].nonzero().squeeze(-1), top_k))
-            if backward is not None:
-                backward(result.total)
-        for _ in range(num_passes - len(micro_batches)):  # another rank has more micro-batches: join its passes
-            output = forward_micro_batch(student, prompts, batch, micro_batches[0][0])
-            backward(output.hidden.sum() * 0.0)
-    return losses, top_tokens
+    def _forward(self, rollout_indices: list[int]) -> ViewOutput:
+        prompts = self.scored_batch.prompts[self.method.learner]
+        return forward_micro_batch(self.student, prompts, self.scored_batch.batch, rollout_indices)
 
+    def _targets(self, positions: Positions) -> dict[str, ViewOutput]:
+        """Outputs of the views that losses pull toward, at the positions of a micro-batch."""
+        outputs = self.scored_batch.outputs
+        return {target: outputs[target].select(positions) for target in self.method.targets if target in outputs}
 
-def _micro_batch_losses(
-    method: Method,
-    scored_batch: ScoredBatch,
-    output: ViewOutput,
-    positions: Positions,
-    token_ids: Int[Tensor, " N"],
-    routing: Routing,
-    loss_normalizer: Float[Tensor, " N"],
-) -> LossResult:
-    """Losses of one micro-batch; token ids, routing and loss_normalizer cover the whole batch."""
-    targets = {
-        target: scored_batch.outputs[target].select(positions)
-        for target in method.targets
-        if target in scored_batch.outputs
-    }
-    return compute_losses(
-        output,
-        targets,
-        token_ids[positions],
-        regimes=tuple(method.regimes.values()),
-        routing=slice_routing(routing, positions),
-        loss_normalizer=loss_normalizer[positions],
-    )
+    def _lockstep(self) -> contextlib.AbstractContextManager[None]:
+        """Context of passes with gradient: with sharded weights, all ranks pass through the layers together."""
+        return contextlib.nullcontext() if self.backward is None else lockstep_forward(self.student)
 
 
 def _concatenate_scores(parts: list[TokenScores], order: Positions) -> TokenScores:
