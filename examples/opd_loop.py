@@ -54,7 +54,7 @@ def main(arguments: list[str] | None = None) -> None:
         answers = sample(student, inputs, step)
         mask = answer_mask(answers, student.generation_config.eos_token_id)
 
-        # 3. Score: both models read the very same token ids, the student with gradient.
+        # 3. Score: both models score the same token ids, the student with gradient; eval() turned dropout off.
         student_logprobs = score(student, inputs, answers, mask)
         with torch.no_grad():
             teacher_logprobs = score(teacher, inputs, answers, mask)
@@ -97,7 +97,7 @@ def encode(prompts: list[list[dict]], processor):
 
 
 def sample(student, inputs, step: int) -> torch.Tensor:
-    """(answers, tokens): ids sampled at temperature 1; padding follows an answer's end token."""
+    """(answers, tokens): ids sampled at temperature 1, seeded by prompt and answer; padding follows an end token."""
     num_answers, prompt_length = inputs["input_ids"].shape
     streams = [seeded("sample", SEED, step, *divmod(row, ANSWERS_PER_PROMPT)) for row in range(num_answers)]
     uniform = torch.stack([torch.rand(MAX_ANSWER_TOKENS, generator=stream, dtype=torch.float64) for stream in streams])
@@ -105,7 +105,7 @@ def sample(student, inputs, step: int) -> torch.Tensor:
     return student.generate(
         **inputs,
         max_new_tokens=MAX_ANSWER_TOKENS,
-        do_sample=False,  # InverseCdf has drawn already
+        do_sample=False,  # InverseCdf draws: it leaves one token, the most likely
         repetition_penalty=1.0,  # whatever the model's own generation_config says
         suppress_tokens=[token for token in placeholders if token is not None],
         logits_processor=[InverseCdf(uniform.to(student.device), prompt_length)],
@@ -122,7 +122,7 @@ class InverseCdf(LogitsProcessor):
         cumulative = scores.double().softmax(-1).cumsum(-1)
         target = self.uniform[:, input_ids.shape[1] - self.prompt_length, None] * cumulative[:, -1:]
         token = torch.searchsorted(cumulative, target, right=True)
-        return torch.full_like(scores, -torch.inf).scatter(-1, token, 0.0)  # leaves `generate` no choice
+        return torch.full_like(scores, -torch.inf).scatter(-1, token, 0.0)
 
 
 def answer_mask(answers: torch.Tensor, end_ids: int | list[int]) -> torch.Tensor:
@@ -137,13 +137,13 @@ def score(model, inputs, answers: torch.Tensor, mask: torch.Tensor) -> torch.Ten
     appended |= {name: torch.zeros_like(answers) for name in inputs if name.endswith("token_type_ids")}  # 0: text
     inputs = {**inputs, **{name: torch.cat((inputs[name], ids), dim=-1) for name, ids in appended.items()}}
     logits = model(**inputs, logits_to_keep=mask.shape[1] + 1).logits
-    return logits[:, :-1].float().log_softmax(-1)  # what a column says is about the next one
+    return logits[:, :-1].float().log_softmax(-1)  # the logits of a column predict the token of the next column
 
 
 def seeded(*key: object) -> torch.Generator:
-    """Random numbers that depend on what they are for alone: a run can stop and continue without saving their state."""
+    """Random numbers that depend on their key alone: a run can stop and continue without saving their state."""
     digest = hashlib.blake2b("|".join(map(str, key)).encode(), digest_size=8).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
+    return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)  # 63 bits
 
 
 if __name__ == "__main__":

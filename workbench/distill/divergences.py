@@ -74,7 +74,7 @@ def check_beta(beta: float | None) -> None:
 
 
 class _Kl(torch.autograd.Function):
-    """KL(first || second) of logits.
+    """KL(first || second) of logits (N, V), per position (N).
 
     The gradients are explicit: p (log p - log q - KL) for the first, q - p for the second. Autograd would store and
     read twice as many (N, V) arrays, which dominate time and memory with a large vocabulary.
@@ -103,7 +103,7 @@ class _Kl(torch.autograd.Function):
 
 
 class _Jsd(torch.autograd.Function):
-    """beta KL(target || m) + (1 - beta) KL(learner || m) of logits, m = beta target + (1 - beta) learner.
+    """beta KL(target || m) + (1 - beta) KL(learner || m) of logits (N, V), m = beta target + (1 - beta) learner.
 
     Explicit gradient for the learner: (1 - beta) p (log p - log m - KL(learner || m)); the terms through m cancel. The
     gradient for the target has the same form.
@@ -217,9 +217,7 @@ class Divergence:
         token_ids: Int[Tensor, " N"],
         advantage: Float[Tensor, " N"] | None = None,
     ) -> Float[Tensor, " N"]:
-        """Per-position loss in nats. nll and policy_gradient do not read `target`; only the latter reads
-        `advantage`.
-        """
+        """Loss of each position in nats. nll and policy_gradient read no `target`; only the latter an `advantage`."""
         if self.kind in ("nll", "policy_gradient") or self.support == "sampled":
             learner_logp = _token_logp(learner, token_ids)
             if self.kind == "nll":
@@ -233,7 +231,7 @@ class Divergence:
             return self._full(learner, target)
         return self._on_top_k(learner.float(), target.float())
 
-    def _full(self, learner: Tensor, target: Tensor) -> Tensor:
+    def _full(self, learner: Float[Tensor, "N V"], target: Float[Tensor, "N V"]) -> Float[Tensor, " N"]:
         if self.clip:
             learner_logp, target_logp = learner.float().log_softmax(-1), target.float().log_softmax(-1)
             pair = (learner_logp, target_logp) if self.kind == "reverse_kl" else (target_logp, learner_logp)
@@ -244,7 +242,7 @@ class Divergence:
             return reverse_kl(learner, target)
         return generalized_jsd(learner, target, beta=0.5 if self.beta is None else self.beta)
 
-    def _on_top_k(self, learner: Tensor, target: Tensor) -> Tensor:
+    def _on_top_k(self, learner: Float[Tensor, "N V"], target: Float[Tensor, "N V"]) -> Float[Tensor, " N"]:
         ids, keep = self._top_k_ids(learner.detach(), target)
         if self.tail == "bucket":
             # ids outside `keep`: of an intersection they belong to the rest, of a union they are duplicates
@@ -287,7 +285,7 @@ def _logp_of(logits: Tensor, ids: Tensor) -> Tensor:
 
 
 class _LogProbs(torch.autograd.Function):
-    """log_softmax(logits)[ids] with one (N, V) array for the gradient, indicator minus softmax summed over entries.
+    """log_softmax(logits)[ids] (N, K) with one (N, V) array for the gradient, indicator minus softmax summed over K.
 
     Autograd would allocate one for the entries and one for the normalizer, and add them.
     """

@@ -76,8 +76,8 @@ def compute_losses(
 ) -> LossResult:
     """Losses of all regimes at their positions, with gradients for the learner's hidden states and head.
 
-    learner      output of one policy
-    targets      outputs of the views that the losses compare with, without gradient
+    learner          output of one policy
+    targets          outputs of the views that the losses compare with, without gradient
     loss_normalizer  weight of each position's loss in the total, see scoring.loss_normalizers
     """
     (part,) = learner.parts
@@ -90,16 +90,18 @@ def compute_losses(
 
 @dataclass(frozen=True)
 class _LossContext:
+    """Arguments of compute_losses, and its results. `index` is positions, of N, and `logits` are those there."""
+
     learner: ViewOutput
     targets: dict[str, ViewOutput]
-    token_ids: Tensor
+    token_ids: Int[Tensor, " N"]
     regimes: tuple[Regime, ...]
     routing: Routing
-    loss_normalizer: Tensor
-    loss: Tensor  # results without gradient, written chunk by chunk
+    loss_normalizer: Float[Tensor, " N"]
+    loss: Float[Tensor, " N"]  # results without gradient, written chunk by chunk
     scores: TokenScores
 
-    def chunk(self, regime: Regime, index: Tensor, gradients: "_Gradients | None") -> None:
+    def chunk(self, regime: Regime, index: Int[Tensor, " M"], gradients: "_Gradients | None") -> None:
         """Write the losses and scores of the learner at some positions of one regime.
 
         A function of its own, so that all arrays of a chunk are freed before the next.
@@ -108,14 +110,16 @@ class _LossContext:
             logits = self.learner.logits(index)
             weighted = self.position_losses(regime, index, logits)
         else:
-            logits, step = gradients.logits(index)
+            logits, leaves = gradients.logits(index)
             with torch.enable_grad():
                 weighted = self.position_losses(regime, index, logits)
-                gradients.add(index, (weighted * self.loss_normalizer[index]).sum(), step)
+                gradients.add(index, (weighted * self.loss_normalizer[index]).sum(), leaves)
         self.loss[index] = weighted.detach()
         _write_scores(self.scores, index, logits.detach(), self.token_ids)
 
-    def position_losses(self, regime: Regime, index: Tensor, logits: Tensor) -> Tensor:
+    def position_losses(
+        self, regime: Regime, index: Int[Tensor, " M"], logits: Float[Tensor, "M V"]
+    ) -> Float[Tensor, " M"]:
         """Weighted sum of the regime's losses at the positions `index`, from the learner's logits there."""
         weighted = torch.zeros(index.numel(), device=logits.device)
         for loss in regime.losses:
@@ -161,8 +165,8 @@ class _Gradients:
         self.of_head = [torch.zeros_like(parameter) for parameter in head_parameters]
         self.is_plain = type(self.head.linear) is nn.Linear
 
-    def logits(self, index: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Learner logits of a chunk, and the tensors to differentiate with respect to."""
+    def logits(self, index: Int[Tensor, " M"]) -> tuple[Float[Tensor, "M V"], tuple[Tensor, ...]]:
+        """Learner logits of a chunk, and the leaves: raw logits (M, V) and hidden states (M, D), or these alone."""
         head, hidden = self.head, self.hidden[self.row[index]]
         with torch.enable_grad():
             if self.is_plain:
@@ -171,17 +175,18 @@ class _Gradients:
             hidden.requires_grad_()
             return cut(head(hidden), self.vocabulary), (hidden,)
 
-    def add(self, index: Tensor, chunk_total: Tensor, step: tuple[Tensor, ...]) -> None:
+    def add(self, index: Int[Tensor, " M"], chunk_total: Float[Tensor, ""], leaves: tuple[Tensor, ...]) -> None:
+        """Add the gradient of a chunk's total loss, with the leaves that `logits` returned for it."""
         if not self.is_plain:
             grad_hidden, *grad_head = torch.autograd.grad(
-                chunk_total, (step[0], *self.head_parameters), allow_unused=True
+                chunk_total, (leaves[0], *self.head_parameters), allow_unused=True
             )
             self.of_hidden[self.row[index]] = grad_hidden.to(self.of_hidden.dtype)
             for total, grad in zip(self.of_head, grad_head, strict=True):
                 if grad is not None:
                     total.add_(grad)
             return
-        raw, hidden = step
+        raw, hidden = leaves
         (grad_raw,) = torch.autograd.grad(chunk_total, raw)
         linear = self.head.linear
         self.of_hidden[self.row[index]] = (grad_raw @ linear.weight.detach()).to(self.of_hidden.dtype)

@@ -37,9 +37,9 @@ def sample_rollouts(
     Each rollout depends only on `seed`, its example and the example's index, counted from `first`.
 
     dataset_fraction  fraction of rollouts, drawn by seed, that are the data's reference answers instead
-    batch_size     sequences per sampling batch, 0 = all
-    replier        policy that replies to each turn before the last, once per example, under the context "turns"; None =
-                   the sampling policy
+    batch_size        sequences per sampling batch, 0 = all
+    replier           policy that replies to each turn before the last, once per example, under the context "turns";
+                      None = the sampling policy
     """
     if "turns" in parse_context(context):
         replies = reply_in_turns(

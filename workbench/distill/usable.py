@@ -101,8 +101,7 @@ def _special_problem(policy: Policy, column: str, text: str) -> Problem | None:
     return Problem(
         f'special token in "{column.partition("[")[0]}"',
         f'column "{column}": {show(text[start : start + 80])} contains the special token "{token}" as text, which the '
-        "model "
-        "would read as a command. Remove it; images are placed by the workbench.",
+        "model would read as a command. Remove it; images are placed by the workbench.",
     )
 
 

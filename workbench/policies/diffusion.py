@@ -286,7 +286,7 @@ class _Context:
             self.features = dict(zip(with_images, features, strict=True))
 
     def of(self, rows: Int[Tensor, " A"]) -> tuple[Tensor, Tensor, dict]:
-        """Ids, mask and image features of the prompts of some rows."""
+        """Ids (A, P), mask (A, P) and image features of the prompts of A rows; P is the longest prompt's length."""
         prompt = self.prompt_of[rows.cpu()]
         features = [self.features[idx] for idx in prompt.tolist() if idx in self.features]
         prompt = prompt.to(self.ids.device)
@@ -298,7 +298,7 @@ def _generator(seed: int) -> torch.Generator:
 
 
 def _stack(states: list[list[int]], pad_id: int) -> tuple[Int[Tensor, "A C"], Int[Tensor, " A"]]:
-    """Stack canvases to one batch, padded on the right, and return their lengths."""
+    """Stack A canvases to one batch of the longest one's length C, padded on the right, and return their lengths."""
     longest = max(map(len, states))
     rows = [[*state, *[pad_id] * (longest - len(state))] for state in states]
     return torch.tensor(rows), torch.tensor([len(state) for state in states])

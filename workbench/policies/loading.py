@@ -85,18 +85,18 @@ def load_policies(
 ) -> dict[str, Any]:
     """Load every policy in `names`, and always the student: frozen, with one vocabulary.
 
-    student   folder of the student: the starting model or a checkpoint
-    teachers  by domain; "teacher" dispatches to them, and to `teacher` for all other domains. Each is also a policy
-              named after its domains: teacher:color, teacher:math+code, teacher:other
-    start     starting model if the student comes from a checkpoint; its frozen copy is student@start
-    teacher_options  those of `options` in which teachers differ from the students
-    offload_teachers  keep teachers' weights in host memory, and move them to the device for a forward pass
-    ema       folder of student@ema if it comes from a checkpoint; otherwise student@ema is a copy of the student
-    adapter   peft configuration for new low-rank adapters, unless the student's folder has adapters
-    learner   name of the student among several: "ann" has the policies ann, ann@ema, ann@start
-    block, steps_per_block  denoising schedule of masked diffusion models; 0 = the model's own
+    student             folder of the student: the starting model or a checkpoint
+    teachers            by domain; "teacher" dispatches to them, and to `teacher` for all other domains. Each is also a
+                        policy named after its domains: teacher:color, teacher:math+code, teacher:other
+    start               starting model if the student comes from a checkpoint; its frozen copy is student@start
+    teacher_options     those of `options` in which teachers differ from the students
+    offload_teachers    keep teachers' weights in host memory, and move them to the device for a forward pass
+    ema                 folder of student@ema if it comes from a checkpoint; otherwise it is a copy of the student
+    adapter             peft configuration for new low-rank adapters, unless the student's folder has adapters
+    learner             name of the student among several: "ann" has the policies ann, ann@ema, ann@start
+    block               denoising schedule of masked diffusion models, with steps_per_block; 0 = the model's own
     accept_differences  accept models whose numbers differ from their own forward pass
-    options   of load_policy: dtype, device, max_pixels, system_prompt, trust_remote_code, ...
+    options             of load_policy: dtype, device, max_pixels, system_prompt, trust_remote_code, ...
 
     Raises: PolicyError if a model cannot be loaded, has another vocabulary, or differs from its own forward pass.
     """

@@ -23,6 +23,7 @@ class SampledTokens(NamedTuple):
 
 
 def uniform(seed: int, count: int) -> Float[Tensor, " T"]:
+    """Uniform random numbers of one row, one for each of `count` tokens."""
     return torch.rand(count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
@@ -41,8 +42,8 @@ def sample_tokens(
     """
     ids, logprobs, entropies = [], [], []
     rows = max(1, CHUNK_BYTES // (ROW_BYTES * vocabulary))
-    for some, numbers in zip(hidden.split(rows), uniform.split(rows), strict=True):
-        logits = logits_of(some)[:, :vocabulary]
+    for states, numbers in zip(hidden.split(rows), uniform.split(rows), strict=True):
+        logits = logits_of(states)[:, :vocabulary]
         ids.append(draw(logits.index_fill(-1, never, -math.inf), numbers, options))
         logprobs.append(logits.gather(-1, ids[-1].unsqueeze(-1)).squeeze(-1) - logits.logsumexp(-1))
         if options.evaluates:
@@ -61,12 +62,12 @@ def draw(logits: Float[Tensor, "B V"], uniform: Float[Tensor, " B"], options: Sa
     probability = (logits.double() / options.temperature).softmax(-1)
     if options.top_p == 1.0 and options.top_k == 0:
         cumulative = probability.cumsum(-1)
-        return _place(cumulative, uniform.unsqueeze(-1) * cumulative[:, -1:])
+        return _entry_at(cumulative, uniform.unsqueeze(-1) * cumulative[:, -1:])
     probability, ids = probability.sort(dim=-1, descending=True, stable=True)
     kept = count_kept(probability, options)
     cumulative = probability.cumsum(-1)
     mass = uniform.unsqueeze(-1) * cumulative.gather(-1, kept - 1)
-    return ids.gather(-1, _place(cumulative, mass).unsqueeze(-1)).squeeze(-1)
+    return ids.gather(-1, _entry_at(cumulative, mass).unsqueeze(-1)).squeeze(-1)
 
 
 def count_kept(probability: Float[Tensor, "B V"], options: SamplingOptions) -> Int[Tensor, "B 1"]:
@@ -82,6 +83,6 @@ def count_kept(probability: Float[Tensor, "B V"], options: SamplingOptions) -> I
     return kept
 
 
-def _place(cumulative: Float[Tensor, "B V"], mass: Float[Tensor, "B 1"]) -> Int[Tensor, " B"]:
+def _entry_at(cumulative: Float[Tensor, "B V"], mass: Float[Tensor, "B 1"]) -> Int[Tensor, " B"]:
     """First entry whose cumulative mass exceeds `mass`; never one without mass."""
     return torch.searchsorted(cumulative, mass, right=True).squeeze(-1).clamp(max=cumulative.shape[-1] - 1)

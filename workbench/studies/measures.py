@@ -64,11 +64,11 @@ def measure_of(name: str) -> Measure:
 class Arm:
     """A row of every table: a variant, the student before training, or a teacher.
 
-    kind      "variant", "student" or "teacher"
-    seeds     finished seeds; of an untrained model, a single seed that stands for all
-    answers   (data, context) -> column -> (seeds, questions); all arms have the same questions in the same order
-    trace     measure -> (seeds,), nan where a run has no trace
-    untrained, teacher  names of the arms between which its gap is measured
+    kind       "variant", "student" or "teacher"
+    seeds      finished seeds; of an untrained model, a single seed that stands for all
+    answers    (data, context) -> column -> (seeds, questions); all arms have the same questions in the same order
+    trace      measure -> (seeds,), nan where a run has no trace
+    untrained  name of an arm; its gap is measured from that arm to the arm `teacher`
     """
 
     name: str
@@ -99,10 +99,10 @@ class Value:
 class Comparison:
     """Mean of an arm over seeds, or its difference to another arm, with a 95 % interval.
 
-    visibility     visible, privileged or all; or a domain's name and "questions"
-    against   the other arm; None = the mean of the arm itself
-    verdict   better, worse, higher, lower or not distinguishable; "" for a mean
-    num_seeds number of seeds that both arms have
+    visibility  visible, privileged or all; or a domain's name and "questions"
+    against     the other arm; None = the mean of the arm itself
+    verdict     better, worse, higher, lower or not distinguishable; "" for a mean
+    num_seeds   number of seeds that both arms have
     """
 
     variant: str
@@ -196,13 +196,13 @@ def measured_in_trace(run_dir: Path) -> dict[str, float] | None:
     shares = {f"{row['regime']}/{row['third']}": float(row["share"]) for row in traces.sql(query).to_pylist()}
     names = [f"{regime}/{third}" for regime in traces.regimes for third in ("first third", "last third")]
     shares = {name: shares.get(name, 0.0) for name in names} if len(traces.regimes) > 1 else {}
-    bought = traces.sql(
+    share = traces.sql(
         """SELECT sum(abs(contribution)) FILTER (abs(information_gap) > abs(capability_gap))
                   / nullif(sum(abs(contribution)), 0) AS share
            FROM tokens WHERE information_gap IS NOT NULL AND capability_gap IS NOT NULL"""
     ).to_pylist()[0]["share"]
-    if bought is not None:
-        shares["information_loss_share"] = float(bought)
+    if share is not None:
+        shares["information_loss_share"] = float(share)
     return shares
 
 

@@ -56,8 +56,8 @@ def sum_aggregates(positions: Columns, domains: list[str]) -> Columns:
 
     contribution = _contribution(positions)
     capability, information = _gap(positions, "teacher", "self"), _gap(positions, "self", "student")
-    bought = None if capability is None or information is None else np.abs(information) > np.abs(capability)
-    num_information_dominated: Any = total(bought)
+    is_dominated = None if capability is None or information is None else np.abs(information) > np.abs(capability)
+    num_information_dominated: Any = total(is_dominated)
     columns: Columns = {
         name: np.full(len(keys), np.asarray(positions[name])[0] if len(keys) else 0, dtype=np.int32)
         for name in ("step", "process_rank")
@@ -74,9 +74,9 @@ def sum_aggregates(positions: Columns, domains: list[str]) -> Columns:
         "abs_capability_gap": total(None if capability is None else np.abs(capability)),
         "abs_information_gap": total(None if information is None else np.abs(information)),
         "num_information_dominated": num_information_dominated
-        if bought is None
+        if is_dominated is None
         else num_information_dominated.astype(np.int32),
-        "information_dominated_abs_loss": total(None if bought is None else np.abs(contribution) * bought),
+        "information_dominated_abs_loss": total(None if is_dominated is None else np.abs(contribution) * is_dominated),
     }
     for name, values in positions.items():
         if name.startswith("entropy_"):

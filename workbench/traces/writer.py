@@ -46,14 +46,14 @@ _MOST_NAMES = 100_000  # cached image references; tens of megabytes
 class TracedBatch:
     """One step of one process and learner. Its N positions are concatenated in the order of the R rollouts.
 
-    views        view name -> (policy, context)
-    prompts      view name -> one prompt per rollout, None where the view did not score it
-    scored_by    view name -> name of the policy that scored each rollout; missing = the view's own policy
-    regimes      by name; routing.regime holds indices in this order
+    views            view name -> (policy, context)
+    prompts          view name -> one prompt per rollout, None where the view did not score it
+    scored_by        view name -> name of the policy that scored each rollout; missing = the view's own policy
+    regimes          by name; routing.regime holds indices in this order
     loss_normalizer  factor of a position's loss in the step's total
-    loss         weighted, in nats, before averaging
-    token_texts  per rollout, one text per token
-    labels       per rollout, token type and visibility of each token, from workbench.types.mark_tokens
+    loss             weighted, in nats, before averaging
+    token_texts      per rollout, one text per token
+    labels           per rollout, token type and visibility of each token, from workbench.types.label_completion
     """
 
     step: int

@@ -29,7 +29,7 @@ _KIND = "update mask of the VLM distillation workbench"
 
 
 def changed(before: torch.Tensor, after: torch.Tensor, dtype: str, above: float) -> torch.Tensor:
-    """Boolean tensor: |after - before| > above, both rounded to dtype first."""
+    """Whether |after - before| > above, both rounded to dtype first: booleans of the shape of one weight tensor."""
     precision = PRECISIONS[dtype]
     return (after.to(precision).float() - before.to(precision).float()).abs() > above
 
@@ -95,7 +95,7 @@ def overlap(first: str | Path, second: str | Path) -> dict[str, float]:
 
 
 def read_mask(file: str | Path) -> dict[str, torch.Tensor]:
-    """Read a mask: tensor name -> booleans. Raises ConfigError if the file is missing or not a mask."""
+    """Read a mask: tensor name -> booleans of its shape. Raises ConfigError if the file is missing or not a mask."""
     mask_facts(file)
     return safetensors.torch.load_file(file)
 

@@ -143,7 +143,7 @@ def compare(
 
 
 def measure_all(before: torch.Tensor, after: torch.Tensor, *, seed: int = 0) -> Iterator[dict]:
-    """Measure the update and its random control in both precisions: four rows."""
+    """Measure the update of a tensor of any shape and its random control in both precisions: four rows."""
     control = random_like(before, after, seed=seed)
     for precision in SHOWN_PRECISIONS:
         spectrum = _Spectrum(_rounded(before, precision), seed)
@@ -154,7 +154,7 @@ def measure_all(before: torch.Tensor, after: torch.Tensor, *, seed: int = 0) -> 
 def measure(
     before: torch.Tensor, after: torch.Tensor, *, precision: str = "float32", seed: int = 0
 ) -> dict[str, float | None]:
-    """All metrics of one pair of tensors, both rounded to `precision` first. Undefined metrics are None.
+    """All metrics of one pair of tensors of equal shape, both rounded to `precision` first. Undefined metrics are None.
 
     Tensors with more than two dimensions are flattened to matrices, first dimension by the rest; vectors have no
     spectrum. If the smaller side exceeds MAX_EXACT, a randomized decomposition with `seed` gives the top directions,
@@ -164,7 +164,7 @@ def measure(
 
 
 def random_like(before: torch.Tensor, after: torch.Tensor, *, seed: int = 0) -> torch.Tensor:
-    """W0 plus a Gaussian with the norm of W - W0, in float32: the control for chance and rounding."""
+    """W0 plus a Gaussian with the norm of W - W0, of their shape, in float32: the control for chance and rounding."""
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(before.shape, generator=generator).to(before.device)
     size = (after.double() - before.double()).norm() / noise.double().norm().clamp(min=1e-300)

@@ -27,7 +27,7 @@ class LessonEncoder:
         self._kept: dict[tuple[str, int], list[int]] = {}
 
     def batches(self, lessons: list[Lesson]) -> list[dict[str, torch.Tensor]]:
-        """Split into two batches by length, each padded on the right."""
+        """Split into two batches by length: ids and labels (B, T), padded on the right, and pixels (B, I, 3, S, S)."""
         encoded = sorted(
             (
                 (self.prompt_ids(lesson.prompt), self.completion_ids(lesson.completion), lesson.prompt.images)

@@ -56,7 +56,7 @@ def build_masked_model(tokenizer, *, text: dict, vision: dict, init_std: float) 
 
 
 def masked_loss(model: nn.Module, encoder: LessonEncoder, lessons: list[Lesson], tokenizer, seed: int) -> Tensor:
-    """Sum over lessons of the mean cross-entropy over their masked positions, in nats."""
+    """Sum over lessons of the mean cross-entropy over their masked positions, in nats: a scalar."""
     rng = random.Random(derive_seed("masks", seed))
     prompts = [encoder.prompt_ids(lesson.prompt) for lesson in lessons]
     canvases = [_canvas(encoder.completion_ids(lesson.completion), tokenizer.pad_token_id) for lesson in lessons]
