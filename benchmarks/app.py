@@ -74,19 +74,19 @@ def page(browser: Browser, runs: Path, repeats: int) -> None:
         big_run.make_run(runs / "big", 10_000_000, 64, 160)
     print("wall: longer on a busy machine. processor: of server and browser, on an idle machine no less than wall")
     with serving(runs) as (address, server):
-        told(
+        print_costs(
             "first page: the run's state (2 s)",
             [seen(browser, server.pid, f"{address}/", "#app-first h2, #monitor-status h2") for _ in range(repeats)],
         )
-        told(
+        print_costs(
             "first page: it can be used",
             [seen(browser, server.pid, f"{address}/", "#monitor-status h2") for _ in range(repeats)],
         )
-        told(
+        print_costs(
             "first page: all its curves",
             [seen(browser, server.pid, f"{address}/", DRAWN["monitor"]) for _ in range(repeats)],
         )
-        told(
+        print_costs(
             "a link to Tokens: the answer",
             [seen(browser, server.pid, f"{address}/?run=big&tab=tokens", DRAWN["tokens"]) for _ in range(repeats)],
         )
@@ -94,12 +94,14 @@ def page(browser: Browser, runs: Path, repeats: int) -> None:
         opened.goto(f"{address}/?run=big&tab=tokens")
         opened.locator(DRAWN["tokens"]).first.wait_for()
         opened.wait_for_timeout(2000)
-        told("another answer, click to drawn", [choose(opened, server.pid, idx) for idx in range(1, 2 * repeats)])
+        print_costs(
+            "another answer, click to drawn", [choose(opened, server.pid, idx) for idx in range(1, 2 * repeats)]
+        )
         for name in ("movement", "illusion", "monitor", "report", "launch"):
             with Meter(server.pid) as meter:
                 opened.locator("#app-tabs button[role=tab]", has_text=name.capitalize()).first.click()
                 opened.locator(DRAWN[name]).first.wait_for()
-            told(f"the tab {name}, click to drawn", [meter.cost])
+            print_costs(f"the tab {name}, click to drawn", [meter.cost])
         print(f"{'largest memory of the server (1.5 GiB)':40}{peak_memory(server) / 2**30:7.2f} GiB")
 
 
@@ -152,7 +154,7 @@ def draw(browser: Browser, repeats: int) -> None:
         start = time.perf_counter()
         html = render_tokens(view, standalone=False)
         times.append(Cost(time.perf_counter() - start))
-    told("512 tokens: HTML, in Python", times)
+    print_costs("512 tokens: HTML, in Python", times)
     opened = browser.new_page(viewport={"width": 1280, "height": 1000})
     opened.set_content(f"<!doctype html><head>{page_head()}</head><body><div id=place></div></body>")
     session = opened.context.new_cdp_session(opened)
@@ -178,7 +180,7 @@ def draw(browser: Browser, repeats: int) -> None:
             html,
         )
         drawn.append(Cost(took, None, worked_s() - before))
-    told("512 tokens: drawn by Chromium (200 ms)", drawn[1:])
+    print_costs("512 tokens: drawn by Chromium (200 ms)", drawn[1:])
     print(f"{'size of the HTML':40}{len(html.encode()) / 1024:8.0f} KiB, {opened.locator('.wb-t').count()} tokens")
 
 
@@ -339,7 +341,7 @@ def serving(runs: Path) -> Iterator[tuple[str, subprocess.Popen]]:
                 break
             except OSError:
                 time.sleep(0.05)
-        told("the app answers after", [Cost(time.perf_counter() - start, processor_s(server.pid))])
+        print_costs("the app answers after", [Cost(time.perf_counter() - start, processor_s(server.pid))])
         yield address, server
     finally:
         server.terminate()
@@ -402,7 +404,7 @@ def descendants(pid: int) -> list[int]:
     return children + [descendant for child in children for descendant in descendants(child)]
 
 
-def told(title: str, costs: list[Cost]) -> None:
+def print_costs(title: str, costs: list[Cost]) -> None:
     """Print median and p95 of wall times, and medians of processor times."""
     walls = sorted(cost.wall for cost in costs)
     p95 = walls[math.ceil(0.95 * len(walls)) - 1]

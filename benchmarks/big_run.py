@@ -294,7 +294,7 @@ def tokens_tab(folder: Path, steps: list[int], chooser: random.Random) -> dict[s
     context = AppContext(folder.parent, folder.parent)
     unseen = itertools.cycle(chooser.sample(steps, len(steps)))
 
-    def one() -> dict:
+    def random_answer() -> dict:
         return {"step": str(chooser.choice(steps)), "rollout": str(chooser.randrange(64))}
 
     def filtered(**address: str) -> Callable:
@@ -302,7 +302,7 @@ def tokens_tab(folder: Path, steps: list[int], chooser: random.Random) -> dict[s
         return lambda: tokens.draw(context, folder.name, {**address, "list_page": str(next(pages))})
 
     return {
-        "another answer": lambda: tokens.draw(context, folder.name, one()),
+        "another answer": lambda: tokens.draw(context, folder.name, random_answer()),
         "another page": lambda: tokens.draw(context, folder.name, {"list_page": str(chooser.randrange(3000))}),
         "one step": lambda: tokens.draw(context, folder.name, {"at_step": str(next(unseen))}),
         "largest information gap": filtered(order="information_gap"),
@@ -310,7 +310,7 @@ def tokens_tab(folder: Path, steps: list[int], chooser: random.Random) -> dict[s
         "privileged, one domain": filtered(domain="read", visibility="privileged"),
         "probes": filtered(probe="1"),
         "down to the next answer": lambda: tokens.step_selection(
-            context, folder.name, {**one(), "list_page": str(next(unseen))}, 1
+            context, folder.name, {**random_answer(), "list_page": str(next(unseen))}, 1
         ),
     }
 

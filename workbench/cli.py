@@ -92,7 +92,7 @@ def _eval(options: argparse.Namespace) -> None:
     _quiet()
     contexts = [part for text in options.contexts or () for part in text.split(",") if part]
     skipped = _module("distill.usable").Tally()
-    answered = _module("training.scorer").evaluate(
+    records = _module("training.scorer").evaluate(
         options.path,
         data=options.data,
         contexts=contexts,
@@ -101,7 +101,7 @@ def _eval(options: argparse.Namespace) -> None:
         tolerance=options.tolerance,
         skipped=skipped,
     )
-    print(_module("analysis.summary").evaluation_table(answered))
+    print(_module("analysis.summary").evaluation_table(records))
     if skipped.counts:
         count = skipped.counts.total()
         print(f"\nskipped {count:,} question{'s' * (count != 1)} without a usable prompt ({skipped})")

@@ -12,6 +12,7 @@ that failed. In a lockstep pass of sharded weights a rank prints its error and e
 """
 
 import contextlib
+import itertools
 import logging
 import os
 import pickle
@@ -158,7 +159,7 @@ class ProcessGroup:
         if self.size == 1:
             return
         has_grad = self.any_rank([parameter.grad is not None for parameter in parameters], parameters[0].device)
-        for bucket in _buckets([parameter for parameter, has in zip(parameters, has_grad, strict=True) if has]):
+        for bucket in _buckets(list(itertools.compress(parameters, has_grad))):
             grads = [torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in bucket]
             flat = torch.cat([grad.reshape(-1) for grad in grads])
             self._reduce(flat, dist.ReduceOp.SUM)

@@ -22,7 +22,7 @@ from workbench.analysis.geometry.measure import RANDOM, UPDATE
 from workbench.runs.folder import RunFolder
 from workbench.studies.measures import values_of
 from workbench.studies.plan import TEACHER, UNTRAINED, Study, load_study
-from workbench.studies.report import came_about, collect, unfinished, write_report
+from workbench.studies.report import collect, report_header, unfinished, write_report
 from workbench.studies.run import run_study
 from workbench.training.update_mask import mask_facts, overlap, write_mask, write_random_mask
 
@@ -196,7 +196,7 @@ def page(
         f"{training.learning_rate:g}, float32, AdamW without weight decay, "
         "the built-in student and teacher. Numbers: mean over seeds ± half of the 95 % interval (Student's t).",
         "",
-        came_about(collect(study)),
+        report_header(collect(study)),
         *(f"- {variant.name}: {variant.note}" for variant in study.usable),
         "",
         "## Geometry",

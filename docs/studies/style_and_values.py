@@ -24,7 +24,7 @@ from workbench.evals.evaluate import visibility_of
 from workbench.methods import load_method
 from workbench.policies import SamplingOptions
 from workbench.policies.autoregressive import load_policy
-from workbench.runs.folder import _surroundings
+from workbench.runs.folder import describe_environment
 from workbench.seeding import EpochOrder, derive_seed
 from workbench.types import VISIBLE, Example, label_completion, label_tokens
 
@@ -116,7 +116,7 @@ def read(student, questions: list[Example], ids: list[tuple[int, ...]], labels: 
 
 
 def page(runs_by_name: dict[str, list[dict]], num_questions: int) -> str:
-    where, plain = _surroundings(), runs_by_name[next(iter(runs_by_name))]
+    where, plain = describe_environment(), runs_by_name[next(iter(runs_by_name))]
     lines = [
         "# Does the projection touch style more than values?",
         "",

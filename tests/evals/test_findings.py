@@ -20,7 +20,7 @@ def test_findings_gain_and_claims_equal_hand_computed() -> None:
     margin = 1.96 * math.sqrt(3.875 / 7 / 8)
     assert result.gain == pytest.approx((0.375, 0.375 - margin, 0.375 + margin))
     assert (result.before.accuracy, result.after.accuracy, result.group) == (0.25, 0.625, "visible")
-    before, after = result.claimed
+    before, after = result.overconfidence
     assert (before.overconfidence, after.overconfidence) == pytest.approx((0.05, 0.65))
     assert (result.source.plain, result.source.privileged, result.source.can_pay) == (0.375, 0.875, True)
 
@@ -62,7 +62,7 @@ def test_findings_source_intervals_equal_hand_computed() -> None:
 def test_findings_overconfidence_change_is_paired() -> None:
     """Confidence minus reward: -0.7, 0.3, 0.3, 0.3, then 0.9, 0.9, 0.9, -0.1; changes 1.6, 0.6, 0.6, -0.4."""
     margin = 1.96 * math.sqrt((1.0 + 0.0 + 0.0 + 1.0) / 3 / 4)
-    assert find(RUN, "crop").more_claimed == pytest.approx((0.6, 0.6 - margin, 0.6 + margin))
+    assert find(RUN, "crop").overconfidence_change == pytest.approx((0.6, 0.6 - margin, 0.6 + margin))
     assert find(RUN, "crop").steps == (0, 9)
 
 
@@ -91,7 +91,7 @@ def test_findings_without_visibility_use_all_questions() -> None:
     answered = rows(0, "student", "plain", "10", None) + rows(4, "student", "plain", "11", None, 0.75)
     result = find(answered, None)
     assert (result.group, result.claimed_group, result.gain[0], result.source) == ("all", "all", 0.5, None)
-    assert result.claimed[1].overconfidence == -0.25
+    assert result.overconfidence[1].overconfidence == -0.25
 
 
 def test_findings_of_single_evaluation_are_none() -> None:

@@ -10,7 +10,7 @@ import torch
 from small import run_config
 
 from workbench.runs.folder import RunFolder
-from workbench.runs.threads import asked_threads, num_cores
+from workbench.runs.threads import configured_threads, num_cores
 from workbench.training.run import train
 
 WAITS = "import os; print(os.environ['OMP_WAIT_POLICY'], os.environ['KMP_BLOCKTIME'])"
@@ -19,11 +19,11 @@ WAITS = "import os; print(os.environ['OMP_WAIT_POLICY'], os.environ['KMP_BLOCKTI
 @pytest.mark.parametrize(
     ("text", "number"), [("3", 3), ("2,1", 2), ("", None), ("0", None), ("many", None), (None, None)]
 )
-def test_asked_threads_follows_environment(monkeypatch, text: str | None, number: int | None) -> None:
+def test_configured_threads_follows_environment(monkeypatch, text: str | None, number: int | None) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     if text is not None:
         monkeypatch.setenv("OMP_NUM_THREADS", text)
-    assert asked_threads() == number
+    assert configured_threads() == number
     assert num_cores() >= 1
 
 

@@ -137,8 +137,7 @@ def accuracy_of(*runs: str | Path) -> Table:
     rows = []
     run_names = names_of(*runs)
     for run, name in zip(runs, run_names, strict=True):
-        answered = answers_of(run)
-        measures = tabulate(answered)
+        measures = tabulate(answers_of(run))
         for (step, policy, context, visibility), measured in measures.items():
             steps = sorted({key[0] for key in measures if key[1:] == (policy, context, visibility)})
             if step in (steps[0], steps[-1]):
@@ -202,7 +201,7 @@ def accuracy_beside(first: str | Path, second: str | Path) -> Table:
 
 def evaluated_apart(first: str | Path, second: str | Path) -> tuple[int, int, int]:
     """Numbers of evaluated questions: of the first run only, of both, of the second only."""
-    answered = [answers_of(run) for run in (first, second)]
-    by_text = all(row.question for run in answered for row in run)  # older runs recorded ids only
-    questions = [{(row.example_id, row.question if by_text else "") for row in run} for run in answered]
+    records = [answers_of(run) for run in (first, second)]
+    by_text = all(row.question for run in records for row in run)  # older runs recorded ids only
+    questions = [{(row.example_id, row.question if by_text else "") for row in run} for run in records]
     return len(questions[0] - questions[1]), len(questions[0] & questions[1]), len(questions[1] - questions[0])

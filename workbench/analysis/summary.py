@@ -29,11 +29,11 @@ def summarize_run(run_dir: str | Path) -> str:
     if _state(status) == "died":
         again = "score the file again" if status.get("scored") else f"continue with: workbench resume {folder.path}"
         parts.append(f"its process was killed or ran out of memory; {again}")
-    answered = load_records(folder.path)
-    if answered:
-        parts.append(accuracy_table(answered))
-        parts += dataset_table(answered)
-        parts += peer_table(answered)
+    records = load_records(folder.path)
+    if records:
+        parts.append(accuracy_table(records))
+        parts += dataset_table(records)
+        parts += peer_table(records)
     parts += benchmark_table(folder.path)
     parts += _recorded(folder.path)
     if status.get("scored"):
@@ -54,7 +54,7 @@ def summarize_run(run_dir: str | Path) -> str:
     parts += [f"warning: {warning}" for warning in status.get("warnings") or ()]
     if status.get("error"):
         parts.append(f"error: {status['error']}")
-    parts += _findings(folder, answered)
+    parts += _findings(folder, records)
     return "\n\n".join(parts)
 
 
@@ -88,17 +88,17 @@ def _scored(facts: dict) -> list[str]:
     return lines
 
 
-def _findings(folder: RunFolder, answered: list[EvalRecord]) -> list[str]:
+def _findings(folder: RunFolder, records: list[EvalRecord]) -> list[str]:
     """Sentences on accuracy gain, over-confidence and controls to run; empty before a second evaluation."""
     privilege = privilege_of(folder.path)
-    findings = find(answered, privilege)
+    findings = find(records, privilege)
     if findings is None:
         return []
     config = str(folder.path / "config.yaml")
     lines = sentences(findings, run=folder.path.name, config=config, privilege=privilege)
     original = folder.path.with_name(folder.path.name.removesuffix(f"-{(privilege or '').replace('+', '-')}"))
     if privilege and shows_wrong(privilege) and original != folder.path and (original / "evals").is_dir():
-        sentence = compared(original.name, compare(answered, load_records(original)))
+        sentence = compared(original.name, compare(records, load_records(original)))
         lines += [sentence] if sentence else []
     return ["\n".join([*lines, f"  {INTERVALS}"])]
 
@@ -143,22 +143,22 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(lines)
 
 
-def accuracy_table(answered: list[EvalRecord]) -> str:
+def accuracy_table(records: list[EvalRecord]) -> str:
     """Accuracy, answer length and truncated share per policy and context, at the first and the last evaluation."""
-    if not answered:
+    if not records:
         return NOT_EVALUATED
-    steps = sorted({row.step for row in answered})
+    steps = sorted({row.step for row in records})
     first, last = steps[0], steps[-1]
     visibilities = [
-        visibility for visibility in (VISIBLE, PRIVILEGED) if any(row.visibility == visibility for row in answered)
+        visibility for visibility in (VISIBLE, PRIVILEGED) if any(row.visibility == visibility for row in records)
     ]
     groups = ["all", *visibilities] if visibilities else ["all"]
     header = ["accuracy", "context", "questions"]
     for name in (*groups, "tokens", "truncated"):
         header += [f"{name} @{first}", f"@{last}"] if last != first else [f"{name} @{first}"]
     rows = []
-    for policy, context in dict.fromkeys((row.policy, row.context) for row in answered):
-        of_policy = [row for row in answered if (row.policy, row.context) == (policy, context)]
+    for policy, context in dict.fromkeys((row.policy, row.context) for row in records):
+        of_policy = [row for row in records if (row.policy, row.context) == (policy, context)]
         cells = [policy, context, str(sum(row.step == of_policy[0].step for row in of_policy))]
         for group in groups:
             for step in dict.fromkeys((first, last)):
@@ -172,13 +172,13 @@ def accuracy_table(answered: list[EvalRecord]) -> str:
     return f"{format_table(header, rows)}\n{legend}"
 
 
-def dataset_table(answered: list[EvalRecord]) -> list[str]:
+def dataset_table(records: list[EvalRecord]) -> list[str]:
     """Accuracy per evaluation set at the first and the last evaluation; empty without named sets."""
-    steps = sorted({row.step for row in answered})
+    steps = sorted({row.step for row in records})
     ends = list(dict.fromkeys((steps[0], steps[-1])))
     rows = []
-    for key in dict.fromkeys((row.dataset, row.policy, row.context) for row in answered if row.dataset):
-        chosen = [row for row in answered if (row.dataset, row.policy, row.context) == key]
+    for key in dict.fromkeys((row.dataset, row.policy, row.context) for row in records if row.dataset):
+        chosen = [row for row in records if (row.dataset, row.policy, row.context) == key]
         measured = [measure(row for row in chosen if row.step == step) for step in ends]
         count = sum(row.step == chosen[0].step for row in chosen)
         rows.append([*key, str(count), *map(_percent, measured)])
@@ -186,14 +186,14 @@ def dataset_table(answered: list[EvalRecord]) -> list[str]:
     return [format_table([*header, *(f"@{step}" for step in ends[1:])], rows)] if rows else []
 
 
-def peer_table(answered: list[EvalRecord]) -> list[str]:
+def peer_table(records: list[EvalRecord]) -> list[str]:
     """Accuracy of each learner per kind of question at first and last evaluation; empty for a single learner.
 
     repaired and broken are shares of questions: wrong at first and right at last, and the reverse.
     """
-    steps = sorted({row.step for row in answered})
+    steps = sorted({row.step for row in records})
     by_step = {
-        step: {(row.policy, row.context, row.example_id): row for row in answered if row.step == step} for step in steps
+        step: {(row.policy, row.context, row.example_id): row for row in records if row.step == step} for step in steps
     }
     if len(steps) < 2:
         return []
@@ -219,9 +219,9 @@ def peer_table(answered: list[EvalRecord]) -> list[str]:
     return [format_table(header, sorted(rows))] if rows else []
 
 
-def evaluation_table(answered: list[EvalRecord]) -> str:
+def evaluation_table(records: list[EvalRecord]) -> str:
     """All metrics of every policy and context: over all questions, by visibility, and by domain."""
-    if not answered:
+    if not records:
         return NOT_EVALUATED
     header = [
         "policy",
@@ -238,8 +238,8 @@ def evaluation_table(answered: list[EvalRecord]) -> str:
         "truncated",
     ]
     rows = []
-    for policy, context in dict.fromkeys((row.policy, row.context) for row in answered):
-        of_policy = [row for row in answered if (row.policy, row.context) == (policy, context)]
+    for policy, context in dict.fromkeys((row.policy, row.context) for row in records):
+        of_policy = [row for row in records if (row.policy, row.context) == (policy, context)]
         for domain, visibility in _groups(of_policy):
             chosen = [
                 row for row in of_policy if domain in ("all", row.domain) and visibility in ("all", row.visibility)
@@ -267,13 +267,13 @@ def evaluation_table(answered: list[EvalRecord]) -> str:
         "  entropy: nats per token; length: tokens; truncated: share of answers that reached the maximum length\n  "
         f"confidence: {CONFIDENCE}\n  over-confidence: confidence minus accuracy, in points"
     )
-    return "\n".join([format_table(header, rows), legend, *_fewer_evaluated(answered)])
+    return "\n".join([format_table(header, rows), legend, *_fewer_evaluated(records)])
 
 
-def _fewer_evaluated(answered: list[EvalRecord]) -> list[str]:
+def _fewer_evaluated(records: list[EvalRecord]) -> list[str]:
     """Notes on contexts with fewer questions than another context, whose rows cannot be compared directly."""
     examples: dict[str, dict[str, set[str]]] = {}
-    for row in answered:
+    for row in records:
         examples.setdefault(row.policy, {}).setdefault(row.context, set()).add(row.example_id)
     lines = []
     for policy, by_context in examples.items():
@@ -294,15 +294,15 @@ def _state(status: dict) -> str:
     return "died" if status["status"] == "running" and has_died else status["status"]
 
 
-def _groups(answered: list[EvalRecord]) -> list[tuple[str, str]]:
+def _groups(records: list[EvalRecord]) -> list[tuple[str, str]]:
     """(domain, visibility) of the rows: all, each visibility, each domain, and a domain's visibilities."""
     visibilities = [
-        visibility for visibility in (VISIBLE, PRIVILEGED) if any(row.visibility == visibility for row in answered)
+        visibility for visibility in (VISIBLE, PRIVILEGED) if any(row.visibility == visibility for row in records)
     ]
     groups = [("all", "all"), *(("all", visibility) for visibility in visibilities)]
-    for domain in sorted({row.domain for row in answered if row.domain}):
+    for domain in sorted({row.domain for row in records if row.domain}):
         pairs = [(domain, visibility) for visibility in visibilities]
-        present = [pair for pair in pairs if any((row.domain, row.visibility) == pair for row in answered)]
+        present = [pair for pair in pairs if any((row.domain, row.visibility) == pair for row in records)]
         groups += present or [(domain, "all")]
     return groups
 

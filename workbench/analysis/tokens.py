@@ -144,11 +144,11 @@ def answer(
 
 def matches(view: TokenView, selection: Selection) -> list[int]:
     """Indices of tokens with the selection's regime, token_type and visibility; empty if it filters by none of them."""
-    wanted = {
+    filters = {
         name: getattr(selection, name) for name in ("regime", "token_type", "visibility") if getattr(selection, name)
     }
-    fits = (all(getattr(token, name) == value for name, value in wanted.items()) for token in view.tokens)
-    return [token_idx for token_idx, fit in enumerate(fits) if fit] if wanted else []
+    fits = (all(getattr(token, name) == value for name, value in filters.items()) for token in view.tokens)
+    return [token_idx for token_idx, fit in enumerate(fits) if fit] if filters else []
 
 
 def answers_over_time(run: str | Path | Traces, example: str) -> Table:

@@ -53,23 +53,23 @@ class _Bar(NamedTuple):
 
 def findings_html(run_dir: Path) -> str:
     """The three cards of an evaluated run as HTML."""
-    answered, privilege = answers_of(run_dir), privilege_of(run_dir)
-    findings = find(answered, privilege)
-    source = findings.source if findings else source_of(answered, privilege)
-    missing = "" if findings else _why_missing(answered)
-    asks_teacher = any(row.policy == "teacher" for row in answered)
+    records, privilege = answers_of(run_dir), privilege_of(run_dir)
+    findings = find(records, privilege)
+    source = findings.source if findings else source_of(records, privilege)
+    missing = "" if findings else _why_missing(records)
+    has_answers = any(row.policy == "teacher" for row in records)
     cards = (
-        _pay(source, privilege, has_teacher=not asks_teacher and _has_teacher(run_dir)),
+        _pay(source, privilege, has_teacher=not has_answers and _has_teacher(run_dir)),
         _gained(findings) if findings else _card(GAIN, "–", missing, []),
-        _claimed(findings) if findings else _card(OVERCONFIDENCE, "–", missing, []),
+        _overconfidence(findings) if findings else _card(OVERCONFIDENCE, "–", missing, []),
     )
     label = f"findings of {escape(run_dir.name, quote=True)}"
     return f'<div class="wbu-findings" role="group" aria-label="{label}">{"".join(cards)}</div>'
 
 
-def _why_missing(answered: list[EvalRecord]) -> str:
+def _why_missing(records: list[EvalRecord]) -> str:
     """Why no gain is known, and which key records it."""
-    steps = {row.step for row in answered if row.policy == STUDENT and not is_privileged(row.context)}
+    steps = {row.step for row in records if row.policy == STUDENT and not is_privileged(row.context)}
     if not steps:
         return NO_PLAIN
     return ONE_STEP.format(step=min(steps)) if len(steps) == 1 else TOO_FEW
@@ -110,21 +110,21 @@ def _gained(findings: Findings) -> str:
     return _card(GAIN, _points(findings.gain[0]), of, bars, [], _interval(findings.gain))
 
 
-def _claimed(findings: Findings) -> str:
-    before, after = findings.claimed
+def _overconfidence(findings: Findings) -> str:
+    before, after = findings.overconfidence
     bars = [
         _Bar(f"{label}, step {step}", kind, value)
-        for step, measured in zip(findings.steps, findings.claimed, strict=True)
+        for step, measured in zip(findings.steps, findings.overconfidence, strict=True)
         for label, kind, value in (
             ("confidence", "sure", measured.confidence),
             ("accuracy", "right", measured.accuracy),
         )
     ]
-    of = f"confidence minus accuracy of the student on {after.count:,} {questions(findings.claimed_group)}"
-    notes = [NO_MARKS] if findings.claimed_group == "all" else []
+    of = f"confidence minus accuracy of the student on {after.count:,} {questions(findings.overconfidence_group)}"
+    notes = [NO_MARKS] if findings.overconfidence_group == "all" else []
     beside = f"{_points(before.overconfidence)} before"
-    if findings.more_claimed:
-        beside += f", change {_change(findings.more_claimed)}"
+    if findings.overconfidence_change:
+        beside += f", change {_change(findings.overconfidence_change)}"
     return _card(OVERCONFIDENCE, _points(after.overconfidence), of, bars, notes, beside)
 
 

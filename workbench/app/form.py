@@ -185,12 +185,12 @@ def recipe_file(context: AppContext, choice: str | None) -> Path:
     return file
 
 
-def free_name(context: AppContext, wanted: str) -> str:
+def free_name(context: AppContext, first: str) -> str:
     """The name, or the next one that no run has: demo-2, demo-3, ..."""
     taken = {state.name for state in find_jobs(context.runs_dir)}
-    stem, dash, number = wanted.rpartition("-")
-    stem = stem if dash and number.isdigit() else wanted
-    name, count = wanted, 1
+    stem, dash, number = first.rpartition("-")
+    stem = stem if dash and number.isdigit() else first
+    name, count = first, 1
     while name in taken:
         count += 1
         name = f"{stem}-{count}"

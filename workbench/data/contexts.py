@@ -240,10 +240,10 @@ def _future(rollout: Rollout, fraction: float) -> tuple[tuple[int, ...], ...]:
 def build_turn(example: Example, replies: tuple[str, ...]) -> Prompt:
     """Build the prompt of the next turn, after one turn for each reply."""
     turns = user_turns(example)
-    answered = zip(turns[: len(replies)], replies, strict=True)
-    history = [turn for user_turn, reply in answered for turn in (user_turn, Turn("assistant", reply))]
-    here, key = turns[len(replies)], f"{example.origin or example.id}|turns"
-    return Prompt(here.images, here.text, (*example.history, *history), key, example.domain)
+    pairs = zip(turns[: len(replies)], replies, strict=True)
+    history = [turn for user_turn, reply in pairs for turn in (user_turn, Turn("assistant", reply))]
+    turn, key = turns[len(replies)], f"{example.origin or example.id}|turns"
+    return Prompt(turn.images, turn.text, (*example.history, *history), key, example.domain)
 
 
 def evidence_text(example: Example, part: str) -> str:

@@ -169,8 +169,8 @@ def _words(text: str) -> list[str]:
     return scripts.words(normalize(text))
 
 
-def _is_same(word: str, wanted: str) -> bool:
-    return scripts.is_same_word(word, wanted) or same_number(word, wanted)
+def _is_same(word: str, expected: str) -> bool:
+    return scripts.is_same_word(word, expected) or same_number(word, expected)
 
 
 def _without_article(words: list[str]) -> list[str]:
@@ -193,34 +193,34 @@ def _is_final(text: str, answer: str) -> bool | None:
 
     None for a short answer at the end of a text without spaces, since it may be part of another word.
     """
-    wanted = _without_article(_words(answer))
-    if not wanted:  # signs only, such as "?" or "+"
+    expected = _without_article(_words(answer))
+    if not expected:  # signs only, such as "?" or "+"
         return normalize(final_answer(text)) == normalize(answer)
     marked = _marked_answer(text)
-    if marked is None and len(wanted) == 1 and wanted[0] in scripts.VERDICTS and (first := scripts.verdict(text)):
-        return first == wanted[0]
+    if marked is None and len(expected) == 1 and expected[0] in scripts.VERDICTS and (first := scripts.verdict(text)):
+        return first == expected[0]
     statement = normalize(final_answer(text) if marked is None else marked)
-    is_number = re.fullmatch(r"[\d.,]+", wanted[-1]) is not None
+    is_number = re.fullmatch(r"[\d.,]+", expected[-1]) is not None
     results = [
-        _is_stated(part, wanted, is_whole=marked is not None)
+        _is_stated(part, expected, is_whole=marked is not None)
         for part in dict.fromkeys((statement, scripts.strip_ending(statement, is_number=is_number)))
     ]
     return True if True in results else None if None in results else False
 
 
-def _is_stated(statement: str, wanted: list[str], *, is_whole: bool) -> bool | None:
+def _is_stated(statement: str, expected: list[str], *, is_whole: bool) -> bool | None:
     """Whether a statement is the answer, or ends with it unless `is_whole`."""
     words = scripts.words(statement)
     if is_whole:
         words = _without_article(words)
-        return len(words) == len(wanted) and all(map(_is_same, words, wanted))
-    start = len(words) - len(wanted)
-    if start < 0 or not all(map(_is_same, words[start:], wanted)):
+        return len(words) == len(expected) and all(map(_is_same, words, expected))
+    start = len(words) - len(expected)
+    if start < 0 or not all(map(_is_same, words[start:], expected)):
         return False
-    before = statement[: statement.rfind(words[start])] if len(wanted) == 1 else _before(statement, words, start)
+    before = statement[: statement.rfind(words[start])] if len(expected) == 1 else _before(statement, words, start)
     if _is_withdrawn(words[:start], _DENIALS + _HEDGES) or scripts.is_denied(before, "", hedges=True):
         return False
-    return None if scripts.is_lone_sign(wanted) and not scripts.begins_a_word(before) else True
+    return None if scripts.is_lone_sign(expected) and not scripts.begins_a_word(before) else True
 
 
 def _before(text: str, words: list[str], start: int) -> str:
@@ -236,24 +236,24 @@ def _is_contained(text: str, answer: str) -> bool | None:
 
     None if a short answer occurs only where it may be part of another word, in a text without spaces.
     """
-    wanted, plain = _words(answer), normalize(text)
+    expected, plain = _words(answer), normalize(text)
     words, result = scripts.words(plain), False
     ends, end = [], 0
     for word in words:
         end = plain.index(word, end) + len(word)
         ends.append(end)
-    for start in range(len(words) - len(wanted) + 1) if wanted else ():
-        if not _is_same(words[start], wanted[0]):
+    for start in range(len(words) - len(expected) + 1) if expected else ():
+        if not _is_same(words[start], expected[0]):
             continue
-        stop = start + len(wanted)
-        if not all(map(_is_same, words[start:stop], wanted)):
+        stop = start + len(expected)
+        if not all(map(_is_same, words[start:stop], expected)):
             continue
         before = plain[: ends[start] - len(words[start])]
         if _is_withdrawn(words[max(0, start - 3) : start], _DENIALS) or scripts.is_denied(
             before[-20:], plain[ends[stop - 1] :][:20]
         ):
             continue
-        if not scripts.is_lone_sign(wanted) or scripts.begins_a_word(before[-1:]):
+        if not scripts.is_lone_sign(expected) or scripts.begins_a_word(before[-1:]):
             return True
         result = None
     return result
@@ -261,8 +261,8 @@ def _is_contained(text: str, answer: str) -> bool | None:
 
 def _grade_numeric(text: str, answer: str, tolerance: float) -> float | None:
     """Errs on number words ("ten"), decimal commas, percentages compared with fractions, and "10 of 12"."""
-    wanted = _numbers(answer)
-    if len(wanted) != 1:
+    expected = _numbers(answer)
+    if len(expected) != 1:
         return None
     marked = _marked_answer(text)
     numbers = _numbers(text if marked is None else marked)
@@ -273,7 +273,7 @@ def _grade_numeric(text: str, answer: str, tolerance: float) -> float | None:
     before, number = numbers[-1]
     if _is_withdrawn(_words(before), _DENIALS + _HEDGES):
         return 0.0
-    right = wanted[0][1]
+    right = expected[0][1]
     return float(abs(number - right) <= Fraction(tolerance) * abs(right))
 
 
@@ -285,8 +285,8 @@ def _numbers(text: str) -> list[tuple[str, Fraction]]:
 
 def _grade_choice(text: str, answer: str) -> float | None:
     """Errs on "B is right, not A" without a marker, and on options that are named by their text only."""
-    wanted = _LEADING_LETTER.match(answer.strip(_OUTER))
-    if wanted is None:
+    expected = _LEADING_LETTER.match(answer.strip(_OUTER))
+    if expected is None:
         return None
     marked = _marked_answer(text)
     if not text.isascii():
@@ -296,7 +296,7 @@ def _grade_choice(text: str, answer: str) -> float | None:
     else:
         leading = _LEADING_LETTER.match(marked.strip(_OUTER))
         letter = leading.group(1) if leading is not None else _last_lone_letter(marked)
-    return float(letter is not None and letter.upper() == wanted.group(1).upper())
+    return float(letter is not None and letter.upper() == expected.group(1).upper())
 
 
 def _whole_letter(text: str) -> str | None:

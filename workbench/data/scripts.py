@@ -84,10 +84,10 @@ def is_spaceless(word: str) -> bool:
     return re.match(f"[{_HAN}{_SOUTH_EAST}]", word) is not None
 
 
-def is_lone_sign(wanted: list[str]) -> bool:
+def is_lone_sign(expected: list[str]) -> bool:
     """Whether an answer is so short that another word may contain it: one sign of Chinese, two of Thai, and so on."""
-    is_short = len(wanted) == 1 or (len(wanted) == 2 and re.match(f"[{_SOUTH_EAST}]", wanted[0]) is not None)
-    return is_short and all(map(is_spaceless, wanted))
+    is_short = len(expected) == 1 or (len(expected) == 2 and re.match(f"[{_SOUTH_EAST}]", expected[0]) is not None)
+    return is_short and all(map(is_spaceless, expected))
 
 
 def _any(texts: str) -> str:
@@ -210,11 +210,11 @@ def begins_a_word(before: str) -> bool:
     return not before or _BEFORE_A_WORD.search(before) is not None
 
 
-def is_same_word(word: str, wanted: str) -> bool:
+def is_same_word(word: str, expected: str) -> bool:
     """Whether two words are equal except for a Korean particle after, or an Arabic or Hebrew article before."""
-    if word == wanted:
+    if word == expected:
         return True
-    if word.startswith(wanted) and re.match(f"[{_HANGUL}]", word):
-        return word[len(wanted) :] in _PARTICLES
-    longer, shorter = (word, wanted) if len(word) > len(wanted) else (wanted, word)
+    if word.startswith(expected) and re.match(f"[{_HANGUL}]", word):
+        return word[len(expected) :] in _PARTICLES
+    longer, shorter = (word, expected) if len(word) > len(expected) else (expected, word)
     return any(longer == article + shorter and len(shorter) > 1 for article in ("ال", "ה"))

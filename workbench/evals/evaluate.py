@@ -61,7 +61,7 @@ def evaluate_policy(
         batch_size=batch_size,
     )
     entropies = _entropies(policy, rollouts, context, batch_size)
-    return [_answered(policy, *sampled, context, step) for sampled in zip(rollouts, entropies, strict=True)]
+    return [_record(policy, *sampled, context, step) for sampled in zip(rollouts, entropies, strict=True)]
 
 
 def evaluate_policies(
@@ -71,14 +71,14 @@ def evaluate_policies(
 
     options  as of evaluate_policy
     """
-    answered = []
+    records = []
     for policy in policies:
         for context in contexts:
             usable = [
                 example for example in split_by_evidence(examples, [context]).usable if covers(policy, example.domain)
             ]
-            answered += evaluate_policy(policy, usable, context, **options)
-    return answered
+            records += evaluate_policy(policy, usable, context, **options)
+    return records
 
 
 def teachers(policies: dict[str, Policy], config: RunConfig) -> list[Policy]:
@@ -112,7 +112,7 @@ class Evaluation:
     ) -> None:
         self.config, self.folder, self.process_group = config, folder, process_group
         self.students, self.sets = students, sets
-        self.answered: list[EvalRecord] = []  # of the last evaluation
+        self.records: list[EvalRecord] = []  # of the last evaluation
         self.teachers = teachers(policies, config)
         if left_out := [line for chosen, examples in sets for line in not_evaluated(examples, chosen.contexts)]:
             folder.update(unasked=left_out)
@@ -131,12 +131,12 @@ class Evaluation:
         sets = [(chosen, examples) for chosen, examples in self.sets if examples]
         if not sets:
             return {}
-        answered = [record for chosen, examples in sets for record in self._evaluate_set(step, chosen, examples)]
-        order = {key: idx for idx, key in enumerate(dict.fromkeys((row.policy, row.context) for row in answered))}
-        answered.sort(key=lambda row: order[row.policy, row.context])  # stable: keeps the order of questions
-        self.process_group.main_first(lambda: save_records(self.folder.path, step, answered))
-        self.answered = answered
-        measured = summarize(tabulate(answered))
+        records = [record for chosen, examples in sets for record in self._evaluate_set(step, chosen, examples)]
+        order = {key: idx for idx, key in enumerate(dict.fromkeys((row.policy, row.context) for row in records))}
+        records.sort(key=lambda row: order[row.policy, row.context])  # stable: keeps the order of questions
+        self.process_group.main_first(lambda: save_records(self.folder.path, step, records))
+        self.records = records
+        measured = summarize(tabulate(records))
         self.folder.log_metrics("eval", step, measured)
         self.folder.update(doing=None)
         return measured
@@ -149,17 +149,17 @@ class Evaluation:
         options = {"max_completion_length": self.config.sampling.max_completion_length, **chosen.grading}
         options |= {"step": step, "batch_size": self.config.evaluation.batch_size}
         options |= {"stop_strings": tuple(self.config.sampling.stop_strings)}
-        answered: list[EvalRecord] = []
+        records: list[EvalRecord] = []
         for policy in policies:
             self.folder.update(doing=f"{policy.name} answers {len(examples):,} questions{named}")
             with unsharded_root(policy), unsharded(policy):
-                answered += self.process_group.map_ranks(
+                records += self.process_group.map_ranks(
                     examples,
                     lambda part, _, policy=policy: evaluate_policies(  # type: ignore[misc]
                         [policy], part, chosen.contexts, **options
                     ),
                 )
-        return answered
+        return records
 
 
 @torch.no_grad()
@@ -178,7 +178,7 @@ def _entropies(policy: Policy, rollouts: list[Rollout], context: str, batch_size
     return means
 
 
-def _answered(policy: Policy, rollout: Rollout, entropy: float, context: str, step: int) -> EvalRecord:
+def _record(policy: Policy, rollout: Rollout, entropy: float, context: str, step: int) -> EvalRecord:
     example = rollout.example
     visibility = visibility_of(example)
     labels = label_completion(policy.token_texts(rollout.ids), rollout)

@@ -12,7 +12,7 @@ from workbench.errors import ConfigError
 from workbench.evals.records import Accuracy, EvalRecord, measure
 from workbench.types import PRIVILEGED, STUDENT, VISIBLE
 
-CANNOT_PAY = 0.02  # smallest gain in accuracy from evidence that can be passed on
+MIN_GAIN = 0.02  # smallest gain in accuracy from evidence that can be passed on
 INTERVALS = "[low, high]: 95% confidence interval over questions; one seed"
 _WRONG_OF = {part: wrong for wrong, part in WRONG.items()}
 
@@ -60,66 +60,68 @@ class Source:
 
     @property
     def can_pay(self) -> bool:
-        return self.privileged - self.plain > CANNOT_PAY
+        return self.privileged - self.plain > MIN_GAIN
 
 
 @dataclass(frozen=True)
 class Findings:
     """Findings of one run. Shares are from 0 to 1; intervals are 95% over questions (paired, normal), not over seeds.
 
-    group          visible: questions that the image answers; "all" if unknown
-    gain           change of accuracy on `group` from the first to the last evaluation, with its interval
-    claimed_group  privileged: questions that only the evidence answers; "all" if unknown
-    claimed        confidence and accuracy there, at the first and the last evaluation
-    more_claimed   change of over-confidence there, with its interval; None for fewer than two questions
-    source         None if no policy was evaluated with and without evidence
-    steps          steps of the first and the last evaluation
+    group                  visible: questions that the image answers; "all" if unknown
+    gain                   change of accuracy on `group` from the first to the last evaluation, with its interval
+    overconfidence_group   privileged: questions that only the evidence answers; "all" if unknown
+    overconfidence         confidence and accuracy there, at the first and the last evaluation
+    overconfidence_change  change of over-confidence there, with its interval; None for fewer than two questions
+    source                 None if no policy was evaluated with and without evidence
+    steps                  steps of the first and the last evaluation
     """
 
     group: str
     before: Accuracy
     after: Accuracy
     gain: tuple[float, float, float]
-    claimed_group: str
-    claimed: tuple[Accuracy, Accuracy]
-    more_claimed: tuple[float, float, float] | None
+    overconfidence_group: str
+    overconfidence: tuple[Accuracy, Accuracy]
+    overconfidence_change: tuple[float, float, float] | None
     source: Source | None
     steps: tuple[int, int]
 
 
-def find(answered: list[EvalRecord], privilege: str | None = None) -> Findings | None:
+def find(records: list[EvalRecord], privilege: str | None = None) -> Findings | None:
     """Compute the findings of a run; None without two evaluations of its student.
 
     privilege  privileged context of the run; None = the first one evaluated
     """
-    used = _as_used(answered)
+    used = _as_used(records)
     steps = sorted({record.step for record in used})
     if len(steps) < 2:
         return None
-    group, claimed_group = _group(used, VISIBLE), _group(used, PRIVILEGED)
+    group, overconfidence_group = _group(used, VISIBLE), _group(used, PRIVILEGED)
     before, after = ([record for record in used if record.step == step] for step in (steps[0], steps[-1]))
     measured = [measure(_of(records, group)) for records in (before, after)]
     gain = _paired(_of(before, group), _of(after, group))
-    claimed = measure(_of(before, claimed_group)), measure(_of(after, claimed_group))
-    if gain is None or None in measured or None in claimed:
+    overconfidence = measure(_of(before, overconfidence_group)), measure(_of(after, overconfidence_group))
+    if gain is None or None in measured or None in overconfidence:
         return None
     more = _paired(
-        _of(before, claimed_group), _of(after, claimed_group), lambda record: record.confidence - record.reward
+        _of(before, overconfidence_group),
+        _of(after, overconfidence_group),
+        lambda record: record.confidence - record.reward,
     )
-    source, ends = source_of(answered, privilege), (steps[0], steps[-1])
-    return Findings(group, measured[0], measured[1], gain, claimed_group, claimed, more, source, ends)
+    source, ends = source_of(records, privilege), (steps[0], steps[-1])
+    return Findings(group, measured[0], measured[1], gain, overconfidence_group, overconfidence, more, source, ends)
 
 
-def source_of(answered: list[EvalRecord], privilege: str | None = None) -> Source | None:
+def source_of(records: list[EvalRecord], privilege: str | None = None) -> Source | None:
     """Compare the privileged policy with and without evidence at the first evaluation; None if not evaluated both ways.
 
     privilege  as in `find`
     """
-    as_used = _as_used(answered)
+    as_used = _as_used(records)
     if not as_used:
         return None
-    used, group, first = as_used[0].context, _group(as_used, VISIBLE), min(record.step for record in answered)
-    records = [record for record in answered if record.step == first and record.reward is not None]
+    used, group, first = as_used[0].context, _group(as_used, VISIBLE), min(record.step for record in records)
+    records = [record for record in records if record.step == first and record.reward is not None]
     name = "teacher" if any(record.policy == "teacher" for record in records) else STUDENT
     by_context: dict[str, list[EvalRecord]] = {}
     for record in _of(records, group):
@@ -167,11 +169,11 @@ def sentences(findings: Findings, *, run: str, config: str, privilege: str | Non
             f"; {source.name} has {source.plain:.1%} without and {source.privileged:.1%} with {source.context}, "
             + ("which this run did not use" if privilege and shows_wrong(privilege) else can)
         )
-    before, after = findings.claimed
-    was = f"{100 * before.overconfidence:+.0f} before training{_change(findings.more_claimed)}"
+    before, after = findings.overconfidence
+    was = f"{100 * before.overconfidence:+.0f} before training{_change(findings.overconfidence_change)}"
     second = (
         f"Over-confidence: {100 * after.overconfidence:+.0f} points ({was}): confidence {after.confidence:.0%}, "
-        f"accuracy {after.accuracy:.0%} on {after.count} {questions(findings.claimed_group)}"
+        f"accuracy {after.accuracy:.0%} on {after.count} {questions(findings.overconfidence_group)}"
     )
     lines = [f"{first}.", f"{second}."]
     if control := wrong_context(privilege):
@@ -187,7 +189,7 @@ def sentences(findings: Findings, *, run: str, config: str, privilege: str | Non
 
 
 def compare(
-    answered: list[EvalRecord], other: list[EvalRecord]
+    records: list[EvalRecord], other: list[EvalRecord]
 ) -> tuple[tuple[float, float, float] | None, tuple[float, float, float] | None]:
     """Differences of two runs at their last evaluations, this one minus the other, with 95% intervals over questions.
 
@@ -195,13 +197,13 @@ def compare(
     None where fewer than two questions are common.
     """
     ends = []
-    for records in (_as_used(other), _as_used(answered)):
-        last = max((record.step for record in records), default=0)
-        ends.append([record for record in records if record.step == last])
+    for used in (_as_used(other), _as_used(records)):
+        last = max((record.step for record in used), default=0)
+        ends.append([record for record in used if record.step == last])
     (then, now), group = ends, _group(ends[1], VISIBLE)
-    claimed = _group(ends[1], PRIVILEGED)
+    overconfidence = _group(ends[1], PRIVILEGED)
     return _paired(_of(then, group), _of(now, group)), _paired(
-        _of(then, claimed), _of(now, claimed), lambda record: record.confidence - record.reward
+        _of(then, overconfidence), _of(now, overconfidence), lambda record: record.confidence - record.reward
     )
 
 
@@ -242,9 +244,9 @@ def shows_wrong(context: str) -> bool:
     return any(part in WRONG for part in parse_context(context))
 
 
-def _as_used(answered: Iterable[EvalRecord]) -> list[EvalRecord]:
+def _as_used(records: Iterable[EvalRecord]) -> list[EvalRecord]:
     """Select the student's graded answers under the first context without evidence, at every step."""
-    records = [record for record in answered if record.policy == STUDENT and not is_privileged(record.context)]
+    records = [record for record in records if record.policy == STUDENT and not is_privileged(record.context)]
     return [record for record in records if record.context == records[0].context and record.reward is not None]
 
 

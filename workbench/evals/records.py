@@ -71,9 +71,9 @@ class Accuracy:
     entropy: float | None
 
 
-def measure(answered: Iterable[EvalRecord]) -> Accuracy | None:
+def measure(records: Iterable[EvalRecord]) -> Accuracy | None:
     """Compute accuracy and calibration of a group; None if no answer has a reward."""
-    records = [record for record in answered if record.reward is not None]
+    records = [record for record in records if record.reward is not None]
     if not records:
         return None
     accuracy = math.fsum(record.reward for record in records) / len(records)

@@ -27,7 +27,7 @@ from workbench.seeding import draw_uniform
 from workbench.types import Rollout, RouteBatch, Routing
 
 _CLAUSE_END = re.compile(r"[,;\n]+|(?<=[.!?])\s+")
-ASKED = "Another student answered: {text}\nSay where to look and how to go about it, without the answer."
+PEER_REQUEST = "Another student answered: {text}\nSay where to look and how to go about it, without the answer."
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def build(options: Options) -> Method:
         route=route,
         annotate=annotate,
         needs=() if options.exchange == "ungated" else ("answer",),
-        peer_request=ASKED if options.feedback == "reply" and options.exchange != "none" else None,
+        peer_request=PEER_REQUEST if options.feedback == "reply" and options.exchange != "none" else None,
         min_learners=1 if options.exchange == "none" else 2,
         min_generations=2 if options.exchange == "none" else 1,
         ema_rate=options.ema_rate,

@@ -66,26 +66,28 @@ def build(options: Options) -> Method:
                 name: random_subspace(widths[name], rank, derive_seed(seed, name)) for name, rank in ranks.items()
             }
             return PatchState(_tensors(spaces), {"rank": _each(spaces, lambda space: space.rank)})
-        done = calibrate(student, examples, count=options.calibration, kind=options.calibrate_on, layers=options.layers)
-        spaces = {name: gradient_subspace(done.moments[name], rank) for name, rank in ranks.items()}
+        result = calibrate(
+            student, examples, count=options.calibration, kind=options.calibrate_on, layers=options.layers
+        )
+        spaces = {name: gradient_subspace(result.moments[name], rank) for name, rank in ranks.items()}
         facts = {
-            "calibration examples": done.used,
-            f"{options.calibrate_on} tokens": done.tokens,
-            "examples without": done.left_out,
+            "calibration examples": result.used,
+            f"{options.calibrate_on} tokens": result.tokens,
+            "examples without": result.left_out,
             "rank": _each(spaces, lambda space: space.rank),
             "rank of the gradients": _each(spaces, lambda space: space.gradient_rank),
             "their energy inside": _each(spaces, lambda space: "-" if space.energy is None else f"{space.energy:.1%}"),
         }
         return PatchState(_tensors(spaces), facts)
 
-    prepare = None if options.subspace == "none" else SamplingPatch(make, projected, _NAMES[options.subspace])
+    sampling_patch = None if options.subspace == "none" else SamplingPatch(make, projected, _NAMES[options.subspace])
     return Method(
         name="spd",
         views={"student": View("student", "plain", learns=True)},
         regimes={"ALL": Regime((Loss(TOKENS, Divergence("nll")),), "every token: the sampled token")},
         route=everywhere,
         loss_aggregation="token_mean",
-        sampling_patch=prepare,
+        sampling_patch=sampling_patch,
         resample=False,
     )
 

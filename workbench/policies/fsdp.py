@@ -109,9 +109,9 @@ class FsdpModel:
         They belong to unused weights (a vision tower without images), which momentum and weight decay must not change.
         """
         zero = torch.zeros((), dtype=torch.bool, device=parameters[0].device)
-        moved = [zero if parameter.grad is None else parameter.grad.to_local().any() for parameter in parameters]
+        has_gradient = [zero if parameter.grad is None else parameter.grad.to_local().any() for parameter in parameters]
         for parameter, is_touched in zip(
-            parameters, self.process_group.any_rank(torch.stack(moved), zero.device), strict=True
+            parameters, self.process_group.any_rank(torch.stack(has_gradient), zero.device), strict=True
         ):
             if not is_touched:
                 parameter.grad = None
@@ -185,7 +185,7 @@ def lockstep_forward(policy: Policy) -> Iterator[None]:
 def num_synced_passes(policy: Policy, count: int) -> int:
     """Number of forward passes with gradient: `count`, or with sharded weights the maximum over the ranks."""
     return max(
-        [count, *(most for shards in _shards([policy]) for most in shards.process_group.all_gather_object(count))]
+        [count, *(other for shards in _shards([policy]) for other in shards.process_group.all_gather_object(count))]
     )
 
 

@@ -77,10 +77,10 @@ def find_head(model: nn.Module, hidden: Float[Tensor, "T D"], seen: Seen, logits
     if before is None:
         return None
     never = (logits <= torch.finfo(logits.dtype).min / 2).all(0)
-    wanted = logits.double()[:, ~never]
+    logits = logits.double()[:, ~never]
     config_numbers = _numbers(model.config.to_dict())
     for cap in (None, *(value for name, value in config_numbers if "cap" in name and value > 0)):
-        after = _after(raw[:, ~never], wanted, cap, close)
+        after = _after(raw[:, ~never], logits, cap, close)
         if after is not None:
             break
     else:
@@ -103,18 +103,18 @@ def _multiple(values: Tensor, other: Tensor, close: float) -> float | None:
     return factor if float((factor * values - other).abs().max()) <= close * float(other.abs().max()) else None
 
 
-def _after(raw: Tensor, wanted: Tensor, cap: float | None, close: float) -> float | None:
-    """Scale s such that s * raw, soft-capped, equals `wanted`; None if none fits."""
+def _after(raw: Tensor, logits: Tensor, cap: float | None, close: float) -> float | None:
+    """Scale s such that s * raw, soft-capped, equals `logits`; None if none fits."""
     if cap is None:
-        return _multiple(raw, wanted, close)
-    if float(wanted.abs().max()) > cap * (1 + close):
+        return _multiple(raw, logits, close)
+    if float(logits.abs().max()) > cap * (1 + close):
         return None
-    inside = wanted.abs() < 0.9 * cap  # beyond that the inverse is not exact
-    factor = _multiple(raw[inside], cap * torch.atanh(wanted[inside] / cap), 10 * close)
+    inside = logits.abs() < 0.9 * cap  # beyond that the inverse is not exact
+    factor = _multiple(raw[inside], cap * torch.atanh(logits[inside] / cap), 10 * close)
     if factor is None:
         return None
     capped = cap * torch.tanh(factor * raw / cap)
-    return factor if float((capped - wanted).abs().max()) <= close * float(wanted.abs().max()) else None
+    return factor if float((capped - logits).abs().max()) <= close * float(logits.abs().max()) else None
 
 
 def _numbers(config: dict, prefix: str = "") -> list[tuple[str, float]]:

@@ -28,10 +28,10 @@ def roles(model: nn.Module) -> dict[str, str]:
     return by_name
 
 
-def require_roles(model: nn.Module, wanted: list[str], name: str) -> None:
+def require_roles(model: nn.Module, required: list[str], name: str) -> None:
     """Raise ConfigError for a role in which the model has no weights; `name` is the policy's."""
     present = set(roles(model).values())
-    for role in wanted:
+    for role in required:
         if role not in present:
             raise ConfigError(
                 f"{name}: models.train names {role}, and {type(model).__name__} has no such weights. It has "

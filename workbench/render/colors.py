@@ -95,9 +95,9 @@ def regime_slots(regimes: dict[str, RegimeNote]) -> dict[str, str]:
         if name in slots:
             continue
         target = (note.target or "none").split("+")[0].split(":")[0].split("@")[0]
-        wanted = (*_BY_TARGET.get(target, ()), *SLOTS) if target != "none" else ("none",)
-        free = [slot for slot in wanted if slot not in slots.values() and (slot != "none" or target == "none")]
-        slots[name] = free[0] if free else wanted[0]
+        candidates = (*_BY_TARGET.get(target, ()), *SLOTS) if target != "none" else ("none",)
+        free = [slot for slot in candidates if slot not in slots.values() and (slot != "none" or target == "none")]
+        slots[name] = free[0] if free else candidates[0]
     return slots
 
 

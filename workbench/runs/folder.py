@@ -77,13 +77,13 @@ class RunFolder:
 
     @classmethod
     def create(
-        cls, path: Path, config_yaml: str, *, seed: int, method: str, facts_too: Mapping[str, object] | None = None
+        cls, path: Path, config_yaml: str, *, seed: int, method: str, extra: Mapping[str, object] | None = None
     ) -> "RunFolder":
         """Create a run folder atomically. Raises RunError if it exists.
 
         An empty folder, and that of a run which failed before its first step, is replaced.
 
-        facts_too  further entries of run.json
+        extra  further entries of run.json
         """
         if _failed_at_start(path):
             shutil.rmtree(path)
@@ -91,7 +91,7 @@ class RunFolder:
             log.info("deleted %s: its process was killed while creating it", path)
             shutil.rmtree(path)
         facts = {"status": "running", "method": method, "seed": seed, "started": _now(), "steps_done": 0}
-        facts |= {"command": sys.argv, **_surroundings(), **(facts_too or {})}
+        facts |= {"command": sys.argv, **describe_environment(), **(extra or {})}
         try:
             if os.path.lexists(path):
                 raise FileExistsError(path)
@@ -246,7 +246,7 @@ class StopSignal:
     """Turn SIGTERM and SIGINT into a request to stop after the current step. A second signal interrupts at once."""
 
     def __init__(self) -> None:
-        self.asked = False
+        self.requested = False
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "StopSignal":
@@ -260,9 +260,9 @@ class StopSignal:
             signal.signal(number, handler)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:
+        if self.requested:
             raise KeyboardInterrupt
-        self.asked = True
+        self.requested = True
         log.info("stopping: finishing this step and saving")
 
 
@@ -361,7 +361,7 @@ def _now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S%z")
 
 
-def _surroundings() -> dict[str, object]:
+def describe_environment() -> dict[str, object]:
     """Record versions, machine and commit, for reproducibility."""
     versions = {"python": platform.python_version()}
     for package in _PACKAGES:

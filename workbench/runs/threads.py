@@ -20,7 +20,7 @@ def num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def asked_threads() -> int | None:
+def configured_threads() -> int | None:
     """Return OMP_NUM_THREADS, or the first entry of a list by nesting level; None if it is not a positive number."""
     first = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
     return int(first) if first.isdecimal() and int(first) > 0 else None

@@ -28,7 +28,7 @@ def evaluate_study_run(config: RunConfig, evaluate: tuple[EvalSet, ...]) -> Path
     description = describe(config, evaluate, checkpoint.step)
     if is_evaluated(file, description):
         return file
-    answered: dict[str, list[EvalRecord]] = {}
+    records: dict[str, list[EvalRecord]] = {}
     left_out: list[str] = []
     options = {**config.models.student_options, "device": default_device(config.models.device)}
     for name in config.models.learners:
@@ -36,9 +36,9 @@ def evaluate_study_run(config: RunConfig, evaluate: tuple[EvalSet, ...]) -> Path
         by_label, sentences = _ask(policies[STUDENT], config, evaluate, checkpoint.step)
         left_out += sentences
         for label, rows in by_label.items():
-            answered.setdefault(label, []).extend(rows)
-    save_records(config.run_dir, checkpoint.step, answered[evaluate[0].label])  # where the app looks for them
-    write(file, answered, description, left_out)
+            records.setdefault(label, []).extend(rows)
+    save_records(config.run_dir, checkpoint.step, records[evaluate[0].label])  # where the app looks for them
+    write(file, records, description, left_out)
     return file
 
 
@@ -60,8 +60,8 @@ def evaluate_reference(reference: ReferenceModel, evaluate: tuple[EvalSet, ...],
     )
     file.parent.mkdir(parents=True, exist_ok=True)
     questions = tuple(entry.for_references() for entry in evaluate)
-    answered, left_out = _ask(policies[reference.role], config, questions, 0)
-    write(file, answered, description, left_out)
+    records, left_out = _ask(policies[reference.role], config, questions, 0)
+    write(file, records, description, left_out)
     return file
 
 
@@ -69,7 +69,7 @@ def _ask(
     policy: Any, config: RunConfig, evaluate: tuple[EvalSet, ...], step: int
 ) -> tuple[dict[str, list[EvalRecord]], list[str]]:
     """Return the answers by label, and a sentence for each reason why questions were skipped."""
-    answered: dict[str, list[EvalRecord]] = {}
+    records: dict[str, list[EvalRecord]] = {}
     left_out: list[str] = []
     leave_room([policy], config.sampling.max_completion_length, config.data.max_prompt_length)
     for questions in evaluate:
@@ -91,5 +91,5 @@ def _ask(
                     **config.evaluation.grading,
                     batch_size=config.evaluation.batch_size,
                 )
-            answered.setdefault(questions.label, []).extend(rows)
-    return answered, left_out
+            records.setdefault(questions.label, []).extend(rows)
+    return records, left_out

@@ -46,7 +46,7 @@ def show_start(run_dir: Path, files: list[Path], evaluate: tuple[EvalSet, ...]) 
     rows = [
         row for file in files if file.is_file() for row in read(file).to_pylist() if row["data"] == evaluate[0].label
     ]
-    answered = [
+    records = [
         EvalRecord(
             0,
             row["policy"],
@@ -64,8 +64,8 @@ def show_start(run_dir: Path, files: list[Path], evaluate: tuple[EvalSet, ...]) 
         )
         for row in rows
     ]
-    if answered and not (run_dir / "evals" / "step-000000.jsonl").is_file():
-        save_records(run_dir, 0, answered)
+    if records and not (run_dir / "evals" / "step-000000.jsonl").is_file():
+        save_records(run_dir, 0, records)
 
 
 def describe(config: RunConfig, evaluate: tuple[EvalSet, ...], step: int) -> dict:
@@ -102,25 +102,25 @@ def evaluated_on(file: Path) -> dict | None:
         return None
 
 
-def is_evaluated(file: Path, wanted: dict) -> bool:
-    """Whether a file holds the answers described by `wanted`.
+def is_evaluated(file: Path, description: dict) -> bool:
+    """Whether a file holds the answers described by `description`.
 
     A setting that did not exist when the file was written counts as its default.
     """
     stored = evaluated_on(file)
-    if stored is None or stored == wanted:
+    if stored is None or stored == description:
         return stored is not None
     stored_settings = stored.get("settings", {})
     later = {
         key: value
-        for key, value in wanted["settings"].items()
+        for key, value in description["settings"].items()
         if key not in stored_settings and not key.startswith("method.")
     }
     plain = {"models": {"student": "-", "teacher": "-"}, "data": {"train": "-"}, "method": {"name": "opd"}}
     defaults = json.loads(json.dumps(settings(build_config(plain, name="-")))) if later else {}
     return (
         all(value == defaults.get(key) for key, value in later.items())
-        and stored | {"settings": stored_settings | later} == wanted
+        and stored | {"settings": stored_settings | later} == description
     )
 
 
@@ -140,7 +140,7 @@ def left_out_of(file: Path) -> list[str]:
         return []
 
 
-def write(file: Path, answered: dict[str, list[EvalRecord]], description: dict, left_out: Sequence[str] = ()) -> None:
+def write(file: Path, records: dict[str, list[EvalRecord]], description: dict, left_out: Sequence[str] = ()) -> None:
     """Write answers with the description of the evaluation and the sentences about skipped questions."""
     rows = [
         {
@@ -158,7 +158,7 @@ def write(file: Path, answered: dict[str, list[EvalRecord]], description: dict, 
             "length": row.length,
             "truncated": not row.finished,
         }
-        for label, rows_of_label in answered.items()
+        for label, rows_of_label in records.items()
         for row in rows_of_label
     ]
     metadata = {_METADATA: json.dumps(description).encode(), _LEFT_OUT: json.dumps([*left_out]).encode()}

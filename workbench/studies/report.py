@@ -171,7 +171,7 @@ def write_report(study: Study) -> Path:
 def markdown(results: Results) -> str:
     """Write a study's report as Markdown: header and tables."""
     study = results.study
-    parts = [f"# Study {study.name}", came_about(results)]
+    parts = [f"# Study {study.name}", report_header(results)]
     learners = dict.fromkeys(name for variant in study.usable for name in variant.config.models.learners)
     for questions, learner in itertools.product(study.evaluate, learners):
         label = labeled(questions.label, learner)
@@ -189,7 +189,7 @@ def markdown(results: Results) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def came_about(results: Results) -> str:
+def report_header(results: Results) -> str:
     """Write the report's header: provenance, skipped questions, and whether privilege can pay."""
     num_seeds = {arm.name: len(arm.seeds) for arm in results.arms if arm.kind == "variant"}
     lines = preamble(results.study, results.record, num_seeds, results.unfinished, results.faults)

@@ -23,9 +23,9 @@ from workbench.errors import RunError
 from workbench.files.atomic import write_text
 from workbench.files.locks import lock
 from workbench.runs.commands import called
-from workbench.runs.folder import _surroundings
+from workbench.runs.folder import describe_environment
 from workbench.runs.processes import identify
-from workbench.runs.threads import asked_threads, num_cores
+from workbench.runs.threads import configured_threads, num_cores
 from workbench.studies.plan import Study, other_settings
 from workbench.studies.records import FILE, describe, describe_reference, is_evaluated
 from workbench.studies.task import FAILED, STOP_SIGNALS, STOPPED, Task, do_task
@@ -79,7 +79,7 @@ class Record:
             "notes": {variant.name: variant.note for variant in study.variants if variant.note},
         }
         started = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-        surroundings = _surroundings()
+        surroundings = describe_environment()
         process = {"pid": os.getpid(), "identity": identify(os.getpid())}
         self.facts["sessions"].append(
             {
@@ -122,7 +122,7 @@ class Scheduler:
         self.study, self.record, self.total, self.say = study, record, total, say
         self.running: list[_Running] = []
         self.stopping, self.done, self.num_trained = False, 0, 0
-        self.num_threads = asked_threads() or max(1, num_cores() // study.parallel)
+        self.num_threads = configured_threads() or max(1, num_cores() // study.parallel)
         threads = {"OMP_NUM_THREADS": str(self.num_threads), "TOKENIZERS_PARALLELISM": "false"}
         self.environment = {**os.environ, **threads}
         self.context = multiprocessing.get_context("forkserver")

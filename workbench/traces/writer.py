@@ -72,28 +72,28 @@ class TracedBatch:
     scored_by: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
-def to_traced_batch(scored: StepResult, step: int, student: Policy) -> TracedBatch:
+def to_traced_batch(result: StepResult, step: int, student: Policy) -> TracedBatch:
     """Convert the result of a training step of `student` to the values to store."""
-    texts = tuple(tuple(student.token_texts(rollout.ids)) for rollout in scored.batch.rollouts)
+    texts = tuple(tuple(student.token_texts(rollout.ids)) for rollout in result.batch.rollouts)
     labels = tuple(
         tuple(label_completion(list(words), rollout))
-        for words, rollout in zip(texts, scored.batch.rollouts, strict=True)
+        for words, rollout in zip(texts, result.batch.rollouts, strict=True)
     )
     return TracedBatch(
         step=step,
         learner=student.name,
-        rollouts=scored.batch.rollouts,
-        views={name: (view.policy, view.context) for name, view in scored.method.views.items()},
-        prompts=scored.prompts,
-        scores=scored.scores,
-        routing=scored.routing,
-        regimes=scored.method.regimes,
-        loss_normalizer=scored.loss_normalizer,
-        loss=scored.loss,
+        rollouts=result.batch.rollouts,
+        views={name: (view.policy, view.context) for name, view in result.method.views.items()},
+        prompts=result.prompts,
+        scores=result.scores,
+        routing=result.routing,
+        regimes=result.method.regimes,
+        loss_normalizer=result.loss_normalizer,
+        loss=result.loss,
         token_texts=texts,
         labels=labels,
-        top_k_tokens=scored.top_k_tokens,
-        scored_by=scored.scored_by,
+        top_k_tokens=result.top_k_tokens,
+        scored_by=result.scored_by,
     )
 
 

@@ -67,8 +67,8 @@ def check_config(config: RunConfig) -> list[Check]:
     device = str(choose_device(config.models.device))
     data = load_run_data(config)
     examples = data.train
-    taught, untaught = split_by_teacher(examples, config.teacher_domains)
-    usable, lacking = split_by_evidence(taught, list(method.contexts))
+    with_teacher, skipped = split_by_teacher(examples, config.teacher_domains)
+    usable, lacking = split_by_evidence(with_teacher, list(method.contexts))
     if not usable:
         raise DataError(
             f"none of the {len(examples)} examples of {config.data.train_text} has the columns that the contexts "
@@ -103,7 +103,11 @@ def check_config(config: RunConfig) -> list[Check]:
             sampled = request_peer_feedback(
                 sampled, students, method.peer_request, sampling=sampling, seed=("check", config.seed)
             )
-    checks = [_evidence(len(taught), len(usable), lacking), *_placeholders(examples), *_domains(examples, untaught)]
+    checks = [
+        _evidence(len(with_teacher), len(usable), lacking),
+        *_placeholders(examples),
+        *_domains(examples, skipped),
+    ]
     checks += row_checks
     checks += [Check("length", OK, length), *_sources(config, examples, usable)]
     checks += _leaks(usable, method.views[method.learner].context)
@@ -122,14 +126,14 @@ def _learner_checks(
     method = config.load_method()
     with torch.no_grad(), autocast(config, learner.student.device):
         scored_batch = score_batch(method, learner.policies, batch, others)
-        scored = compute_step(method, learner.policies, scored_batch, seed=0)
+        result = compute_step(method, learner.policies, scored_batch, seed=0)
         return [
-            *_tokens(scored, learner),
-            *_images(scored, learner),
-            *_views(scored, learner, config),
-            _chunks(scored, learner, scored_batch),
-            *_routing(scored),
-            _answers(scored),
+            *_tokens(result, learner),
+            *_images(result, learner),
+            *_views(result, learner, config),
+            _chunks(result, learner, scored_batch),
+            *_routing(result),
+            _answers(result),
             _trained(learner),
             *_precision(config, learner),
             *_adapters(learner),
@@ -198,10 +202,10 @@ def _leaks(examples: list[Example], context: str) -> Iterator[Check]:
         yield Check("answers in prompts", NOTE if leaks.in_prompt else OK, str(leaks))
 
 
-def _domains(examples: list[Example], untaught: list[tuple[Example, str]]) -> Iterator[Check]:
-    if untaught:
-        example, message = untaught[0]
-        text = f"{len(untaught)} of {len(examples)} examples are skipped; {example.origin or example.id}: {message}"
+def _domains(examples: list[Example], skipped: list[tuple[Example, str]]) -> Iterator[Check]:
+    if skipped:
+        example, message = skipped[0]
+        text = f"{len(skipped)} of {len(examples)} examples are skipped; {example.origin or example.id}: {message}"
         yield Check("teacher of each domain", NOTE, text)
 
 
@@ -213,12 +217,12 @@ def _prepared(method: Method, usable: list[Example], learner: Learner) -> Iterat
         yield Check(f"prepared, of {NUM_EXAMPLES} examples", OK, facts)
 
 
-def _tokens(scored: StepResult, learner: Learner) -> Iterator[Check]:
-    for name, view in scored.method.views.items():
-        prompts, rollouts = _scored_by(scored, name)
+def _tokens(result: StepResult, learner: Learner) -> Iterator[Check]:
+    for name, view in result.method.views.items():
+        prompts, rollouts = _scored_by(result, name)
         completions = [rollout.ids for rollout in rollouts]
         if not prompts:
-            text = f"not compared: none of the {len(scored.batch.rollouts)} answers has what the view's context needs"
+            text = f"not compared: none of the {len(result.batch.rollouts)} answers has what the view's context needs"
             yield Check(f"completion in view {name} ({view.policy} / {view.context})", NOTE, text)
         for policy, indices in _by_policy(learner.policies[view.policy], prompts):
             policy_prompts, expected = [prompts[idx] for idx in indices], [completions[idx] for idx in indices]
@@ -232,7 +236,7 @@ def _tokens(scored: StepResult, learner: Learner) -> Iterator[Check]:
             text = f"prompts up to {longest} tokens" + ("" if room is None else f" of {room} allowed")
             text = f"the sampled ids, token by token; {text}" if same else "other ids than were sampled"
             yield Check(f"completion in view {name} ({policy.name} / {view.context})", OK if same else WRONG, text)
-    learner_prompts = scored.prompts[scored.method.learner]
+    learner_prompts = result.prompts[result.method.learner]
     yield from _agreement(learner, next(prompt for prompt in learner_prompts if prompt is not None))
 
 
@@ -315,9 +319,9 @@ def _by_policy(policy: Policy, prompts: list[Prompt]) -> list[tuple[Autoregressi
     return list(by_policy.values())
 
 
-def _images(scored: StepResult, learner: Learner) -> Iterator[Check]:
-    for name, view in scored.method.views.items():
-        prompts, _ = _scored_by(scored, name)
+def _images(result: StepResult, learner: Learner) -> Iterator[Check]:
+    for name, view in result.method.views.items():
+        prompts, _ = _scored_by(result, name)
         for policy, indices in _by_policy(learner.policies[view.policy], prompts):
             image_token, prompt = getattr(policy.model.config, "image_token_id", None), prompts[indices[0]]
             if image_token is None:
@@ -340,22 +344,22 @@ def _largest_image(policy: AutoregressivePolicy, prompt: Prompt) -> str:
     return text if reduced == largest else f"{text}, reduced to {reduced[0]} x {reduced[1]} (models.max_pixels)"
 
 
-def _views(scored: StepResult, learner: Learner, config: RunConfig) -> Iterator[Check]:
-    batch = scored.batch
-    for name, view in scored.method.views.items():
+def _views(result: StepResult, learner: Learner, config: RunConfig) -> Iterator[Check]:
+    batch = result.batch
+    for name, view in result.method.views.items():
         teacher_dtype = config.models.teacher_dtype if view.policy.startswith("teacher") else None
         half = config.training.mixed_precision == "bf16"
         tolerance = max(TOLERANCE[teacher_dtype or config.models.dtype], TOLERANCE["bfloat16"] if half else 0.0)
-        policy, prompts, rollouts = learner.policies[view.policy], *_scored_by(scored, name)
+        policy, prompts, rollouts = learner.policies[view.policy], *_scored_by(result, name)
         if not prompts:
             continue
         alone = [_logprobs(policy, prompt, rollout) for prompt, rollout in zip(prompts, rollouts, strict=True)]
-        together = scored.scores[name].logprob
+        together = result.scores[name].logprob
         together = together[~together.isnan()]
         yield _same(f"view {name} scored alone = in a padded batch", torch.cat(alone), together, tolerance)
         if view.learns:
             sampled = sampler_logprobs(batch.rollouts, together)
-            yield _same(f"sampler = student on {view.context}", sampled, scored.scores[name].logprob, tolerance)
+            yield _same(f"sampler = student on {view.context}", sampled, result.scores[name].logprob, tolerance)
         else:  # sample and score with the view's own policy, which detects a shift by a column
             prompt = replace(prompts[0], future=())  # the future belongs to another answer
             completion = policy.sample([prompt], [[0]], SamplingOptions(max(batch.lengths)))[0][0]
@@ -364,9 +368,9 @@ def _views(scored: StepResult, learner: Learner, config: RunConfig) -> Iterator[
             yield _same(f"view {name}: sampler = scorer", sampled, scored_again, tolerance)
 
 
-def _scored_by(scored: StepResult, view: str) -> tuple[list[Prompt], list[Rollout]]:
+def _scored_by(result: StepResult, view: str) -> tuple[list[Prompt], list[Rollout]]:
     """Prompts and rollouts of the sequences that the view scored."""
-    pairs = zip(scored.prompts[view], scored.batch.rollouts, strict=True)
+    pairs = zip(result.prompts[view], result.batch.rollouts, strict=True)
     scored_pairs = [(prompt, rollout) for prompt, rollout in pairs if prompt is not None]
     return [prompt for prompt, _ in scored_pairs], [rollout for _, rollout in scored_pairs]
 
@@ -382,22 +386,22 @@ def _same(name: str, logprobs: torch.Tensor, other: torch.Tensor, tolerance: flo
     return Check(name, OK if difference <= tolerance else WRONG, text)
 
 
-def _chunks(scored: StepResult, learner: Learner, scored_batch: ScoredBatch) -> Check:
+def _chunks(result: StepResult, learner: Learner, scored_batch: ScoredBatch) -> Check:
     usual = workbench.policies.view_output.CHUNK_BYTES
     try:
         workbench.policies.view_output.CHUNK_BYTES = 1  # gives the smallest chunks, 16 positions
-        method, prompts = scored.method, scored_batch.prompts
-        again = ScoredBatch(scored.batch, prompts, *score_views(method, learner.policies, prompts, scored.batch))
+        method, prompts = result.method, scored_batch.prompts
+        again = ScoredBatch(result.batch, prompts, *score_views(method, learner.policies, prompts, result.batch))
         pieces = compute_step(method, learner.policies, again, seed=0)
     finally:
         workbench.policies.view_output.CHUNK_BYTES = usual
-    difference = _largest(pieces.loss, scored.loss)
+    difference = _largest(pieces.loss, result.loss)
     status = OK if difference <= 1e-4 else WRONG
     return Check("loss in chunks = at once", status, f"positions differ by at most {difference:.1e} nats")
 
 
-def _routing(scored: StepResult) -> Iterator[Check]:
-    method, regime = scored.method, scored.routing.regime
+def _routing(result: StepResult) -> Iterator[Check]:
+    method, regime = result.method, result.routing.regime
     counts = {name: int((regime == idx).sum()) for idx, name in enumerate(method.regimes)}
     shares = ", ".join(f"{name} {count / regime.numel():.0%}" for name, count in counts.items())
     yield Check("regimes of this batch", OK, f"{shares} of {regime.numel()} positions")
@@ -410,8 +414,8 @@ def _routing(scored: StepResult) -> Iterator[Check]:
             yield Check(f"target {name}", OK, f"{view.policy} given {view.context}, unlike the student")
 
 
-def _answers(scored: StepResult) -> Check:
-    rollouts = scored.batch.rollouts
+def _answers(result: StepResult) -> Check:
+    rollouts = result.batch.rollouts
     finished = sum(rollout.finished for rollout in rollouts)
     stopped = sum(bool(rollout.stop_string) for rollout in rollouts)
     status = OK if finished else NOTE

@@ -99,8 +99,8 @@ def filter_by_teacher(
     examples: list[Example], domains: Collection[str] | None, skipped: SkippedExamples
 ) -> list[Example]:
     """Keep the examples whose domain has a teacher (split_by_teacher); skip and count the others."""
-    usable, lacking_one = split_by_teacher(examples, domains)
-    for example, message in lacking_one:
+    usable, without_teacher = split_by_teacher(examples, domains)
+    for example, message in without_teacher:
         skipped.add(example, Problem(f'no teacher for domain "{example.domain}"', message))
     return usable
 

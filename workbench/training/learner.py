@@ -129,11 +129,11 @@ class Learner:
             self.mask.decay(1 - rate * self.weight_decay)
         self.underflow.before()
         self.optimizer.step()
-        moved = self.underflow.after()
+        metrics = self.underflow.after()
         self.optimizer.zero_grad(set_to_none=True)
         if "student@ema" in self.policies:
             self._update_ema()
-        return {"learning_rate": rate} | moved
+        return {"learning_rate": rate} | metrics
 
     def skip_step(self, step: int) -> dict[str, float]:
         """Skip the optimizer step of a step without supervision: neither momentum nor weight decay changes weights."""
@@ -144,13 +144,14 @@ class Learner:
     def _update_ema(self) -> None:
         """student@ema <- (1 - rate) student@ema + rate student."""
         average = dict(self.policies["student@ema"].model.named_parameters())
-        both = [
-            (average[name], weight) for name, weight in self.student.model.named_parameters() if weight.requires_grad
+        pairs = [
+            (local_tensor(average[name]), local_tensor(weight))
+            for name, weight in self.student.model.named_parameters()
+            if weight.requires_grad
         ]
-        pairs = [(local_tensor(mean), local_tensor(weight)) for mean, weight in both]
-        alike = [pair for pair in pairs if pair[0].dtype == pair[1].dtype]
-        if alike:
-            torch._foreach_lerp_([mean for mean, _ in alike], [weight for _, weight in alike], self.ema_rate)
+        same_dtype = [pair for pair in pairs if pair[0].dtype == pair[1].dtype]
+        if same_dtype:
+            torch._foreach_lerp_([mean for mean, _ in same_dtype], [weight for _, weight in same_dtype], self.ema_rate)
         for mean, weight in pairs:
             if mean.dtype != weight.dtype:  # one by one, to avoid a second copy of all weights
                 mean.lerp_(weight.to(mean.dtype), self.ema_rate)

@@ -271,7 +271,7 @@ class Trainer:
         for step in bar:
             metrics = self.step(step)
             self.step_done = step
-            is_last, stopping = step == training.steps, any(self.process_group.all_gather_object(stop.asked))
+            is_last, stopping = step == training.steps, any(self.process_group.all_gather_object(stop.requested))
             if is_last or step % trace.probe_every == 0:
                 self._probe(step)
             if is_last or stopping or self._saves_at(step):
@@ -486,7 +486,7 @@ class Trainer:
         with self._autocast(), self._between_steps.lap("evaluate"):
             metrics = self.evaluation(step)
         self.accelerator.log(metrics, step=step)
-        log_answers(self.accelerator, self.evaluation.answered, step)
+        log_answers(self.accelerator, self.evaluation.records, step)
         self.early_stopping.update(step, metrics)
         if self.early_stopping.patience:
             log.info("%s", self.early_stopping.best_text(self.folder.path))

@@ -47,13 +47,11 @@ def missing_records(folder: RunFolder, config: RunConfig, last: int) -> list[str
     traces = recorded_steps(folder.path)
     traced = [step for step in done if every and step % every == 0]
     probed = [0, *(step for step in done if step % probe_every == 0 or step == config.training.steps)]
-    wanted = {table: probed if table.startswith(PROBE) else traced for table in traces}
-    for table, wanted_steps in wanted.items():
+    kept_steps = {table: probed if table.startswith(PROBE) else traced for table in traces}
+    for table, table_steps in kept_steps.items():
         if last >= 0 and (not table.startswith(PROBE) or folder.probes()):
             sentences.append(
-                _sentence(
-                    f"traces/{table}", "lacks steps", [step for step in wanted_steps if step not in traces[table]]
-                )
+                _sentence(f"traces/{table}", "lacks steps", [step for step in table_steps if step not in traces[table]])
             )
     evaluated = {line["step"] for line in folder.metrics("eval")}
     due = [0, *(step for step in done if config.evaluation.every and step % config.evaluation.every == 0)]

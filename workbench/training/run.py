@@ -26,7 +26,7 @@ from workbench.files.folders import reason
 from workbench.runs.commands import unedited_config
 from workbench.runs.folder import ReadOnlyFolder, RunFolder, StopSignal
 from workbench.runs.processes import identify
-from workbench.runs.threads import asked_threads
+from workbench.runs.threads import configured_threads
 from workbench.training.learner import require_shardable
 from workbench.training.loop import Trainer, TrainResult
 
@@ -87,9 +87,7 @@ def _prepare(config: RunConfig, resume: bool) -> None:
         check_models(config)  # before creating the folder
         load_mixture(config.data.train_sources, max_examples=1)
         facts = {"config": config.to_dict()}  # config.yaml can be edited
-        RunFolder.create(
-            config.run_dir, config.to_yaml(), seed=config.seed, method=config.method["name"], facts_too=facts
-        )
+        RunFolder.create(config.run_dir, config.to_yaml(), seed=config.seed, method=config.method["name"], extra=facts)
 
 
 def refuse_scored(folder: RunFolder) -> None:
@@ -101,12 +99,12 @@ def refuse_scored(folder: RunFolder) -> None:
         )
 
 
-def _settle_threads(before: int | None) -> int:
+def _set_threads(before: int | None) -> int:
     """Set the number of CPU threads of a resumed run to `before` and return it.
 
     Another number changes the last bits of sums. OMP_NUM_THREADS has precedence; then a warning is logged.
     """
-    if before and before != torch.get_num_threads() and asked_threads() is None:
+    if before and before != torch.get_num_threads() and configured_threads() is None:
         torch.set_num_threads(before)
     threads = torch.get_num_threads()
     if before and before != threads:
@@ -138,7 +136,7 @@ def _train_in(
                 pid=os.getpid(),
                 process=identify(os.getpid()),
                 processes=process_group.size,
-                threads=_settle_threads(folder.status.get("threads") if resume else None),
+                threads=_set_threads(folder.status.get("threads") if resume else None),
             )
             trainer = Trainer(config, folder, resume=resume, process_group=process_group)
             outcome = "failed"

@@ -148,7 +148,7 @@ def evaluate_run(
         policies.append(
             build_learner(config, scorer.method, name, device=scorer.device, checkpoint=scorer.checkpoint).student
         )
-    answered = []
+    records = []
     for chosen, examples in loaded:
         require_shown(
             examples, chosen.path, contexts or ()
@@ -158,7 +158,7 @@ def evaluate_run(
         )
         _log_not_evaluated(usable, chosen.contexts)
         with autocast(config, scorer.device):  # the precision of the run's evaluations
-            answered += evaluate_policies(
+            records += evaluate_policies(
                 policies,
                 usable,
                 chosen.contexts,
@@ -168,7 +168,7 @@ def evaluate_run(
                 **chosen.grading,
                 batch_size=config.evaluation.batch_size,
             )
-    return answered
+    return records
 
 
 def _changed(

@@ -61,8 +61,8 @@ def family_places(families: tuple[str, ...] | None) -> tuple[int, ...]:
 def _make_example(split: str, seed: int, index: int) -> Example:
     family, visibility = CYCLE[index % len(CYCLE)]
     rng = random.Random(f"{split}:{seed}:{index}:{family}:{visibility}")
-    wanted = WITHHELD if split == "combos" else None
-    wish = Wish(family, visibility, same=rng.random() < 0.5, number=rng.randint(1, 3), wanted=wanted)
+    pairs = WITHHELD if split == "combos" else None
+    wish = Wish(family, visibility, same=rng.random() < 0.5, number=rng.randint(1, 3), pairs=pairs)
     while True:
         example = ask(make_scene(split, rng), wish, rng)
         if example is not None:

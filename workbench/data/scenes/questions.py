@@ -38,19 +38,19 @@ class Wish:
     visibility   visibility: whether the full view determines the answer
     same    compare questions: whether the two tags are the same
     number  count questions: the answer
-    wanted  (shape, color) pairs to ask about; None = any
+    pairs   (shape, color) pairs to ask about; None = any
     """
 
     family: str
     visibility: str
     same: bool
     number: int
-    wanted: frozenset | None = None
+    pairs: frozenset | None = None
 
 
 def ask(scene: Scene, wish: Wish, rng: random.Random) -> Example | None:
     """Make a question about the scene that meets the wish; None if the scene has none."""
-    candidates = [thing for thing in scene.things if wish.wanted is None or (thing.shape, thing.color) in wish.wanted]
+    candidates = [thing for thing in scene.things if wish.pairs is None or (thing.shape, thing.color) in wish.pairs]
     rng.shuffle(candidates)
     for thing in candidates:
         example = _ASK[wish.family](scene, thing, wish, rng)
@@ -61,20 +61,21 @@ def ask(scene: Scene, wish: Wish, rng: random.Random) -> Example | None:
 
 def describe(scene: Scene) -> str:
     """Describe the whole scene, small tags included: the caption used as evidence."""
-    return "; ".join(f"at {thing.place}, tag {thing.tag}, {thing.name}" for thing in scene.things)
+    return "; ".join(f"at {thing.location}, tag {thing.tag}, {thing.name}" for thing in scene.things)
 
 
 def describe_seen(scene: Scene) -> str:
     """Describe the full view, in the order of `describe` and without small tags."""
     parts = (f"tag {thing.tag}, " if thing.readable else "" for thing in scene.things)
-    return "; ".join(f"at {thing.place}, {part}{thing.name}" for thing, part in zip(scene.things, parts, strict=True))
+    pairs = zip(scene.things, parts, strict=True)
+    return "; ".join(f"at {thing.location}, {part}{thing.name}" for thing, part in pairs)
 
 
 def list_things(scene: Scene, rng: random.Random, *, by_shape: bool = False) -> str:
     """List the things of the full view as "name at place" in random order; by_shape leaves the colors out."""
     things = list(scene.things)
     rng.shuffle(things)
-    return "; ".join(f"{thing.shape if by_shape else thing.name} at {thing.place}" for thing in things)
+    return "; ".join(f"{thing.shape if by_shape else thing.name} at {thing.location}" for thing in things)
 
 
 def describe_crop(thing: Thing) -> str:
@@ -85,7 +86,7 @@ def _ask_tag(scene: Scene, thing: Thing, wish: Wish, rng: random.Random) -> Exam
     if thing.readable != (wish.visibility == VISIBLE):
         return None
     marks = (_location(), Mark(_TAG, "tag", wish.visibility), _answer(wish.visibility))
-    reference = f"at {thing.place}, tag {thing.tag}, answer {thing.tag}"
+    reference = f"at {thing.location}, tag {thing.tag}, answer {thing.tag}"
     return _example(scene, "tag", f"what is the tag of the {thing.name}?", reference, marks, [thing])
 
 
@@ -111,7 +112,7 @@ def _ask_compare(scene: Scene, thing: Thing, wish: Wish, rng: random.Random) -> 
         Mark(rf"\btag .*{_TAG}", "tag", visibilities[1]),
         _answer(wish.visibility),
     )
-    reference = f"at {first.place}, tag {first.tag}, at {second.place}, tag {second.tag}, answer {answer}"
+    reference = f"at {first.location}, tag {first.tag}, at {second.location}, tag {second.tag}, answer {answer}"
     question = f"do the {first.name} and the {second.name} have the same tag?"
     return _example(scene, "compare", question, reference, marks, sorted(pair, key=lambda item: item.readable))
 
@@ -119,7 +120,7 @@ def _ask_compare(scene: Scene, thing: Thing, wish: Wish, rng: random.Random) -> 
 def _ask_color(scene: Scene, thing: Thing, wish: Wish, rng: random.Random) -> Example | None:
     if sum(other.shape == thing.shape for other in scene.things) > 1:
         return None
-    reference = f"at {thing.place}, color {thing.color}, answer {thing.color}"
+    reference = f"at {thing.location}, color {thing.color}, answer {thing.color}"
     marks = (_location(), Mark(r"\bcolor (\w+)", "attribute", VISIBLE), _answer(VISIBLE))
     return _example(scene, "color", f"what color is the {thing.shape}?", reference, marks, [thing])
 
@@ -127,7 +128,7 @@ def _ask_color(scene: Scene, thing: Thing, wish: Wish, rng: random.Random) -> Ex
 def _ask_shape(scene: Scene, thing: Thing, wish: Wish, rng: random.Random) -> Example | None:
     if sum(other.color == thing.color for other in scene.things) > 1:
         return None
-    reference = f"at {thing.place}, shape {thing.shape}, answer {thing.shape}"
+    reference = f"at {thing.location}, shape {thing.shape}, answer {thing.shape}"
     marks = (_location(), Mark(r"\bshape (\w+)", "attribute", VISIBLE), _answer(VISIBLE))
     return _example(scene, "shape", f"what shape is the {thing.color} object?", reference, marks, [thing])
 
@@ -138,7 +139,7 @@ def _ask_count(scene: Scene, thing: Thing, wish: Wish, rng: random.Random) -> Ex
     matching = [other for other in scene.things if key(other) == key(thing)]
     if len(matching) != wish.number:
         return None
-    reference = "".join(f"at {other.place}, " for other in matching) + f"answer {len(matching)}"
+    reference = "".join(f"at {other.location}, " for other in matching) + f"answer {len(matching)}"
     question = f"how many {key(thing)}{' object' if by_color else ''}s are there?".replace("crosss", "crosses")
     return _example(scene, "count", question, reference, (_location(), _answer(VISIBLE)), matching)
 
@@ -154,7 +155,7 @@ def _ask_relation(scene: Scene, thing: Thing, wish: Wish, rng: random.Random) ->
     if not neighbors:
         return None
     relation, other = rng.choice(list(neighbors.items()))
-    reference = f"at {thing.place}, then at {other.place}, shape {other.shape}, answer {other.shape}"
+    reference = f"at {thing.location}, then at {other.location}, shape {other.shape}, answer {other.shape}"
     marks = (_location(), Mark(r"\bshape (\w+)", "attribute", VISIBLE), _answer(VISIBLE))
     return _example(scene, "relation", f"what shape is {relation} the {thing.name}?", reference, marks, [other, thing])
 
@@ -172,11 +173,11 @@ def _example(
 ) -> Example:
     """Build an example without an id. The first of `things` shows the answer."""
     boxes = tuple(Box(*cell_box(thing.cell), label=thing.name) for thing in things)
-    hint = " and ".join(f"at {thing.place}" for thing in things)
+    hint = " and ".join(f"at {thing.location}" for thing in things)
     target = things[0]
     facts = {
         "crop": frozenset((f"tag {target.tag}", target.color, target.shape)),
-        "hint": frozenset(thing.place for thing in things),
+        "hint": frozenset(thing.location for thing in things),
     }
     return Example(
         id="",

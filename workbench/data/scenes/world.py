@@ -85,7 +85,7 @@ class Thing:
         return f"{self.color} {self.shape}"
 
     @property
-    def place(self) -> str:
+    def location(self) -> str:
         return PLACES[self.cell]
 
 

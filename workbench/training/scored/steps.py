@@ -111,7 +111,7 @@ class ScoredSteps:
         config = self.config
         facts = {"config": config.to_dict(), "scored": self.facts}
         folder = RunFolder.create(
-            config.run_dir, config.to_yaml(), seed=config.seed, method=self.method.name, facts_too=facts
+            config.run_dir, config.to_yaml(), seed=config.seed, method=self.method.name, extra=facts
         )
         with folder.claim():
             handler, outcome = folder.log_to_file(), "failed"
@@ -142,7 +142,7 @@ class ScoredSteps:
                 recorder.record(step, [rollout for _, rollout in usable])
                 self.num_scored += len(usable)
                 _write_rows(folder, step, [row for row, _ in usable])
-            if stop.asked and step != max(self.given.steps):
+            if stop.requested and step != max(self.given.steps):
                 stopped = True
                 break
         recorder.close()
