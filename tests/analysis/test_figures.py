@@ -135,14 +135,14 @@ def test_curve_constant_values_axis_starts_at_zero() -> None:
 def test_curve_nan_values_are_named_in_title() -> None:
     nan = float("nan")
     for values, output in (
-        ((1, nan, nan), "not a number from step 2 on"),
-        ((1, nan, 3), "not a number at step 2<"),
-        ((1, nan, 3, nan), "not a number at step 2 and later"),
-        ((nan,), "not a number at step 1<"),
-        ((1, float("inf")), "not a number at step 2<"),
+        ((1, nan, nan), "not finite from step 2<"),
+        ((1, nan, 3), "not finite at step 2<"),
+        ((1, nan, 3, nan), "not finite at step 2 and later<"),
+        ((nan,), "not finite at step 1<"),
+        ((1, float("inf")), "not finite at step 2<"),
     ):
         assert output in curve(*values).layout.title.text, values
-    assert "not a number" not in curve(1, 2).layout.title.text
+    assert "not finite" not in curve(1, 2).layout.title.text
     thinned = run_tables.thin(
         pd.DataFrame({"step": range(5000), "metric": "loss", "value": [1.0] * 2000 + [nan] * 3000})
     )

@@ -49,12 +49,14 @@ def test_tokens_run_just_begun_shows_answers_once_recorded(opened, folder: Path,
     shutil.copytree(trained / "dopd", run_dir, ignore=lambda path, _: TABLES if Path(path).name == "traces" else ())
     status = json.loads((run_dir / "run.json").read_text())
     status |= {"status": "running", "pid": os.getpid(), "process": identify(os.getpid()), "steps_done": 0}
-    status |= {"updated": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "doing": "student answers 6 questions"}
+    status |= {"updated": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "doing": "evaluating student: 6 questions"}
     (run_dir / "run.json").write_text(json.dumps(status))
     page = opened("run=living&tab=tokens")
     expect(page.locator("#tokens-list")).to_contain_text("No training answer is recorded yet")
     expect(page.locator("#tokens-list")).not_to_contain_text("filter")
-    expect(page.locator("#tokens-news")).to_contain_text("living is running: student answers 6 questions; step 0 of 4")
+    expect(page.locator("#tokens-news")).to_contain_text(
+        "living is running: evaluating student: 6 questions; step 0 of 4"
+    )
     for table in TABLES:  # whole at once, as a run records
         copy = shutil.copytree(trained / "dopd/traces" / table, folder / "copies" / table)
         copy.rename(run_dir / "traces" / table)

@@ -561,9 +561,10 @@ def _not_numbers(frame: pd.DataFrame) -> str:
     steps = frame.loc[~np.isfinite(frame["value"].astype(float)), "step"]
     if steps.empty:
         return ""
-    is_rest = steps.min() > frame.loc[~frame["step"].isin(steps), "step"].max()
-    rest = " on" if is_rest and steps.nunique() > 1 else "" if steps.nunique() == 1 else " and later"
-    return f" · NaN {'from' if rest == ' on' else 'at'} step {steps.min():,}{rest}"
+    first, last_finite = steps.min(), frame.loc[~frame["step"].isin(steps), "step"].max()
+    if steps.nunique() == 1:
+        return f" · not finite at step {first:,}"
+    return f" · not finite at step {first:,} and later" if first < last_finite else f" · not finite from step {first:,}"
 
 
 def _words(name: str) -> str:

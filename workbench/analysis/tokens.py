@@ -33,7 +33,7 @@ PAGE_UNITS = {
 }
 
 NO_ANSWERS = (
-    "No training answer is recorded yet; step 1 records the first ones. Probes may be recorded before: choose probes."
+    "No training answer is recorded yet; step 1 records the first ones. Probes may already be recorded: tick probes."
 )
 _CHOSEN = ("domain", "token_type", "visibility")
 

@@ -29,11 +29,11 @@ from workbench.types import STUDENT
 
 NO_PLAIN = "The student was not evaluated without evidence. Add plain to evaluation.contexts."
 NO_EVIDENCE = "Not recorded: no policy was evaluated with evidence. Add {context} to evaluation.contexts."
-USED_WRONG = "This run used {context}, evidence of other examples. The card is about the true evidence."
+USED_WRONG = "This run used {context}, evidence of other examples. This card uses the true evidence."
 NO_TEACHER = "The teacher was not evaluated. Set evaluation.teacher=true."
 NO_OWN_EVIDENCE = "The evidence of this run, {context}, was not evaluated. Add it to evaluation.contexts."
 NO_WRONG_EVIDENCE = "Not evaluated with wrong evidence. Add {context} to evaluation.contexts."
-ONE_STEP = "Only step {step} is evaluated so far. The last step will be evaluated; for more, set evaluation.every=N."
+ONE_STEP = "Only step {step} is evaluated. A run evaluates its last step, too; for more steps, set evaluation.every=N."
 TOO_FEW = "Fewer than two questions were graded at both steps. Increase evaluation.max_examples."
 NO_MARKS = "The data has no marks, so questions that only the evidence answers cannot be separated."
 

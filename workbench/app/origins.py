@@ -108,9 +108,7 @@ def refusal(origins: Origins, scope: Scope) -> str | None:
     connection = (scope.get("server") or ("", None))[0]
     if authority is None or not origins.answers_to(authority, connection):
         listed = ", ".join(hosts)[:_LONGEST] or "(none)"
-        return (
-            f'This page does not answer to the host name "{listed}". To allow it, start the app with --allow-host NAME.'
-        )
+        return f'Host name "{listed}" is not allowed. To allow it, start the app with --allow-host NAME.'
     source = foreign_source(origins, headers, authority)
     if source is None or _is_opening(origins, scope, headers):
         return None

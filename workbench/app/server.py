@@ -131,7 +131,7 @@ def read_users(file: str | Path) -> list[tuple[str, str]]:
             raise ConfigError(f"{file}:{number} is not user:password. Correct the line.")
         users.append((user, password))
     if not users:
-        raise ConfigError(f"{file} names no users. Write lines of user:password into it.")
+        raise ConfigError(f"{file} lists no users. Write lines of user:password into it.")
     return users
 
 

@@ -65,7 +65,7 @@ class LoraConfig:
     target_modules: Annotated[
         str,
         Option(
-            "Layers that get adapters: all-linear, which takes those of the vision tower in too, or a regular "
+            "Layers that get adapters: all-linear, which includes those of the vision tower, or a regular "
             "expression, e.g. .*language_model.*proj"
         ),
     ] = "all-linear"
@@ -120,7 +120,7 @@ class ModelsConfig:
     ] = None
     system_prompt: Annotated[
         str | None,
-        Option("System prompt of every question without one of its own. null = what the chat template does by itself"),
+        Option("System prompt of every question without one of its own. null = that of the chat template"),
     ] = None
     teacher_system_prompt: Annotated[str | None, Option("The same for teachers. null = same as system_prompt")] = None
     chat_template_kwargs: Annotated[dict, Option("Arguments of the chat template, e.g. {enable_thinking: false}")] = (
@@ -218,7 +218,7 @@ class DataConfig:
     max_prompt_length: Annotated[
         int | None,
         Option(
-            "Examples with a longer prompt in any view are skipped and counted. null = what the models' context leaves",
+            "Examples with a longer prompt in any view are skipped and counted. null = the rest of the models' context",
             unit="tokens",
             low=1,
         ),
@@ -347,7 +347,7 @@ class TrainingConfig:
     learning_rate: Annotated[float, Option("Peak learning rate", low=0)] = 5e-6
     learning_rates: Annotated[
         dict,
-        Option(f"Peak learning rates of parts of the students, by {', '.join(ROLES)}; of the others: learning_rate"),
+        Option(f"Peak learning rates of parts of the students, by {', '.join(ROLES)}; others use learning_rate"),
     ] = field(default_factory=dict)
     schedule: Annotated[str, Option("Learning rate schedule, as in transformers", choices=SCHEDULES)] = "cosine"
     warmup_steps: Annotated[

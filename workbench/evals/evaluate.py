@@ -151,7 +151,7 @@ class Evaluation:
         options |= {"stop_strings": tuple(self.config.sampling.stop_strings)}
         records: list[EvalRecord] = []
         for policy in policies:
-            self.folder.update(doing=f"{policy.name} answers {len(examples):,} questions{named}")
+            self.folder.update(doing=f"evaluating {policy.name}: {len(examples):,} questions{named}")
             with unsharded_root(policy), unsharded(policy):
                 records += self.process_group.map_ranks(
                     examples,

@@ -48,7 +48,7 @@ def build(options: Options) -> Method:
 def _part(regime: Regime, supervised: bool, options: Options) -> Regime:
     when = regime.meaning.partition(":")[0]
     if not supervised:
-        return Regime((), f"{when}: nobody")
+        return Regime((), f"{when}: no supervision")
     (loss,) = regime.losses
     kind = loss.divergence.kind if options.divergence == "adaptive" else options.divergence
     support = loss.divergence.support if options.support == "adaptive" else options.support

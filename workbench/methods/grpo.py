@@ -38,7 +38,7 @@ def build(options: Options) -> Method:
         views={"student": View("student", "plain", learns=True)},
         regimes={
             "RAISED": Regime(losses, "better than its question's other answers: raised"),
-            "LOWERED": Regime(losses, "worse than them: lowered"),
+            "LOWERED": Regime(losses, "worse than its question's other answers: lowered"),
             "EVEN": Regime((), "as good as all others, or not graded: no supervision"),
         },
         route=route,

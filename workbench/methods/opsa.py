@@ -47,7 +47,7 @@ def build(options: Options) -> Method:
         name="opsa",
         views={"student": View("student", "plain", learns=True)},
         regimes={
-            "LOW": Regime((Loss(REWARD, Divergence("policy_gradient")),), "least likely tokens: pushed down"),
+            "LOW": Regime((Loss(REWARD, Divergence("policy_gradient")),), "least likely tokens: lowered"),
             "REST": Regime((), "no supervision"),
         },
         route=route,

@@ -41,7 +41,7 @@ def build(options: Options) -> Method:
             "student": View("student", "plain", learns=True),
             "self": View(options.self_policy, options.privilege),
         },
-        regimes={"ALL": Regime((Loss("self", divergence),), "every token: self that was shown the demonstration")},
+        regimes={"ALL": Regime((Loss("self", divergence),), "every token: self-teacher given the demonstration")},
         route=everywhere,
         loss_aggregation=options.loss_aggregation,
         ema_rate=options.ema_rate,

@@ -45,7 +45,7 @@ def build(options: Options) -> Method:
             "self": View(options.self_policy, "feedback"),
         },
         regimes={
-            "TOLD": Regime((Loss("self", divergence),), "wrong, a sibling is right: self shown the sibling"),
+            "TOLD": Regime((Loss("self", divergence),), "wrong, a sibling is right: self-teacher given the sibling"),
             "RIGHT": Regime((), "right, or not graded: no supervision"),
             "ALONE": Regime((), "wrong, no sibling is right: no supervision"),
         },

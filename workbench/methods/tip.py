@@ -43,7 +43,10 @@ def build(options: Options) -> Method:
             "student": View("student", "plain", learns=True),
             "teacher": View("teacher", options.privilege),
         },
-        regimes={"KEPT": Regime((loss,), "undecided or far off: teacher"), "REST": Regime((), "no supervision")},
+        regimes={
+            "KEPT": Regime((loss,), "uncertain or far from it: teacher"),
+            "REST": Regime((), "no supervision"),
+        },
         route=lambda batch: route(batch, options),
         router_views=("student", "teacher"),
         loss_aggregation=options.loss_aggregation,

@@ -32,7 +32,7 @@ def load_policy(
     """Load a model folder or hub name as a policy; options as in models.load_model.
 
     max_pixels     larger images are reduced to it before they are encoded; None = no limit
-    system_prompt  of prompts without a system turn; None = what the chat template does by itself
+    system_prompt  of prompts without a system turn; None = that of the chat template
     chat_template_kwargs  arguments of the chat template, such as {"enable_thinking": False}
     packing        put several sequences into a row where that takes fewer tokens, once proven
     """

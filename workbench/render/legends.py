@@ -101,10 +101,10 @@ def _ramp(view: TokenView, quantity: str, scale: str, steps: int, bound: float) 
     if recorded:
         low, mean, high = min(recorded), sum(recorded) / len(recorded), max(recorded)
         facts = f"mean {number(mean)}, from {number(low)} to {number(high)} {unit} over {len(recorded)} tokens"
+        if quantity == "weight":
+            facts += "; the router's weight of the token times the method's weight of the loss"
     else:
         facts = "not recorded"
-    if quantity == "weight":
-        facts += "; the router's weight of the token times the method's weight of the loss"
     return (
         f'<div class="wb-legend wb-row" data-for="{quantity}"><b>{label}</b>'
         f'<span class="wb-ramp"><span>{ends[0]}</span>'

@@ -65,7 +65,7 @@
     const add = (label, text) => row.append(make("span", "", make("span", "wb-sub", label + " "), text));
     const { losses } = data.regimes[data.regime[i]];
     add("target", data.target[i] || "none");
-    if (data.divergence[i]) add("by", data.divergence[i]);
+    if (data.divergence[i]) add("divergence", data.divergence[i]);
     if (data.effective[i] !== null) add("effective weight", weights(losses, data.weight[i], data.effective[i]));
     else if (data.weight[i] !== null) add("router weight (the loss weight is not recorded)", number(data.weight[i], 2));
     add("loss", number(data.loss[i], 3) + (data.loss[i] === null ? "" : " nats"));
@@ -115,15 +115,15 @@
         const entry = column[i][k];
         return make("td", "", entry ? option(entry) : "");
       });
-      row(k === 0 ? "best" : "", cells, k === 0 ? "wb-first" : "");
+      row(k === 0 ? "top tokens" : "", cells, k === 0 ? "wb-first" : "");
     }
     table.append(make("thead", "", head), body);
     return data.unrecorded ? make("div", "", table, make("p", "wb-sub", data.unrecorded)) : table;
   };
 
-  const option = ([text, logprob, isWritten]) => {
+  const option = ([text, logprob, isSampled]) => {
     const probability = Math.exp(logprob);
-    const className = "wb-option" + (isWritten ? " wb-written" : "");
+    const className = "wb-option" + (isSampled ? " wb-sampled" : "");
     const node = make("div", className, make("span", "", text), make("span", "", percent(probability)));
     node.style.setProperty("--p", `${(100 * probability).toFixed(1)}%`);
     return node;
