@@ -44,7 +44,7 @@ def build(options: Options) -> Method:
             "teacher": View("teacher", options.privilege),
         },
         regimes={
-            "KEPT": Regime((loss,), "uncertain or far from it: teacher"),
+            "KEPT": Regime((loss,), "uncertain or distant: teacher"),
             "REST": Regime((), "no supervision"),
         },
         route=lambda batch: route(batch, options),
