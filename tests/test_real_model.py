@@ -224,7 +224,7 @@ def test_opd_loss_equals_plain_torch(run: tuple[Path, dict], shallow: Path, mode
     losses = []
     for number in range(4):  # two answers to each question
         traced = traces.rollout(1, number)
-        ids = [position["token_id"] for position in traced.positions]
+        ids = [position["token_id"] for position in traced.tokens]
         encoded = encode(tokenizer, traced.row["question"])
         learner, teacher = (logprobs_of(policy, encoded, ids) for policy in (student, model))
         losses.append((learner.exp() * (learner - teacher)).sum(-1).mean())

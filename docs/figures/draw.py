@@ -55,9 +55,9 @@ def views_html() -> str:
     """Draw one token under the three views: the images of each, and its most likely tokens."""
     example = wb.load_examples("scenes:eval?count=5")[4]
     scored = wb.open_scorer("configs/ordinary.yaml").score(example, seed=1)
-    position_idx = [position["token_type"] for position in scored.positions].index("tag")
-    token = scored.positions[position_idx]
-    before = "".join(position["token_text"] for position in scored.positions[:position_idx]).strip()
+    position_idx = [position["token_type"] for position in scored.tokens].index("tag")
+    token = scored.tokens[position_idx]
+    before = "".join(position["token_text"] for position in scored.tokens[:position_idx]).strip()
     full, crop = (_uri(image) for image in (example.images[0], evidence_crop(example)))
     names = {"student": "student", "self": "privileged student", "teacher": "teacher"}
     images = {"student": [full], "self": [full, crop], "teacher": [full, crop]}

@@ -231,10 +231,10 @@ def test_token_filters_hold_for_one_token(run):
 
 def test_rollout_has_its_positions_in_order(run, make_batch):
     traced = open_traces(run).rollout(3, 2)
-    assert [position["position"] for position in traced.positions] == [0, 1, 2, 3, 4]
-    assert tuple(position["token_text"] for position in traced.positions) == make_batch(3).token_texts[2]
-    assert traced.positions[0]["capability_gap"] is not None
-    assert len(open_traces(run).rollout(2, 1, probe=True).positions) == 2
+    assert [position["position"] for position in traced.tokens] == [0, 1, 2, 3, 4]
+    assert tuple(position["token_text"] for position in traced.tokens) == make_batch(3).token_texts[2]
+    assert traced.tokens[0]["capability_gap"] is not None
+    assert len(open_traces(run).rollout(2, 1, probe=True).tokens) == 2
     with pytest.raises(TraceError, match="no rollout 9 of step 3"):
         open_traces(run).rollout(3, 9)
 
@@ -254,7 +254,7 @@ def test_summary_equals_hand_computed(tmp_path, make_batch):
     assert summary["information_position_share"] == pytest.approx(1 / 3)
     assert summary["information_loss_share"] == pytest.approx(0.5)
     assert summary["mean_reward"] == 0.5
-    assert summary["cut_share"] == pytest.approx(1 / 3)
+    assert summary["truncated_share"] == pytest.approx(1 / 3)
     assert summary["bytes_on_disk"] > summary["image_bytes"] > 0
 
 
@@ -326,7 +326,7 @@ def test_reader_is_shared_by_threads(run):
 
     def ask(step: int) -> None:
         for _ in range(5):
-            if traces.count_rollouts(step) != 4 or len(traces.rollout(step, 2).positions) != 5:
+            if traces.count_rollouts(step) != 4 or len(traces.rollout(step, 2).tokens) != 5:
                 wrong.append(step)
 
     threads = [threading.Thread(target=ask, args=(step,)) for step in range(4)]

@@ -148,7 +148,7 @@ def test_writer_empty_batches_and_completions_are_stored(tmp_path, make_batch, l
     assert column(tmp_path, "step").count(0) == sum(lengths)
     assert column(tmp_path, "step", "rollouts").count(0) == len(lengths)
     if lengths:
-        assert open_traces(tmp_path).rollout(0, 0).positions == ()
+        assert open_traces(tmp_path).rollout(0, 0).tokens == ()
 
 
 def test_writer_step_written_again_replaces_first(tmp_path, make_batch):

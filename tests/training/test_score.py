@@ -104,7 +104,7 @@ def test_scored_run_opens_everywhere(
     assert "scored" in str(drawn)
     assert [json.loads(line)["origin"][-2:] for line in (run_dir / "scored.jsonl").open()][:2] == [":1", ":2"]
     scored = open_scorer(run_dir).score(load_examples(DATA)[0], "red")
-    assert len(scored.positions) > 0
+    assert len(scored.tokens) > 0
     with raises(RunError, "workbench score"):
         resume(run_dir)
     with raises(RunError, "scored", "--to"):

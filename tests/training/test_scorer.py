@@ -26,13 +26,13 @@ def scorer(run: Path) -> Scorer:
 
 
 def logprobs(scored, view: str = "student") -> list[float]:
-    return [position[f"logprob_{view}"] for position in scored.positions]
+    return [position[f"logprob_{view}"] for position in scored.tokens]
 
 
 def test_scorer_scores_given_answer_under_every_view(scorer: Scorer) -> None:
     scored = scorer.score(example(answer="red"), "the tag is red")
-    assert "".join(position["token_text"] for position in scored.positions) == "the tag is red<end_of_utterance>"
-    for position in scored.positions:
+    assert "".join(position["token_text"] for position in scored.tokens) == "the tag is red<end_of_utterance>"
+    for position in scored.tokens:
         total = position["logprob_teacher"] - position["logprob_student"]
         assert position["capability_gap"] + position["information_gap"] == pytest.approx(total, abs=1e-5)
 
@@ -40,8 +40,8 @@ def test_scorer_scores_given_answer_under_every_view(scorer: Scorer) -> None:
 def test_scorer_is_deterministic(scorer: Scorer) -> None:
     assert logprobs(scorer.score(example(), "red")) == logprobs(scorer.score(example(), "red"))
     first, second, third = (scorer.score(example(), seed=seed) for seed in (1, 1, 2))
-    assert [p["token_id"] for p in first.positions] == [p["token_id"] for p in second.positions]
-    assert [p["token_id"] for p in first.positions] != [p["token_id"] for p in third.positions]
+    assert [p["token_id"] for p in first.tokens] == [p["token_id"] for p in second.tokens]
+    assert [p["token_id"] for p in first.tokens] != [p["token_id"] for p in third.tokens]
 
 
 def test_scorer_uses_changed_example(scorer: Scorer) -> None:

@@ -92,7 +92,7 @@ def pair(first: str | Path | Traces, second: str | Path | Traces, row: dict) -> 
 
 def align(first: TracedRollout, second: TracedRollout) -> tuple[list[dict], str]:
     """Align the tokens of two answers. Returns a row per pair, None for a missing partner, and the kind of match."""
-    ids = [[position["token_id"] for position in answer.positions] for answer in (first, second)]
+    ids = [[position["token_id"] for position in answer.tokens] for answer in (first, second)]
     if ids[0] == ids[1]:
         pairs = [(token_idx, token_idx) for token_idx in range(len(ids[0]))]
         by = "same tokens"
@@ -102,7 +102,7 @@ def align(first: TracedRollout, second: TracedRollout) -> tuple[list[dict], str]
     for place_a, place_b in pairs:
         row: dict[str, object] = {}
         for suffix, token_idx, answer in (("a", place_a, first), ("b", place_b, second)):
-            position = {} if token_idx is None else answer.positions[token_idx]
+            position = {} if token_idx is None else answer.tokens[token_idx]
             row |= {f"position_{suffix}": token_idx, f"token_{suffix}": position.get("token_text")}
             names = ("regime", "capability_gap", "information_gap", "loss")
             row |= {f"{name}_{suffix}": position.get(name) for name in names}

@@ -31,7 +31,7 @@ def token_view(traced: TracedRollout, *, run: str = "") -> TokenView:
         title=row.get("domain") or row["example_id"],
         question=row["question"] or "",
         answer=row["completion"] or "",
-        tokens=tuple(_cell(position, traced) for position in traced.positions),
+        tokens=tuple(_cell(position, traced) for position in traced.tokens),
         expected=row.get("answer"),
         right=None if reward is None else reward == 1.0,
         regimes={name: regime_note(regime) for name, regime in traced.regimes.items()},

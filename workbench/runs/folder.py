@@ -39,7 +39,6 @@ from workbench.files.locks import lock
 from workbench.files.parsing import PLAIN_NAME, Malformed, is_plain_name, parse_json, read_object
 from workbench.files.terminal import clean
 
-STATUSES = ("running", "finished", "stopped", "failed")
 _PACKAGES = ("torch", "transformers", "accelerate", "peft", "pillow", "pyarrow", "duckdb", "vlm-distillation-workbench")
 
 _KINDS: dict[str, Any] = {

@@ -4,7 +4,6 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-STATUSES = ("queued", "starting", "running", "stopping", "finished", "stopped", "failed", "died", "unreadable")
 ALIVE = ("queued", "starting", "running", "stopping")
 
 
@@ -12,8 +11,8 @@ ALIVE = ("queued", "starting", "running", "stopping")
 class JobState:
     """Current state of a run. Times are seconds since the epoch; None = unknown.
 
-    status       one of STATUSES; "queued": its process waits for its turn; "died": run.json says running, but its
-                 process has exited
+    status       queued (its process waits for its turn), starting, running, stopping, finished, stopped, failed, died
+                 (run.json says running, but its process has exited), or unreadable
     step, steps  steps done, and steps configured
     remaining_s  estimate of the run at its last step
     updated      last write of run.json, the run's heartbeat

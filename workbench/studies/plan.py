@@ -157,15 +157,15 @@ class ReferenceModel:
 class Variant:
     """One row of the study: a configuration without its seed.
 
-    fault  why it cannot be built
-    after  an earlier variant: each run starts from the final student of that variant's run of the same seed
+    fault        why it cannot be built
+    starts_from  an earlier variant: each run starts from the final student of that variant's run of the same seed
     """
 
     name: str
     note: str = ""
     config: RunConfig | None = None
     fault: str | None = None
-    after: str | None = None
+    starts_from: str | None = None
 
 
 @dataclass(frozen=True)
@@ -204,8 +204,8 @@ class Study:
         return build_config(values | {"seed": seed, "name": run_name(variant.name, seed)})
 
     def before(self, variant: Variant, seed: int) -> RunConfig | None:
-        """Configuration of the run whose final student this run starts from; None without `after`."""
-        earlier = next((candidate for candidate in self.usable if candidate.name == variant.after), None)
+        """Configuration of the run whose final student this run starts from; None without `starts_from`."""
+        earlier = next((candidate for candidate in self.usable if candidate.name == variant.starts_from), None)
         return None if earlier is None else self.config(earlier, seed)
 
     def references(self) -> list[ReferenceModel]:
@@ -288,7 +288,7 @@ def _load(path: Path, config: StudyConfig, load: Callable | None) -> Study:
     variants: list[Variant] = []
     for variant, keys, overrides in _expanded(config):
         built = _variant(variant, keys.note, base, {**common, **overrides, **fixed}, load, config.seeds[0])
-        variants.append(_placed(built, keys.starts_from, variants))
+        variants.append(_with_start(built, keys.starts_from, variants))
     _refuse_twins(variants)
     names = [variant.name for variant in variants]
     study = Study(
@@ -310,16 +310,16 @@ def _build(section: type, values: object, prefix: str = "") -> Any:
     return build_section(section, values, prefix)
 
 
-def _placed(variant: Variant, after: str | None, earlier: list[Variant]) -> Variant:
+def _with_start(variant: Variant, starts_from: str | None, earlier: list[Variant]) -> Variant:
     """Set the variant that this one starts from, which must be an earlier one that can be built."""
-    if after is None:
+    if starts_from is None:
         return variant
-    before = next((candidate for candidate in earlier if candidate.name == after), None)
+    before = next((candidate for candidate in earlier if candidate.name == starts_from), None)
     if before is None:
         names = [candidate.name for candidate in earlier]
-        raise ConfigError(f"variants.{variant.name}.starts_from: {unknown('earlier variant', after, names)}")
-    fault = variant.fault or (before.fault and f'it starts after "{after}", which cannot be built')
-    return replace(variant, after=after, fault=fault, config=None if fault else variant.config)
+        raise ConfigError(f"variants.{variant.name}.starts_from: {unknown('earlier variant', starts_from, names)}")
+    fault = variant.fault or (before.fault and f'it starts from "{starts_from}", which cannot be built')
+    return replace(variant, starts_from=starts_from, fault=fault, config=None if fault else variant.config)
 
 
 def _expanded(config: StudyConfig) -> list[tuple[str, VariantKeys, dict]]:
@@ -366,7 +366,7 @@ def _refuse_twins(variants: list[Variant]) -> None:
     for variant in variants:
         if variant.fault:
             continue
-        key = json.dumps([variant.after, settings(variant.config)], sort_keys=True, default=str)
+        key = json.dumps([variant.starts_from, settings(variant.config)], sort_keys=True, default=str)
         twin = first_with.setdefault(key, variant.name)
         if twin != variant.name:
             raise ConfigError(

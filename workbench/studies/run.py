@@ -156,7 +156,7 @@ class Scheduler:
         if len(self.running) == self.study.parallel:
             return None
         unfinished = {task.name for task in tasks} | {running.task.name for running in self.running}
-        return next((task for task in tasks if task.after not in unfinished), None)
+        return next((task for task in tasks if task.starts_from not in unfinished), None)
 
     def _start(self, task: Task) -> _Running:
         is_new = task.config is not None and self.record.facts["runs"].get(task.name, {}).get("status") != "finished"
@@ -254,8 +254,10 @@ def _tasks(study: Study) -> list[Task]:
             config = study.config(variant, seed)
             starts = tuple(file for reference, file in references.items() if reference.belongs_to(config))
             before = study.before(variant, seed)
-            after, log_file = None if before is None else before.name, logs / f"{config.name}.log"
-            tasks.append(Task(config.name, study.evaluate, log_file, config=config, starts=starts, after=after))
+            starts_from, log_file = None if before is None else before.name, logs / f"{config.name}.log"
+            tasks.append(
+                Task(config.name, study.evaluate, log_file, config=config, starts=starts, starts_from=starts_from)
+            )
     return tasks
 
 

@@ -40,7 +40,7 @@ class Task:
     reference: ReferenceModel | None = None
     file: Path | None = None  # of the reference's answers
     starts: tuple[Path, ...] = ()  # of the run's references
-    after: str | None = None  # name of the run whose last student it starts from
+    starts_from: str | None = None  # name of the run whose last student it starts from
 
 
 def do_task(task: Task, num_threads: int, environment: dict[str, str]) -> None:
@@ -76,8 +76,10 @@ def _do_run(task: Task) -> bool:
             os.kill(os.getpid(), signal.SIGTERM)
 
     exists = _is_run(config.run_dir)
-    if task.after is not None and not exists and not Path(config.models.student).is_dir():
-        raise RunError(f"it starts from the final student of {task.after}, which did not finish. Run the study again.")
+    if task.starts_from is not None and not exists and not Path(config.models.student).is_dir():
+        raise RunError(
+            f"it starts from the final student of {task.starts_from}, which did not finish. Run the study again."
+        )
     if exists:
         fault = other_settings(config)
         if fault is not None:

@@ -75,10 +75,10 @@ class Page(Filters, total=False):
 
 @dataclass(frozen=True)
 class TracedRollout:
-    """One rollout with all its records. `row` and `positions` have the columns of docs/traces.md."""
+    """One rollout with all its records. `row` and `tokens` have the columns of docs/traces.md."""
 
     row: dict
-    positions: tuple[dict, ...]
+    tokens: tuple[dict, ...]
     views: dict[str, TracedView]
     regimes: dict[str, TracedRegime]
     folder: Path  # base of relative image paths
@@ -207,7 +207,7 @@ class Traces:
         prefix = PROBE if probe else ""
         where = "WHERE step = ? AND process_rank = ? AND rollout_idx = ?"
         params = [step, process_rank, rollout_idx]
-        rows, positions = self._run(
+        rows, tokens = self._run(
             (f"SELECT * FROM {prefix}rollouts {where}", params),
             (f"SELECT * FROM {prefix}tokens {where} ORDER BY position", params),
             steps={step},
@@ -217,7 +217,7 @@ class Traces:
         header = self._header()
         return TracedRollout(
             rows.to_pylist(maps_as_pydicts="strict")[0],
-            tuple(positions.to_pylist()),
+            tuple(tokens.to_pylist()),
             header.views,
             header.regimes,
             self.folder,
@@ -243,7 +243,7 @@ class Traces:
             ),
             (
                 """SELECT count(*) AS rollouts, count(DISTINCT step) AS steps, min(step) AS first_step,
-                max(step) AS last_step, avg(reward) AS mean_reward, avg(CAST(NOT finished AS INT)) AS cut_share
+                max(step) AS last_step, avg(reward) AS mean_reward, avg(CAST(NOT finished AS INT)) AS truncated_share
                 FROM rollouts""",
                 None,
             ),

@@ -3,7 +3,7 @@
     scorer = open_scorer("runs/demo")
     scored = scorer.score(example)                      # the student samples an answer
     scored = scorer.score(example, answer="at top left, tag K, answer K")
-    scored.positions[3]["capability_gap"]
+    scored.tokens[3]["capability_gap"]
 
 `score` also routes each token. Batch means of a rule (DOPD) are over the tokens of this one answer. In a run with peers
 only the student is scored, without feedback from peers.
