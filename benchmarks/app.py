@@ -1,7 +1,7 @@
 """Cost of the app: the first page and every tab over a large run, drawing in the browser, and watching a run.
 
     python -m benchmarks app page [--runs FOLDER]     first page, tabs, selections in Chromium; memory of the server
-    python -m benchmarks app draw                     an answer of 512 tokens, three alternatives per view, in Chromium
+    python -m benchmarks app draw                     an answer of 512 tokens, three top tokens per view, in Chromium
     python -m benchmarks app monitor [--pairs 12]       training with the page open on it against training without
 
 `page` needs a folder with a run called "big", which `python benchmarks/big_run.py --folder runs/big` creates; without
@@ -185,7 +185,7 @@ def draw(browser: Browser, repeats: int) -> None:
 
 
 def answer(num_tokens: int) -> TokenView:
-    """Make an answer with all fields, and three alternatives under each of three views."""
+    """Make an answer with all fields, and three top tokens under each of three views."""
     chooser = random.Random(0)
     views, regimes = ("student", "self", "teacher"), list(big_run.REGIMES)
     cells = []

@@ -183,7 +183,7 @@ def make_batch(
     for length in lengths:
         labels.append(tuple(LABELS[idx % len(LABELS)] for idx in range(start, start + length)))
         start += length
-    index = torch.arange(sum(lengths[:4]))  # the first four answers have alternatives
+    index = torch.arange(sum(lengths[:4]))  # the first four answers have top tokens
     top = {
         name: (torch.randint(len(WORDS), (len(index), 3)), -torch.rand(len(index), 3).sort().values) for name in VIEWS
     }

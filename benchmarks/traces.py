@@ -49,7 +49,7 @@ def example(idx: int) -> Example:
 
 
 def batch(step: int, num_rollouts: int, num_tokens: int, *, top: int = 0) -> TracedBatch:
-    """Make the traces of a step. top: number of alternatives at every fourth position."""
+    """Make the traces of a step. top: number of top tokens at every fourth position."""
     generator = torch.Generator().manual_seed(step)
     num_positions = num_rollouts * num_tokens
     sharpness = torch.rand(num_positions, 1, generator=generator) * 7 + 1
@@ -104,7 +104,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--rollouts", type=int, default=32)
     parser.add_argument("--tokens", type=int, default=20)
-    parser.add_argument("--top", type=int, default=0, help="alternatives at every fourth position")
+    parser.add_argument("--top", type=int, default=0, help="top tokens at every fourth position")
     args = parser.parse_args()
     num_positions = args.steps * args.rollouts * args.tokens
     with tempfile.TemporaryDirectory() as name:

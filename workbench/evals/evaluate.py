@@ -182,7 +182,9 @@ def _record(policy: Policy, rollout: Rollout, entropy: float, context: str, step
     example = rollout.example
     visibility = visibility_of(example)
     labels = label_completion(policy.token_texts(rollout.ids), rollout)
-    decides = [kind not in ("", "template") and token_visibility == visibility for kind, token_visibility in labels]
+    decides = [
+        token_type not in ("", "template") and token_visibility == visibility for token_type, token_visibility in labels
+    ]
     answers = [logprob for logprob, is_own in zip(rollout.logprobs, decides, strict=True) if is_own]
     if answers:
         confidence = math.exp(math.fsum(answers))

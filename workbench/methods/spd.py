@@ -49,7 +49,7 @@ class Options:
     fraction: Annotated[float, Option("dimensions kept, as a fraction of a projection's width", low=0, high=1)] = 0.5
     rank: Annotated[int, Option("dimensions kept, as a number; 0 = by fraction", low=0)] = 0
     calibrate_on: Annotated[
-        str, Option("kind of token, as the data's marks name it, that makes an answer right; all = every token")
+        str, Option("token type, as the data's marks name it, that makes an answer right; all = every token")
     ] = "answer"
     calibration: Annotated[int, Option("labeled examples whose gradients are taken", low=1)] = 50
 

@@ -1,4 +1,4 @@
-"""Aggregate the positions of a step: per rollout, and per cell of equal domain, token type, visibility and regime.
+"""Aggregate the positions of a step: per rollout, and in aggregates of equal domain, token type, visibility and regime.
 
 Both are stored beside the positions, so that a list of answers or a curve over steps need not read every position.
 Input are the columns of the tokens table as NumPy arrays.
@@ -49,10 +49,10 @@ def sum_aggregates(positions: Columns, domains: list[str]) -> Columns:
     keys_of_positions = zip(
         position_domains, positions["token_type"], positions["visibility"], positions["regime"], strict=True
     )
-    cell = np.array([keys.setdefault(key, len(keys)) for key in keys_of_positions], dtype=np.int64)
+    group = np.array([keys.setdefault(key, len(keys)) for key in keys_of_positions], dtype=np.int64)
 
     def total(values: np.ndarray | None) -> np.ndarray | list[None]:
-        return [None] * len(keys) if values is None else _sums(cell, values, len(keys))
+        return [None] * len(keys) if values is None else _sums(group, values, len(keys))
 
     contribution = _contribution(positions)
     capability, information = _gap(positions, "teacher", "self"), _gap(positions, "self", "student")
@@ -65,7 +65,7 @@ def sum_aggregates(positions: Columns, domains: list[str]) -> Columns:
     for idx, name in enumerate(("domain", "token_type", "visibility", "regime")):
         columns[name] = [key[idx] for key in keys]
     columns |= {
-        "num_positions": np.bincount(cell, minlength=len(keys)).astype(np.int32),
+        "num_positions": np.bincount(group, minlength=len(keys)).astype(np.int32),
         "loss": total(np.asarray(positions["loss"], dtype=np.float64)),
         "contribution": total(contribution),
         "abs_loss": total(np.abs(contribution)),
