@@ -126,7 +126,7 @@ def measure(folder: Path, method: str, answers: int, length: int) -> dict[str, f
         ]  # never drawn: all answers have their length
         for parameter in learner.parameters:  # room that every step takes
             parameter.grad = torch.zeros_like(parameter)
-        learner.step(1)
+        learner.update(1)
         with steps.trainer.trace_writer, Peak() as peak:
             start = time.process_time()
             steps()

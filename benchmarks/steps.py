@@ -90,7 +90,7 @@ class Steps:
 
     def __call__(self) -> None:
         self.done += 1
-        self.metrics = self.trainer.step(self.done)
+        self.metrics = self.trainer.train_step(self.done)
 
 
 def parts(metrics: dict[str, float]) -> str:

@@ -75,9 +75,9 @@ def test_train_prints_summary_and_next_commands(config_file: Path, capsys: pytes
 def test_train_stopped_exits_130_with_resume_command(
     number: int, config_file: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    step = Trainer.step
+    step = Trainer.train_step
     with monkeypatch.context() as patched:
-        patched.setattr(Trainer, "step", lambda self, at: os.kill(os.getpid(), number) or step(self, at))
+        patched.setattr(Trainer, "train_step", lambda self, at: os.kill(os.getpid(), number) or step(self, at))
         assert main(["train", str(config_file), f"name=stopped-{number:d}"]) == 130
     reported = capsys.readouterr().out.splitlines()[-1]
     assert reported.startswith("stopped after step 1, with a checkpoint. To resume: workbench resume ")

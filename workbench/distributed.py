@@ -122,7 +122,7 @@ class ProcessGroup:
             for result in part
         ]
 
-    def main_first(self, work: Callable[[], T]) -> T:
+    def broadcast_from_main(self, work: Callable[[], T]) -> T:
         """Run `work` on rank 0 and broadcast its result."""
         return self.all_gather_object(work() if self.is_main else None)[0]
 

@@ -85,7 +85,7 @@ def steps(models: dict, folder: Path, engine: OtherModel | None) -> Trainer:
     trainer = Trainer(config, run)
     trainer.learners[0].student.engine = engine
     with trainer.trace_writer:
-        trainer.measured = [trainer.step(step) for step in (1, 2, 3)]
+        trainer.measured = [trainer.train_step(step) for step in (1, 2, 3)]
     return trainer
 
 

@@ -73,7 +73,7 @@ def test_compiled_run_equals_uncompiled(models: dict, tmp_path: Path) -> None:
         config = run_config(models, tmp_path / str(compiler), method=method, models__compile=compiler, trace__probes=0)
         trainer = Trainer(config, RunFolder.create(config.run_dir, config.to_yaml(), seed=0, method="dopd"))
         with trainer.trace_writer:
-            lost[compiler] = [trainer.step(step)["loss"] for step in (1, 2, 3)]
+            lost[compiler] = [trainer.train_step(step)["loss"] for step in (1, 2, 3)]
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 4
     assert lost["aot_eager"] == pytest.approx(lost[None], rel=1e-4) and len(set(lost[None])) == 3
     average, live = (trainer.learners[0].policies[name].model for name in ("student@ema", "student"))

@@ -78,7 +78,7 @@ def test_vllm_run_has_small_sampler_logprob_gap(
     trainer = Trainer(config, RunFolder.create(config.run_dir, config.to_yaml(), seed=0, method="dopd"))
     with trainer.trace_writer:
         for step in (1, 2, 3):
-            assert trainer.step(step)["sampler_logprob_gap"] < most
+            assert trainer.train_step(step)["sampler_logprob_gap"] < most
 
 
 def test_vllm_unsupported_model_raises(tmp_path: Path) -> None:

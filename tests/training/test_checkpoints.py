@@ -24,7 +24,7 @@ def learner(models: dict, tmp_path_factory: pytest.TempPathFactory) -> Learner:
     learner = build_learner(config, config.load_method())
     for parameter in learner.parameters:
         parameter.grad = torch.ones_like(parameter)
-    learner.step(1)
+    learner.update(1)
     return learner
 
 

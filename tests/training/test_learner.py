@@ -24,7 +24,7 @@ def test_ema_follows_by_its_rate(learner: Learner) -> None:
     before = {name: value.clone() for name, value in learner.policies["student@ema"].model.named_parameters()}
     for parameter in learner.parameters:
         parameter.grad = torch.ones_like(parameter)
-    assert learner.step(1)["learning_rate"] > 0
+    assert learner.update(1)["learning_rate"] > 0
     student = dict(learner.student.model.named_parameters())
     for name, value in learner.policies["student@ema"].model.named_parameters():
         assert torch.allclose(value, 0.75 * before[name] + 0.25 * student[name], atol=1e-7)
@@ -49,7 +49,7 @@ def test_ema_of_half_precision_is_kept_in_float32(models: dict, tmp_path) -> Non
         for parameter in learner.parameters:
             parameter.mul_(1.02)
             parameter.grad = torch.zeros_like(parameter)
-    learner.step(1)
+    learner.update(1)
     save_checkpoint(tmp_path, 1, [learner])
     again = build_learner(config, config.load_method(), checkpoint=open_checkpoint(tmp_path / "checkpoint-000001"))
     loaded = dict(again.policies["student@ema"].model.named_parameters())
@@ -80,7 +80,7 @@ def test_clip_gradients_scales_to_limit(limit: float, expected: float | None, mo
         parameter.grad = torch.full_like(parameter, 3.0)
     whole = sum(9.0 * parameter.numel() for parameter in learner.parameters) ** 0.5
     assert learner.clip_gradients()["grad_norm"] == pytest.approx(whole, rel=1e-4)
-    learner.step(1)
+    learner.update(1)
     moments = [learner.optimizer.state[parameter]["exp_avg"] for parameter in learner.parameters]
     used = sum(float(moment.square().sum()) for moment in moments) ** 0.5 / (1 - config.training.betas[0])
     assert used == pytest.approx(expected or whole, rel=1e-3)
@@ -93,7 +93,7 @@ def test_sgd_step_is_rate_times_gradient(models: dict, tmp_path) -> None:
     before = [parameter.detach().clone() for parameter in learner.parameters]
     for parameter in learner.parameters:
         parameter.grad = torch.full_like(parameter, 2.0)
-    learner.step(1)
+    learner.update(1)
     for start, parameter in zip(before, learner.parameters, strict=True):
         assert torch.allclose(parameter, start - 0.5 * (2.0 + 0.1 * start), atol=1e-6)
     save_checkpoint(tmp_path, 1, [learner], save_total_limit=0)

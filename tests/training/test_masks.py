@@ -113,7 +113,7 @@ def test_update_mask_of_everything_equals_no_mask(models: dict, tmp_path: Path) 
         for position, parameter in enumerate(learner.parameters):
             parameter.grad = torch.full_like(parameter, 0.1 * position)
         learner.clip_gradients()
-        learner.step(1)
+        learner.update(1)
         learners.append(learner)
     assert learners[0].mask.size == sum(entry.numel() for entry in learners[0].parameters) and learners[1].mask is None
     assert all(torch.equal(*both) for both in zip(*(item.parameters for item in learners), strict=True))

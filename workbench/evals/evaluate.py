@@ -134,7 +134,7 @@ class Evaluation:
         records = [record for chosen, examples in sets for record in self._evaluate_set(step, chosen, examples)]
         order = {key: idx for idx, key in enumerate(dict.fromkeys((row.policy, row.context) for row in records))}
         records.sort(key=lambda row: order[row.policy, row.context])  # stable: keeps the order of questions
-        self.process_group.main_first(lambda: save_records(self.folder.path, step, records))
+        self.process_group.broadcast_from_main(lambda: save_records(self.folder.path, step, records))
         self.records = records
         measured = summarize(tabulate(records))
         self.folder.log_metrics("eval", step, measured)

@@ -137,7 +137,7 @@ def _learner_checks(
             _trained(learner),
             *_precision(config, learner),
             *_adapters(learner),
-            *_thinking(config, scored, learner),
+            *_thinking(config, result, learner),
         ]
 
 

@@ -4,12 +4,12 @@ import json
 import logging
 import os
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from itertools import islice
 
 from workbench.data.leaks import find_leaks
 from workbench.distill.method import Method
-from workbench.distill.usable import Problem, Tally, Views, encoding_problem, lacking, text_problem
+from workbench.distill.usable import Problem, Tally, Views, lacking, text_problem
 from workbench.distributed import ALONE, ProcessGroup
 from workbench.errors import DataError, RunError, show
 from workbench.files.folders import saving
@@ -143,31 +143,22 @@ def usable_batch(
     order: EpochOrder | MixedOrder,
     step: int,
     size: int,
-    views: Views,
-    reference_students: Collection[Policy],
+    problem_of: Callable[[Example], Problem | None],
     skipped: SkippedExamples,
     process_group: ProcessGroup = ALONE,
 ) -> list[Example]:
-    """The step's examples that every view can encode; the others are skipped and counted.
+    """The step's examples without a problem; the others are skipped and counted.
 
     With fewer examples than ranks, the next usable ones in the order are added, so that one damaged file does not end
     the run.
-
-    reference_students  as in text_problem
     """
     chosen = [examples[idx] for idx in order.batch(step, size)]
-    problems = process_group.map_ranks(
-        chosen, lambda block, _: [encoding_problem(example, views, reference_students) for example in block]
-    )
+    problems = process_group.map_ranks(chosen, lambda block, _: list(map(problem_of, block)))
     usable = [
         example for example, problem in zip(chosen, problems, strict=True) if not skipped.add_if(example, problem)
     ]
     later = (examples[order.index(step * size + ahead)] for ahead in range(2 * len(examples)))
-    substitutes = (
-        example
-        for example in later
-        if not skipped.add_if(example, encoding_problem(example, views, reference_students))
-    )
+    substitutes = (example for example in later if not skipped.add_if(example, problem_of(example)))
     usable += islice(substitutes, max(0, process_group.size - len(usable)))
     if len(usable) < process_group.size:
         raise DataError(

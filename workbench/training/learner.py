@@ -64,7 +64,7 @@ class Learner:
             self.optimizer = torch.optim.AdamW(groups, betas=tuple(training.betas), fused=True, **rule)
         self.mask = UpdateMask(training.update_mask, model) if training.update_mask else None
         if self.mask is not None:
-            self.optimizer.param_groups[0]["weight_decay"] = 0.0  # `step` applies weight decay inside the mask only
+            self.optimizer.param_groups[0]["weight_decay"] = 0.0  # `update` applies weight decay inside the mask only
         self.weight_decay = training.weight_decay
         self.underflow = UpdateUnderflow(self.parameters)
         self._rate = learning_rates(config)
@@ -120,8 +120,8 @@ class Learner:
             raise NonFiniteError(f"the gradient norm of {self.name} is {float(grad_norm)}, while every loss is finite.")
         return {"grad_norm": float(grad_norm)}
 
-    def step(self, step: int) -> dict[str, float]:
-        """One optimizer step and EMA update; steps count from 1."""
+    def update(self, step: int) -> dict[str, float]:
+        """Optimizer step, EMA update and new gradients of zero; steps count from 1."""
         rate = self._rate(step)
         for param_group, scale in zip(self.optimizer.param_groups, self._scales, strict=True):
             param_group["lr"] = rate * scale

@@ -1,4 +1,4 @@
-"""The training loop. `Trainer.step` is one step of every method:
+"""The training loop. `Trainer.train_step` is one step of every method:
 
     sample    the student answers the step's examples, or the dataset does     rollout_source.py, distill/rollouts.py
     score     all views but the learner's score the sampled tokens             distill/scoring.py
@@ -15,6 +15,7 @@ import contextlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,7 @@ class TrainResult:
 
 
 class Trainer:
-    """Builds one run from its configuration; `run` is the loop and `step` one training step."""
+    """Builds one run from its configuration; `run` is the loop and `train_step` one step."""
 
     def __init__(
         self,
@@ -107,7 +108,7 @@ class Trainer:
         self.config = config = with_steps(config, len(examples))
         report_leaks(examples, self.method, folder)
         require_processors(config)
-        checkpoint = process_group.main_first(lambda: resume_from_latest(folder, config)) if resume else None
+        checkpoint = process_group.broadcast_from_main(lambda: resume_from_latest(folder, config)) if resume else None
         self.step_done = checkpoint.step if checkpoint else 0
         self.device = choose_device(config.models.device, process_group)
         self.learners = self._build_learners(checkpoint)
@@ -122,8 +123,9 @@ class Trainer:
             for view in self.method.views.values()
         ]
         # students that also train on the examples' references, which then must be usable too
-        self.reference_students = list(self.students.values()) if self.method.dataset_fraction > 0.0 else []
-        self.examples = filter_by_plain_text(examples, self.all_views, self.reference_students, self.skipped_examples)
+        reference_students = list(self.students.values()) if self.method.dataset_fraction > 0.0 else []
+        self._problem_of = partial(encoding_problem, views=self.all_views, reference_students=reference_students)
+        self.examples = filter_by_plain_text(examples, self.all_views, reference_students, self.skipped_examples)
         self.order = order_of(self.examples, config.data.train_sources, config.seed, shuffle=config.data.shuffle)
         self._log_sources(data.train)
         self.sampling = config.sampling.options
@@ -135,7 +137,7 @@ class Trainer:
         self.evaluation = Evaluation(
             config, folder, list(self.students.values()), self.learners[0].policies, sets, process_group
         )
-        evaluated = self.process_group.main_first(lambda: folder.metrics("eval"))
+        evaluated = self.process_group.broadcast_from_main(lambda: folder.metrics("eval"))
         self.early_stopping = EarlyStopping(config, evaluated)
         eval_examples = [example for _, examples in sets for example in examples]
         self.probes = self._open_probes(eval_examples if config.data.probes is None else data.probes)
@@ -148,8 +150,8 @@ class Trainer:
         data = load_run_data(config)
         if held_out := data.describe_held_out(config.data.held_out):
             log.info("%s", held_out)
-        self.process_group.main_first(lambda: require_same_data(self.folder, data.by_key, resume=resume))
-        self.process_group.main_first(
+        self.process_group.broadcast_from_main(lambda: require_same_data(self.folder, data.by_key, resume=resume))
+        self.process_group.broadcast_from_main(
             lambda: require_same_models(self.folder, models_read_again(config, self.method), resume=resume)
         )
         return data
@@ -163,7 +165,7 @@ class Trainer:
         for line in lines:
             log.info("source %s", line)
         log.info("order of examples: %s", describe_order(self.config.seed, shuffle=self.config.data.shuffle))
-        self.process_group.main_first(lambda: self.folder.update(sources=lines, steps=training.steps))
+        self.process_group.broadcast_from_main(lambda: self.folder.update(sources=lines, steps=training.steps))
 
     def _build_learners(self, checkpoint: Checkpoint | None) -> list[Learner]:
         """Every student with its policies and optimizer, at the start or at a checkpoint."""
@@ -243,9 +245,7 @@ class Trainer:
             )
 
     def _is_usable(self, example: Example) -> bool:
-        return not self.skipped_examples.add_if(
-            example, encoding_problem(example, self.all_views, self.reference_students)
-        )
+        return not self.skipped_examples.add_if(example, self._problem_of(example))
 
     def run(self, stop: StopSignal, on_step: Callable[[int, dict], None] | None) -> TrainResult:
         """Run all remaining steps, with evaluations, probes and checkpoints when they are due.
@@ -262,16 +262,17 @@ class Trainer:
         if self.step_done == 0:
             self._evaluate(0)
             self._probe(0)
-        elif self.process_group.main_first(lambda: self.evaluation.is_missing(self.step_done)):
+        elif self.process_group.broadcast_from_main(lambda: self.evaluation.is_missing(self.step_done)):
             self._evaluate(self.step_done)
         if self.early_stopping.exhausted:
             log.info("nothing is left to train")
             self._stop_early()
         bar = self._progress_bar()
         for step in bar:
-            metrics = self.step(step)
+            metrics = self.train_step(step)
             self.step_done = step
-            is_last, stopping = step == training.steps, any(self.process_group.all_gather_object(stop.requested))
+            is_last = step == training.steps
+            stopping = any(self.process_group.all_gather_object(stop.requested))
             if is_last or step % trace.probe_every == 0:
                 self._probe(step)
             if is_last or stopping or self._saves_at(step):
@@ -318,25 +319,26 @@ class Trainer:
             disable=not self.process_group.is_main,
         )
 
-    def step(self, step: int) -> dict[str, float]:
+    def train_step(self, step: int) -> dict[str, float]:
         """Run one training step of all learners; return its metrics."""
         between, self._between_steps, timer = self._between_steps.laps, StepTimer(), StepTimer()
         examples = self._next_examples(step)
         try:
             with (
                 self.process_group.propagate_errors(),
-                unsharded_root(*self.policies),
+                unsharded_root(*self.policies),  # inside, no weight may change: the update comes after
                 cached_image_features() if self.config.models.cache_image_features else contextlib.nullcontext(),
                 count_passes() as counts,
             ):
                 rollouts = self._sample(step, examples)  # all learners sample before any is trained
                 timer.mark("sample")
                 results = [self._score_and_backward(learner, rollouts, step, timer) for learner in self.learners]
+            # outside of propagate_errors: all ranks have the same gradients now, so all raise the same error
             for learner in self.learners:
                 learner.all_reduce_gradients(self.process_group)
             grad_norms = [learner.clip_gradients() for learner in self.learners]
         except NonFiniteError as error:
-            raise self._nonfinite_error(step, error) from None
+            raise self._save_and_explain(step, error) from None
         metrics = {}
         for learner, result, grad_norm in zip(self.learners, results, grad_norms, strict=True):
             metrics |= self._update(learner, result, grad_norm, step)
@@ -344,7 +346,7 @@ class Trainer:
         if self.config.trace.every and step % self.config.trace.every == 0:
             pairs = zip(self.learners, results, strict=True)
             self.trace_writer.write(*(to_traced_batch(result, step, learner.student) for learner, result in pairs))
-        timer.mark("trace")
+        timer.mark("trace")  # hand-over to the writer's thread, after its previous write
         num_positions = sum(result.global_batch_result.batch.num_positions for result in results)
         metrics |= timer.seconds() | {"tokens": num_positions, "skipped_total": self.skipped_examples.counts.total()}
         metrics |= between | self._throughput(metrics, counts)
@@ -373,16 +375,8 @@ class Trainer:
     def _next_examples(self, step: int) -> list[Example]:
         """The step's examples for all ranks, without unusable ones."""
         size = self.config.training.batch_size
-        return usable_batch(
-            self.examples,
-            self.order,
-            step,
-            size,
-            self.all_views,
-            self.reference_students,
-            self.skipped_examples,
-            self.process_group,
-        )
+        options = self._problem_of, self.skipped_examples, self.process_group
+        return usable_batch(self.examples, self.order, step, size, *options)
 
     def _sample(self, step: int, examples: list[Example]) -> dict[str, tuple[Rollout, ...]]:
         """Rollouts of every learner for this rank's slice of the examples, with remarks of peers if the method has
@@ -435,7 +429,7 @@ class Trainer:
         return result
 
     def _update(self, learner: Learner, result: StepResult, grad_norm: dict[str, float], step: int) -> dict[str, float]:
-        """Optimizer step of one learner, skipped if no position had supervision; returns its metrics."""
+        """Metrics of one learner's batch, and its optimizer step, which is skipped if no position had supervision."""
         metrics = step_metrics(self.method, result.global_batch_result)
         if self.method.resample:  # otherwise the student before training sampled the sequences
             metrics |= sampler_logprob_gap(self.method, result.global_batch_result)
@@ -443,7 +437,7 @@ class Trainer:
         if training.supervise != "all":
             rollouts = result.global_batch_result.batch.rollouts
             metrics |= thinking_metrics(rollouts, learner.student.token_texts, tuple(training.think_markers))
-        update = learner.step(step) if metrics["supervised"] else learner.skip_step(step)
+        update = learner.update(step) if metrics["supervised"] else learner.skip_step(step)
         return prefix_by_learner(learner.name, metrics | grad_norm | update)
 
     def _autocast(self) -> torch.autocast:
@@ -456,7 +450,9 @@ class Trainer:
     def _score_probes(self, step: int) -> None:
         """Score and route the probes with all views; rank 0 has the probes and records the results."""
         batches, metrics = [], {}
-        if not self.process_group.main_first(lambda: all(self.probes.get(learner.name) for learner in self.learners)):
+        if not self.process_group.broadcast_from_main(
+            lambda: all(self.probes.get(learner.name) for learner in self.learners)
+        ):
             return
         for learner in self.learners:
             with unsharded_root(*learner.policies.values()), self._autocast():
@@ -498,7 +494,7 @@ class Trainer:
             self.trace_writer.flush()
             self.process_group.all_gather_object("flushed")
             gathered = [gather(learner, self.process_group.is_main) for learner in self.learners]
-            self.process_group.main_first(lambda: self._save_on_main(step, gathered))
+            self.process_group.broadcast_from_main(lambda: self._save_on_main(step, gathered))
 
     def _save_on_main(self, step: int, gathered: list[Gathered | None]) -> None:
         limit = self.config.training.save_total_limit
@@ -516,7 +512,7 @@ class Trainer:
         except TraceError as error:  # the unmerged files stay valid
             log.warning("traces were not merged: %s", error)
 
-    def _nonfinite_error(self, step: int, error: NonFiniteError) -> RunError:
+    def _save_and_explain(self, step: int, error: NonFiniteError) -> RunError:
         """Save the weights before the failed step and build the error for the user."""
         for learner in self.learners:
             learner.optimizer.zero_grad(set_to_none=True)

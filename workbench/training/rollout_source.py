@@ -59,7 +59,7 @@ class RolloutSource:
         self.config, self.folder, self.learner, self.method, self.sampling = config, folder, learner, method, sampling
         self.student, self.process_group = learner.student, process_group
         self._tensors = (
-            process_group.main_first(lambda: self._patch_tensors(filter(usable, examples), begun))
+            process_group.broadcast_from_main(lambda: self._patch_tensors(filter(usable, examples), begun))
             if method.sampling_patch
             else {}
         )
@@ -133,7 +133,7 @@ class RolloutSource:
         """Sequences of the student before training, by example id, for the examples of all steps."""
         file = self._file(SEQUENCES)
         examples_by_id = {example.id: example for example in examples}
-        sequences = self.process_group.main_first(lambda: self.folder.sequences(file.name))
+        sequences = self.process_group.broadcast_from_main(lambda: self.folder.sequences(file.name))
         if sequences is not None:
             return _by_example([from_row(row, examples_by_id, "data.train") for row in sequences])
         self._require_start(begun, file)

@@ -66,7 +66,7 @@ def train(
             choose_device(config.models.device, process_group)
             if process_group.sharding is not None:
                 require_shardable(config)
-            process_group.main_first(lambda: _prepare(config, resume))
+            process_group.broadcast_from_main(lambda: _prepare(config, resume))
             with folder.claim():
                 process_group.all_gather_object("claimed")
                 if resume:
