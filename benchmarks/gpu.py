@@ -380,7 +380,7 @@ def floor(trainer: Trainer, args: argparse.Namespace) -> float:
         size = sizes(policy)
         return 2 * (size["text"] * (prompt + written) + size["head"] * written + size["vision"] * patches)
 
-    learner_view = method.views[method.learner]
+    learner_view = method.views[method.learner_view]
     total = forward(policies["student"], learner_view.context)  # writing
     for view in method.views.values():
         total += (3 if view.learns else 1) * forward(policies[view.policy], view.context)

@@ -40,7 +40,7 @@ def test_method_builds_with_one_learner_view(name: str) -> None:
     assert method.name == name
     assert [view.learns for view in method.views.values()].count(True) == 1
     targets = {loss.target for regime in method.regimes.values() for loss in regime.losses}
-    assert targets <= {*method.views, TOKENS, REWARD} - {method.learner}
+    assert targets <= {*method.views, TOKENS, REWARD} - {method.learner_view}
 
 
 @pytest.mark.parametrize("name", list_methods())
@@ -60,7 +60,7 @@ def test_method_gives_every_position_one_regime_and_finite_loss(name: str) -> No
 def test_method_sends_gradient_to_learner_only(name: str) -> None:
     scored, policies = run(name, backward=True)
     grads = {key: table.grad for key, table in policies["student"].tables.items()}
-    displayed = scored.method.views[scored.method.learner].context
+    displayed = scored.method.learner_context
     assert grads[displayed].abs().sum() > 0
     assert all(grad is None for key, grad in grads.items() if key != displayed)
     for policy_name, policy in policies.items():
@@ -72,7 +72,7 @@ def test_method_sends_gradient_to_learner_only(name: str) -> None:
 def test_method_micro_batches_keep_routing_and_gradient(name: str) -> None:
     whole, policies = run(name, backward=True)
     pieces, others = run(name, micro_batch_size=1, backward=True)
-    displayed = whole.method.views[whole.method.learner].context
+    displayed = whole.method.learner_context
     assert torch.equal(whole.routing.regime, pieces.routing.regime)
     assert torch.allclose(whole.loss, pieces.loss, atol=1e-6)
     assert torch.allclose(

@@ -262,9 +262,14 @@ class Method:
             require_one_of(f"method {self.name}: view", name, self.views)
 
     @property
-    def learner(self) -> str:
+    def learner_view(self) -> str:
         """Name of the view that is trained."""
         return next(name for name, view in self.views.items() if view.learns)
+
+    @property
+    def learner_context(self) -> str:
+        """Context of the view that is trained."""
+        return self.views[self.learner_view].context
 
     @property
     def targets(self) -> tuple[str, ...]:

@@ -141,7 +141,7 @@ def view_prompts(method: Method, rollouts: tuple[Rollout, ...]) -> dict[str, Pro
     prompts = {
         name: tuple(prompt_of(rollout, view.context) for rollout in rollouts) for name, view in method.views.items()
     }
-    assert None not in prompts[method.learner], f"the learner of {method.name} must score every rollout"
+    assert None not in prompts[method.learner_view], f"the learner of {method.name} must score every rollout"
     return prompts
 
 

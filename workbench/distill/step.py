@@ -98,7 +98,7 @@ def score_batch(
         batch = replace(batch, rollouts=method.annotate(batch.rollouts, *peers))
         batch = replace(batch, rollouts=tuple(_clean_feedback(method, policies, rollout) for rollout in batch.rollouts))
     prompts = view_prompts(method, batch.rollouts)
-    batch = of_view(policies[method.views[method.learner].policy], prompts[method.learner], batch)
+    batch = of_view(policies[method.views[method.learner_view].policy], prompts[method.learner_view], batch)
     outputs, scores = score_views(method, policies, prompts, batch)
     return ScoredBatch(batch, prompts, outputs, scores)
 
@@ -141,7 +141,7 @@ def compute_step(
     process_group   ranks that each hold a slice of the batch; routing and loss_normalizers cover the whole batch
     Raises          NonFiniteError naming the first position
     """
-    student, learner, batch = policies["student"], method.learner, scored_batch.batch
+    student, learner, batch = policies["student"], method.learner_view, scored_batch.batch
     num_passes = batch.num_micro_batches if backward is None else num_synced_passes(student, batch.num_micro_batches)
     passes = _LearnerPasses(method, student, scored_batch, num_passes, backward)
     scores, learner_output = dict(scored_batch.scores), None
@@ -191,7 +191,7 @@ class _LearnerPasses:
 
     def score(self) -> tuple[TokenScores, ViewOutput | None]:
         """Scores for the routing rule, and the output if that forward pass, a single one, also serves the loss."""
-        batch, prompts = self.scored_batch.batch, self.scored_batch.prompts[self.method.learner]
+        batch, prompts = self.scored_batch.batch, self.scored_batch.prompts[self.method.learner_view]
         if self.num_passes == 1:
             with self._lockstep():
                 output = self._forward(next(batch.micro_batches())[0])
@@ -238,7 +238,7 @@ class _LearnerPasses:
         return losses, top_tokens
 
     def _forward(self, rollout_indices: list[int]) -> ViewOutput:
-        prompts = self.scored_batch.prompts[self.method.learner]
+        prompts = self.scored_batch.prompts[self.method.learner_view]
         return forward_micro_batch(self.student, prompts, self.scored_batch.batch, rollout_indices)
 
     def _targets(self, positions: Positions) -> dict[str, ViewOutput]:
@@ -268,7 +268,7 @@ def _collect_top_k(
     by_view = {view: top_k_tokens(output, index, count) for view, output in scored_batch.outputs.items()}
     order = torch.cat([torch.arange(batch.num_positions)[positions] for _, positions in batch.micro_batches()])
     order = order[order < num_recorded].argsort().to(index.device)  # from micro-batch order to batch order
-    by_view[method.learner] = tuple(torch.cat(values)[order] for values in zip(*top_tokens, strict=True))
+    by_view[method.learner_view] = tuple(torch.cat(values)[order] for values in zip(*top_tokens, strict=True))
     return TopKTokens(index, {view: by_view[view] for view in method.views if view in by_view})
 
 
@@ -326,10 +326,10 @@ def _with_gathered_result(
     if global_batch.batch is result.batch:
         return result
     method = result.method
-    learner_scores = {key: value.cpu() for key, value in vars(result.scores[method.learner]).items()}
+    learner_scores = {key: value.cpu() for key, value in vars(result.scores[method.learner_view]).items()}
     gathered = _concatenate(process_group.all_gather_object({"loss": result.loss.cpu(), **learner_scores}))
     loss = gathered.pop("loss")
-    scores = global_batch.scores | {method.learner: TokenScores(**gathered)}
+    scores = global_batch.scores | {method.learner_view: TokenScores(**gathered)}
     scores = {view: scores[view] for view in method.views}
     gathered_result = StepResult(method, global_batch.batch, {}, scores, routing, loss, loss_normalizer, None, {})
     return replace(result, gathered_result=gathered_result)

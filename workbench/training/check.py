@@ -88,7 +88,7 @@ def check_config(config: RunConfig) -> list[Check]:
                 sample_rollouts(
                     learner.student,
                     usable[:NUM_EXAMPLES],
-                    context=method.views[method.learner].context,
+                    context=method.learner_context,
                     sampling=sampling,
                     num_generations=2,
                     seed=("check", config.seed, *learner.seed),
@@ -110,7 +110,7 @@ def check_config(config: RunConfig) -> list[Check]:
     ]
     checks += row_checks
     checks += [Check("length", OK, length), *_sources(config, examples, usable)]
-    checks += _leaks(usable, method.views[method.learner].context)
+    checks += _leaks(usable, method.learner_context)
     checks += _prepared(method, usable, learners[STUDENT])
     for name, learner in learners.items():
         others = tuple(rollouts for other, rollouts in sampled.items() if other != name)
@@ -236,7 +236,7 @@ def _tokens(result: StepResult, learner: Learner) -> Iterator[Check]:
             text = f"prompts up to {longest} tokens" + ("" if room is None else f" of {room} allowed")
             text = f"the sampled ids, token by token; {text}" if same else "other ids than were sampled"
             yield Check(f"completion in view {name} ({policy.name} / {view.context})", OK if same else WRONG, text)
-    learner_prompts = result.prompts[result.method.learner]
+    learner_prompts = result.prompts[result.method.learner_view]
     yield from _agreement(learner, next(prompt for prompt in learner_prompts if prompt is not None))
 
 
@@ -405,7 +405,7 @@ def _routing(result: StepResult) -> Iterator[Check]:
     counts = {name: int((regime == idx).sum()) for idx, name in enumerate(method.regimes)}
     shares = ", ".join(f"{name} {count / regime.numel():.0%}" for name, count in counts.items())
     yield Check("regimes of this batch", OK, f"{shares} of {regime.numel()} positions")
-    learner = method.views[method.learner]
+    learner = method.views[method.learner_view]
     for name in method.targets:
         view = method.views[name]
         if (view.policy, view.context) == (learner.policy, learner.context):

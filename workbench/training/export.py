@@ -205,7 +205,7 @@ def _rank(student: AutoregressivePolicy) -> int:
 def model_card(run: RunFolder, config: RunConfig, step: int, learner: str, auto_class: str, rank: int = 0) -> str:
     """README.md of an exported student: method, data, context in use, evidence of the teachers, evaluation."""
     method = config.load_method()
-    context = method.views[method.learner].context
+    context = method.learner_context
     evidence = [view for view in method.views.values() if is_privileged(view.context)]
     never = list(dict.fromkeys(part for view in evidence for part in parse_context(view.context)))
     base = str(config.models.learners[learner])

@@ -119,7 +119,7 @@ def filter_by_evidence(examples: list[Example], method: Method, skipped: Skipped
 
 def report_leaks(examples: list[Example], method: Method, folder: RunFolder) -> None:
     """Log and record in run.json how many of the student's prompts contain the answer or the reference, if many do."""
-    leaks = find_leaks(examples, method.views[method.learner].context)
+    leaks = find_leaks(examples, method.learner_context)
     if leaks.num_references or len(leaks.in_prompt) > MIN_LEAK_SHARE * leaks.num_examples:
         log.warning("%s", leaks)
         folder.update(answers_in_prompts=str(leaks))

@@ -20,7 +20,7 @@ def sampler_logprob_gap(method: Method, result: StepResult) -> dict[str, float]:
     Rounding error in a healthy run; larger if kernels, precision or weights differ. Empty if all sequences come from
     the dataset.
     """
-    logprobs = result.scores[method.learner].logprob
+    logprobs = result.scores[method.learner_view].logprob
     gap = _without_nan(logprobs - sampler_logprobs(result.batch.rollouts, logprobs)).abs()
     return {"sampler_logprob_gap": float(gap.mean())} if gap.numel() else {}
 
@@ -42,7 +42,7 @@ def step_metrics(method: Method, result: StepResult) -> dict[str, float]:
     total = float(contribution.sum())
     metrics = {
         "loss": total,
-        "entropy": float(scores[method.learner].entropy.mean()),
+        "entropy": float(scores[method.learner_view].entropy.mean()),
         **rollout_metrics(result.batch.rollouts),
     }
     if routing.advantage is not None:

@@ -38,7 +38,7 @@ def open_probes(
             sample_rollouts(
                 student,
                 examples,
-                context=method.views[method.learner].context,
+                context=method.learner_context,
                 sampling=sampling,
                 num_generations=1,
                 seed=("probe", config.seed),

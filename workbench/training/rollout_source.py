@@ -86,7 +86,7 @@ class RolloutSource:
             rollouts = sample_rollouts(
                 self.student,
                 examples,
-                context=method.views[method.learner].context,
+                context=method.learner_context,
                 sampling=self.sampling,
                 num_generations=self.config.sampling.num_generations,
                 seed=seed,

@@ -86,7 +86,7 @@ class Scorer:
 
     def _sample(self, example: Example, seed: int) -> Rollout:
         student, replies = self.learner.student, self._replies(example, seed)
-        prompt = build_prompt(example, self._context, Rollout(example, 0, (), "", False, replies=replies))
+        prompt = build_prompt(example, self.method.learner_context, Rollout(example, 0, (), "", False, replies=replies))
         with autocast(self.config, self.device):
             completion = student.sample([prompt], [[seed]], self.config.sampling.options)[0][0]
         text = student.text(completion.ids)
@@ -105,15 +105,11 @@ class Scorer:
 
     def _replies(self, example: Example, seed: int) -> tuple[str, ...]:
         """Replies to the early turns, for the context "turns"."""
-        if "turns" not in parse_context(self._context):
+        if "turns" not in parse_context(self.method.learner_context):
             return ()
         replier = self.learner.policies[self.method.replying_policy]
         with autocast(self.config, self.device):
             return reply_in_turns(replier, [example], sampling=self.config.sampling.options, seed=(seed,))[0]
-
-    @property
-    def _context(self) -> str:
-        return self.method.views[self.method.learner].context
 
     def _grade(self, example: Example, text: str) -> float | None:
         return None if example.answer is None else grade(text, example.answer, **self.config.evaluation.grading)

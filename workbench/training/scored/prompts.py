@@ -20,7 +20,7 @@ class PromptComparison:
     def __init__(self, method: Method, policies: dict[str, Any]) -> None:
         self.counts: Counter[str] = Counter()
         self._student: AutoregressivePolicy = policies[STUDENT]
-        self._context = method.views[method.learner].context
+        self._context = method.learner_context
         self._first = ""
 
     def add(self, row: RolloutRow, example: Example) -> None:

@@ -142,7 +142,7 @@ def scoring_method(config: RunConfig) -> Method:
     method = config.load_method()
     if method.min_learners > 1 or config.models.peers:
         raise ConfigError(f"method {method.name} trains several students, whose rollouts no file has. Choose another.")
-    if "turns" in parse_context(method.views[method.learner].context):
+    if "turns" in parse_context(method.learner_context):
         raise ConfigError(
             f"method {method.name} shows the student its replies to earlier turns, which no file has. Choose another."
         )
