@@ -15,22 +15,9 @@ from workbench.render.from_trace import token_view
 from workbench.render.view import TokenView
 from workbench.traces.reader import TracedRollout, Traces
 
-ALIGNED_COLUMNS = [
-    "position_a",
-    "token_a",
-    "regime_a",
-    "capability_gap_a",
-    "information_gap_a",
-    "loss_a",
-    "position_b",
-    "token_b",
-    "regime_b",
-    "capability_gap_b",
-    "information_gap_b",
-    "loss_b",
-    "same_token",
-    "same_regime",
-]
+_NUMBERS = ("regime", "capability_gap", "information_gap", "loss")
+ALIGNED_COLUMNS = [f"{name}_{side}" for side in "ab" for name in ("position", "token", *_NUMBERS)]
+ALIGNED_COLUMNS += ["same_token", "same_regime"]
 
 
 @dataclass(frozen=True)
@@ -71,23 +58,19 @@ def shared_examples(first: str | Path | Traces, second: str | Path | Traces) -> 
 def pair(first: str | Path | Traces, second: str | Path | Traces, row: dict) -> RunPair:
     """Align the two answers of a row of `shared_examples`. Raises TraceError if an answer was deleted."""
     traced = []
+    names = []
     for run, side in ((first, "a"), (second, "b")):
         traces = traces_of(run)
         if traces is None:
             raise TraceError(f"{run} has no traces; they may have been deleted. Choose another run.")
-        traced.append(
-            (
-                traces.rollout(int(row[f"step_{side}"]), int(row[f"rollout_{side}"]), probe=bool(row["probe"])),
-                run_name(traces),
-            )
-        )
-    views = [token_view(answer, run=name) for answer, name in traced]
-    aligned, by = align(*(answer for answer, _ in traced))
-    names = f"{traced[0][1]}, {traced[1][1]}"
+        step, rollout = int(row[f"step_{side}"]), int(row[f"rollout_{side}"])
+        traced.append(traces.rollout(step, rollout, probe=bool(row["probe"])))
+        names.append(run_name(traces))
+    rows, by = align(*traced)
     units = {name: "nats" for name in ALIGNED_COLUMNS if "gap" in name or "loss" in name}
-    return RunPair(
-        views[0], views[1], table(aligned, ALIGNED_COLUMNS, run=names, empty="Both answers are empty.", units=units), by
-    )
+    aligned = table(rows, ALIGNED_COLUMNS, run=", ".join(names), empty="Both answers are empty.", units=units)
+    views = [token_view(answer, run=name) for answer, name in zip(traced, names, strict=True)]
+    return RunPair(views[0], views[1], aligned, by)
 
 
 def align(first: TracedRollout, second: TracedRollout) -> tuple[list[dict], str]:
@@ -104,8 +87,7 @@ def align(first: TracedRollout, second: TracedRollout) -> tuple[list[dict], str]
         for suffix, token_idx, answer in (("a", place_a, first), ("b", place_b, second)):
             position = {} if token_idx is None else answer.tokens[token_idx]
             row |= {f"position_{suffix}": token_idx, f"token_{suffix}": position.get("token_text")}
-            names = ("regime", "capability_gap", "information_gap", "loss")
-            row |= {f"{name}_{suffix}": position.get(name) for name in names}
+            row |= {f"{name}_{suffix}": position.get(name) for name in _NUMBERS}
         row["same_token"] = None not in (place_a, place_b) and ids[0][place_a] == ids[1][place_b]
         row["same_regime"] = row["same_token"] and row["regime_a"] == row["regime_b"]
         rows.append(row)
@@ -138,30 +120,15 @@ def accuracy_of(*runs: str | Path) -> Table:
     run_names = names_of(*runs)
     for run, name in zip(runs, run_names, strict=True):
         measures = tabulate(answers_of(run))
-        for (step, policy, context, visibility), measured in measures.items():
-            steps = sorted({key[0] for key in measures if key[1:] == (policy, context, visibility)})
+        for (step, *group), measured in measures.items():
+            steps = sorted({other for other, *other_group in measures if other_group == group})
             if step in (steps[0], steps[-1]):
-                before = measures[(steps[0], policy, context, visibility)].accuracy
-                rows.append(
-                    {
-                        "run": name,
-                        "policy": policy,
-                        "context": context,
-                        "visibility": visibility,
-                        "step": step,
-                        "count": measured.count,
-                        "accuracy": measured.accuracy,
-                        "confidence": measured.confidence,
-                        "change": measured.accuracy - before if step != steps[0] else None,
-                    }
-                )
-    units = {
-        "accuracy": "share of questions",
-        "confidence": "probability",
-        "change": "share of questions",
-        "count": "questions",
-    }
-    return table(rows, columns, run=", ".join(run_names), empty=no_evals(runs[0]), units=units)
+                change = None if step == steps[0] else measured.accuracy - measures[(steps[0], *group)].accuracy
+                rows.append([name, *group, step, measured.count, measured.accuracy, measured.confidence, change])
+    units = dict.fromkeys(("accuracy", "change"), "share of questions")
+    units |= {"confidence": "probability", "count": "questions"}
+    frame = pd.DataFrame(rows, columns=columns)
+    return table(frame, columns, run=", ".join(run_names), empty=no_evals(runs[0]), units=units)
 
 
 def accuracy_beside(first: str | Path, second: str | Path) -> Table:

@@ -15,19 +15,6 @@ from workbench.evals.records import CONFIDENCE, tabulate
 from workbench.traces.reader import Traces
 from workbench.types import PRIVILEGED, VISIBLE
 
-ACCURACY_COLUMNS = [
-    "step",
-    "policy",
-    "context",
-    "visibility",
-    "count",
-    "accuracy",
-    "confidence",
-    "overconfidence",
-    "calibration_error",
-    "length",
-    "truncated",
-]
 ACCURACY_UNITS = {
     "count": "questions",
     "accuracy": "share of questions",
@@ -37,6 +24,7 @@ ACCURACY_UNITS = {
     "length": "tokens per answer",
     "truncated": "share of answers",
 }
+ACCURACY_COLUMNS = ["step", "policy", "context", "visibility", *ACCURACY_UNITS]
 CONFIDENCE_NOTE = (
     f"Confidence is the {CONFIDENCE}. Over-confidence is mean confidence minus accuracy, in percentage points."
 )
@@ -168,23 +156,8 @@ def worst_cases(run: str | Path | Traces, *, limit: int = 50) -> Table:
     Evenly spaced steps are ranked first. The loss of their last case is a lower bound, so the second query reads only
     tokens with at least that loss.
     """
-    columns = [
-        "step",
-        "rollout",
-        "process",
-        "position",
-        "token",
-        "token_type",
-        "visibility",
-        "regime",
-        "target",
-        "information_gap",
-        "capability_gap",
-        "loss",
-        "question",
-        "answer",
-        "expected",
-    ]
+    columns = ["step", "rollout", "process", "position", "token", "token_type", "visibility", "regime", "target"]
+    columns += ["information_gap", "capability_gap", "loss", "question", "answer", "expected"]
     traces = traces_of(run)
     if traces is None or not has_gaps(traces):
         return table([], columns, run=run_name(traces), empty=NO_TRACES if traces is None else NO_SELF)

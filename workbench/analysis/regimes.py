@@ -83,26 +83,19 @@ def shares_by(run: str | Path | Traces, split: str) -> Table:
 
 def gaps_over_steps(run: str | Path | Traces) -> Table:
     """Per step and visibility: mean signed gaps, mean absolute gaps, and the student's mean entropy and confidence."""
-    columns = [
-        "step",
-        "visibility",
-        "num_positions",
-        "capability_gap",
-        "information_gap",
-        "abs_capability_gap",
-        "abs_information_gap",
-        "entropy",
-        "confidence",
-    ]
+    gaps = ["capability_gap", "information_gap", "abs_capability_gap", "abs_information_gap"]
+    columns = ["step", "visibility", "num_positions", *gaps, "entropy", "confidence"]
     traces = traces_of(run)
     if traces is None:
         return table([], columns, run="", empty=NO_TRACES)
-    means = ", ".join(f"sum({name}) / sum(num_positions) AS {name}" for name in columns[3:7])
+    means = ", ".join(f"sum({name}) / sum(num_positions) AS {name}" for name in gaps)
     query = f"""
         SELECT step, coalesce(visibility, 'not known') AS visibility,
                CAST(sum(num_positions) AS BIGINT) AS num_positions, {means},
                sum(entropy_student) / sum(num_positions) AS entropy,
                sum(confidence_student) / sum(num_positions) AS confidence
         FROM aggregates GROUP BY ALL ORDER BY step, visibility"""
-    units = dict.fromkeys(columns[3:8], "nats per token") | {"confidence": "mean probability of the most likely token"}
+    units = dict.fromkeys([*gaps, "entropy"], "nats per token") | {
+        "confidence": "mean probability of the most likely token"
+    }
     return table(traces.sql(query).to_pandas(), columns, run=run_name(traces), empty=NO_TRACES, units=units)

@@ -9,29 +9,10 @@ from workbench.render.view import TokenView
 from workbench.traces.reader import Key, Traces
 from workbench.traces.schema import PREVIEW_LENGTH
 
-PAGE_COLUMNS = [
-    "step",
-    "rollout",
-    "process",
-    "example",
-    "domain",
-    "question",
-    "answer",
-    "expected",
-    "right",
-    "tokens",
-    "capability_gap",
-    "information_gap",
-    "loss",
-    "regimes",
-]
-PAGE_UNITS = {
-    "tokens": "tokens",
-    "capability_gap": "nats per token",
-    "information_gap": "nats per token",
-    "loss": "nats per token",
-}
-
+_GAPS = ("capability_gap", "information_gap", "loss")
+PAGE_COLUMNS = ["step", "rollout", "process", "example", "domain", "question", "answer", "expected", "right", "tokens"]
+PAGE_COLUMNS += [*_GAPS, "regimes"]
+PAGE_UNITS = {"tokens": "tokens"} | dict.fromkeys(_GAPS, "nats per token")
 NO_ANSWERS = (
     "No training answer is recorded yet; step 1 records the first ones. Probes may already be recorded: tick probes."
 )
@@ -78,9 +59,7 @@ def page(run: str | Path | Traces, selection: Selection = Selection(), *, page_i
             "expected": row["answer"],
             "right": None if row["reward"] is None else row["reward"] == 1.0,
             "tokens": row["num_positions"],
-            "capability_gap": row["capability_gap"],
-            "information_gap": row["information_gap"],
-            "loss": row["loss"],
+            **{name: row[name] for name in _GAPS},
             "regimes": ", ".join(f"{name} {counts[name]}" for name in traces.regimes if name in counts),
         }
         for row, counts in ((row, dict(row["regimes"] or ())) for row in page_rows)

@@ -13,6 +13,7 @@ Without sharding every function here does nothing.
 """
 
 import contextlib
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from types import MethodType
 
@@ -74,9 +75,7 @@ class FsdpModel:
     def unsharded(self) -> Iterator[None]:
         """All-gather all weights; inside, forward passes need no communication. The root stays unsharded afterwards."""
         if not self._depth:
-            self.process_group.all_gather_object(
-                "unshard"
-            )  # raises the error of a rank that failed before its all-gather
+            self.process_group.all_gather_object("unshard")  # raises the error of a rank that failed before
             for part in (*self.layers, self.model):
                 part.unshard()
             self.model.set_reshard_after_forward(False)
@@ -184,9 +183,8 @@ def lockstep_forward(policy: Policy) -> Iterator[None]:
 
 def num_synced_passes(policy: Policy, count: int) -> int:
     """Number of forward passes with gradient: `count`, or with sharded weights the maximum over the ranks."""
-    return max(
-        [count, *(other for shards in _shards([policy]) for other in shards.process_group.all_gather_object(count))]
-    )
+    counts = [shards.process_group.all_gather_object(count) for shards in _shards([policy])]
+    return max([count, *itertools.chain.from_iterable(counts)])
 
 
 def full_tensor(value: Tensor) -> Tensor:

@@ -79,9 +79,7 @@ class ImageFeatureCache:
         """
         per_prompt = self._features(prompts, encoded, encode, weights)
         layers = list(zip(*(features for row in rows for features in per_prompt[row]), strict=True))
-        pooled = (
-            torch.cat(layers[0]) if self._one_tensor else list(layers[0])
-        )  # the form in which the family returns them
+        pooled = torch.cat(layers[0]) if self._one_tensor else list(layers[0])  # in the family's form
         deeper = {"deepstack_features": [list(layer) for layer in layers[1:]]} if len(layers) > 1 else {}
         grids = [encoded[row][GRID] for row in rows if GRID in encoded[row]]  # M-RoPE needs them for positions
         shared = {"mm_encoder_outputs": {"image": self._output(pooler_output=pooled, **deeper)}}

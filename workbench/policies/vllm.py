@@ -124,14 +124,8 @@ class VllmEngine:
             )
         except torch.cuda.OutOfMemoryError:
             raise
-        except (
-            ImportError,
-            OSError,
-            ValueError,
-            KeyError,
-            RuntimeError,
-            AssertionError,
-        ) as error:  # all occur in practice
+        # all of these occur in practice
+        except (ImportError, OSError, ValueError, KeyError, RuntimeError, AssertionError) as error:
             version = getattr(getattr(self, "_vllm", None), "__version__", "")
             reason = next((line for line in str(error).splitlines() if line.strip()), "")
             raise ConfigError(
@@ -194,11 +188,8 @@ def check_same_prompt(prompt_ids: tuple[int, ...], expected: tuple[int, ...], ke
     """Raise PolicyError if the engine's prompt tokens differ from the student's."""
     if prompt_ids != expected:
         at = next((idx for idx, pair in enumerate(zip(prompt_ids, expected, strict=False)) if pair[0] != pair[1]), None)
-        where = (
-            f"they differ first at token {at}"
-            if at is not None
-            else f"{len(prompt_ids)} tokens instead of {len(expected)}"
-        )
+        lengths = f"{len(prompt_ids)} tokens instead of {len(expected)}"
+        where = lengths if at is None else f"they differ first at token {at}"
         raise PolicyError(
             f'the rollout engine tokenizes prompt "{key}" differently from the student ({where}). Choose '
             "sampling.backend=transformers, or matching versions of vllm and transformers."

@@ -424,12 +424,12 @@ def _answers(result: StepResult) -> Check:
     return Check("answers", status, f"{text}; first: {rollouts[0].text!r}")
 
 
-def _thinking(config: RunConfig, scored: StepResult, learner: Learner) -> Iterator[Check]:
+def _thinking(config: RunConfig, result: StepResult, learner: Learner) -> Iterator[Check]:
     """How many answers have thinking, if a part of each answer is supervised."""
     training = config.training
     if training.supervise == "all":
         return
-    texts = [learner.student.token_texts(rollout.ids) for rollout in scored.batch.rollouts]
+    texts = [learner.student.token_texts(rollout.ids) for rollout in result.batch.rollouts]
     count = sum(any(is_thinking(tokens, tuple(training.think_markers))) for tokens in texts)
     opening, closing = training.think_markers
     text = (

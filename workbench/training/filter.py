@@ -40,9 +40,8 @@ class SkippedExamples(Tally):
         if torn:  # an incomplete last line, after a kill
             os.truncate(self._file, sum(len(line) + 1 for line in lines))
         parsed = [self._parsed(line, number) for number, line in enumerate(lines, start=1)]
-        line_by_origin = {
-            line.get("origin") or line["example"]: line for line in parsed
-        }  # every rank appends to the file
+        # every rank appends to the file
+        line_by_origin = {line.get("origin") or line["example"]: line for line in parsed}
         self.counts.update(line["reason"] for line in line_by_origin.values())
         self._seen.update(line_by_origin)
         self._first = next((f"{where}: {line['message']}" for where, line in line_by_origin.items()), "")

@@ -146,12 +146,9 @@ def evaluate_run(
         )
     records = []
     for chosen, examples in loaded:
-        require_shown(
-            examples, chosen.path, contexts or ()
-        )  # the run's own contexts may lack evidence of some examples
-        usable = filter_encodable(
-            with_template(examples, config), policies, chosen.contexts, Tally() if skipped is None else skipped
-        )
+        require_shown(examples, chosen.path, contexts or ())  # the run's own contexts may lack evidence of some
+        rows, tally = with_template(examples, config), Tally() if skipped is None else skipped
+        usable = filter_encodable(rows, policies, chosen.contexts, tally)
         _log_not_evaluated(usable, chosen.contexts)
         with autocast(config, scorer.device):  # the precision of the run's evaluations
             records += evaluate_policies(
