@@ -127,18 +127,8 @@ def transitions(
 
 def most_moved(run: str | Path | Traces, *, limit: int = 50) -> Table:
     """Probe tokens with the most regime changes, each with the path of its regimes (column `way`)."""
-    columns = [
-        "rollout",
-        "process",
-        "position",
-        "token",
-        "token_type",
-        "visibility",
-        "example",
-        "changes",
-        "way",
-        "information_gap",
-    ]
+    columns = ["rollout", "process", "position", "token", "token_type", "visibility", "example", "changes", "way"]
+    columns += ["information_gap"]
     traces = traces_of(run)
     if traces is None:
         return table([], columns, run="", empty=NO_PROBES)

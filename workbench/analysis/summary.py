@@ -223,20 +223,8 @@ def evaluation_table(records: list[EvalRecord]) -> str:
     """All metrics of every policy and context: over all questions, by visibility, and by domain."""
     if not records:
         return NOT_EVALUATED
-    header = [
-        "policy",
-        "context",
-        "domain",
-        "visibility",
-        "questions",
-        "accuracy",
-        "confidence",
-        "over-confidence",
-        "calibration error",
-        "entropy",
-        "length",
-        "truncated",
-    ]
+    header = ["policy", "context", "domain", "visibility", "questions", "accuracy", "confidence", "over-confidence"]
+    header += ["calibration error", "entropy", "length", "truncated"]
     rows = []
     for policy, context in dict.fromkeys((row.policy, row.context) for row in records):
         of_policy = [row for row in records if (row.policy, row.context) == (policy, context)]
@@ -249,18 +237,8 @@ def evaluation_table(records: list[EvalRecord]) -> str:
                 entropy = "-" if measured.entropy is None else f"{measured.entropy:.3f}"
                 shares = [f"{value:.1%}" for value in (measured.accuracy, measured.confidence)]
                 shares += [f"{100 * measured.overconfidence:+.1f}", f"{measured.calibration_error:.1%}", entropy]
-                rows.append(
-                    [
-                        policy,
-                        context,
-                        domain,
-                        visibility,
-                        str(measured.count),
-                        *shares,
-                        f"{measured.length:.1f}",
-                        f"{measured.truncated:.1%}",
-                    ]
-                )
+                size = [f"{measured.length:.1f}", f"{measured.truncated:.1%}"]
+                rows.append([policy, context, domain, visibility, str(measured.count), *shares, *size])
     if not rows:
         return NOT_GRADED
     legend = (

@@ -54,52 +54,17 @@ CORNER_KEYS = {
     ("cx", "cy", "width", "height"): "cxcywh",
     ("x_center", "y_center", "width", "height"): "cxcywh",
 }
-LABEL_KEYS = (
-    "label",
-    "ref",
-    "caption",
-    "name",
-    "category_name",
-    "class_name",
-    "category",
-    "class",
-    "text",
-    "text_label",
-    "phrase",
-    "description",
-    "object",
-    "labels",
-    "refs",
-    "captions",
-    "names",
-    "category_names",
-    "categories",
-    "classes",
-    "texts",
-    "phrases",
-    "category_id",
-    "label_id",
-    "class_id",
-    "rectanglelabels",
+_LABEL_KEYS = (
+    "label ref caption name category_name class_name category class text text_label phrase description object "
+    "labels refs captions names category_names categories classes texts phrases category_id label_id class_id "
+    "rectanglelabels"
 )
-PICTURE_KEYS = (
-    "image_id",
-    "image_ids",
-    "image",
-    "images",
-    "image_index",
-    "image_idx",
-    "img_id",
-    "img_idx",
-    "img",
-    "image_path",
-    "image_name",
-    "image_file",
-    "img_path",
-    "img_name",
-    "file_name",
-    "filename",
+LABEL_KEYS = tuple(_LABEL_KEYS.split())
+_PICTURE_KEYS = (
+    "image_id image_ids image images image_index image_idx img_id img_idx img image_path image_name image_file "
+    "img_path img_name file_name filename"
 )
+PICTURE_KEYS = tuple(_PICTURE_KEYS.split())
 POINT_KEYS = ("points", "point", "point_2d", "points_2d", "keypoints", "polygon", "segmentation", "quad")
 _WRAPPERS = ("objects", "annotations", "shapes", "instances", "detections", "regions", "value")
 _Y_FIRST = "box_2d"  # ambiguous: [y0, x0, y1, x1] of 0 to 1000 in Gemini, x first elsewhere
