@@ -1,4 +1,4 @@
-"""Nothing imports from a layer below its own; the order is that of docs/design.md."""
+"""Nothing imports from a layer below its own; the order is that of CONTRIBUTING.md."""
 
 import ast
 import gc

@@ -25,6 +25,7 @@ from workbench.distill.method import Loss, Method, Option, Regime, View
 from workbench.distill.routing import below_quantile, trimmed_mean
 from workbench.types import RouteBatch, Routing
 
+# low gap and High or Low probability; high gap and the Teacher or the Self with the higher probability
 LH, LL, HT, HS = range(4)
 SELF_POLICIES = ("student", "student@ema", "student@start")
 
