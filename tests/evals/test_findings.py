@@ -90,7 +90,7 @@ def test_findings_without_teacher_use_untrained_student() -> None:
 def test_findings_without_visibility_use_all_questions() -> None:
     answered = rows(0, "student", "plain", "10", None) + rows(4, "student", "plain", "11", None, 0.75)
     result = find(answered, None)
-    assert (result.group, result.claimed_group, result.gain[0], result.source) == ("all", "all", 0.5, None)
+    assert (result.group, result.overconfidence_group, result.gain[0], result.source) == ("all", "all", 0.5, None)
     assert result.overconfidence[1].overconfidence == -0.25
 
 

@@ -221,7 +221,7 @@ def _log_not_evaluated(examples: list[Example], contexts: Sequence[str]) -> None
 
 
 class EvaluateOptions(TypedDict, total=False):
-    """Options of `evaluate`; None = those of the run, or the defaults of `evaluate_model`.
+    """Options of `evaluate`; None or empty = those of the run, or the defaults of `evaluate_model`.
 
     skipped  collects the examples that cannot be encoded; they are left out of every context
     """
@@ -247,7 +247,7 @@ def evaluate(path: str | Path, **options: Unpack[EvaluateOptions]) -> list[EvalR
         if (model / "config.json").is_file() or (model / "adapter_config.json").is_file():
             if options.get("data") is None:
                 raise ConfigError(f"{path} is a model, not a run, so it names no examples. Name a file with --data.")
-            given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+            given: dict[str, Any] = {name: value for name, value in options.items() if value not in (None, [], ())}
             return evaluate_model(model, **given)
     raise RunError(
         f"{path} has neither run.json nor config.json. Expected a run folder or a model folder. Make one with "
