@@ -120,8 +120,9 @@ def accuracy_of(*runs: str | Path) -> Table:
     run_names = names_of(*runs)
     for run, name in zip(runs, run_names, strict=True):
         measures = tabulate(answers_of(run))
-        for (step, *group), measured in measures.items():
-            steps = sorted({other for other, *other_group in measures if other_group == group})
+        for key, measured in measures.items():
+            step, group = key[0], key[1:]
+            steps = sorted({other[0] for other in measures if other[1:] == group})
             if step in (steps[0], steps[-1]):
                 change = None if step == steps[0] else measured.accuracy - measures[(steps[0], *group)].accuracy
                 rows.append([name, *group, step, measured.count, measured.accuracy, measured.confidence, change])

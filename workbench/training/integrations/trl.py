@@ -132,9 +132,7 @@ class RolloutCallback(TrainerCallback):
         started, method = time.perf_counter(), self.method
         config = replace(self.config, training=replace(self.config.training, steps=state.max_steps))
         facts = {"config": config.to_dict(), "scored": self._facts(), "steps": state.max_steps}
-        folder = RunFolder.create(
-            config.run_dir, config.to_yaml(), seed=config.seed, method=method.name, facts_too=facts
-        )
+        folder = RunFolder.create(config.run_dir, config.to_yaml(), seed=config.seed, method=method.name, extra=facts)
         self._claim.enter_context(folder.claim())
         folder.update(pid=os.getpid(), process=identify(os.getpid()))
         self._policies = live_policies(self.trainer, method, self._teacher)
