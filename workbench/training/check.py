@@ -103,12 +103,8 @@ def check_config(config: RunConfig) -> list[Check]:
             sampled = request_peer_feedback(
                 sampled, students, method.peer_request, sampling=sampling, seed=("check", config.seed)
             )
-    checks = [
-        _evidence(len(with_teacher), len(usable), lacking),
-        *_placeholders(examples),
-        *_domains(examples, skipped),
-    ]
-    checks += row_checks
+    checks = [_evidence(len(with_teacher), len(usable), lacking), *_placeholders(examples)]
+    checks += [*_domains(examples, skipped), *row_checks]
     checks += [Check("length", OK, length), *_sources(config, examples, usable)]
     checks += _leaks(usable, method.learner_context)
     checks += _prepared(method, usable, learners[STUDENT])
