@@ -147,9 +147,9 @@ def test_policy_evaluation_drops_finished_rows_unchanged(
     )  # all end elsewhere
     monkeypatch.setattr(policy, "stop_ids", ends)
     displayed, stayed = flat(prompts, policy.sample(prompts, SEEDS, sampled))
-    sizes, sent = [], policy._go_on
+    sizes, sent = [], policy._extend
     monkeypatch.setattr(
-        policy, "_go_on", lambda inputs, cache: sizes.append(len(inputs["input_ids"])) or sent(inputs, cache)
+        policy, "_extend", lambda inputs, cache: sizes.append(len(inputs["input_ids"])) or sent(inputs, cache)
     )
     _, left = flat(prompts, policy.sample(prompts, SEEDS, dataclasses.replace(sampled, evaluates=True)))
     assert sizes[0] == 6 and sizes[-1] <= 2, "half of the rows ended, and the batch kept them"

@@ -79,12 +79,12 @@ class StepResult:
     loss_normalizer: Float[Tensor, " N"]
     top_k_tokens: TopKTokens | None
     scored_by: dict[str, tuple[str, ...]]  # by view, the name of the policy that scored each rollout
-    gathered_result: "StepResult | None" = None  # of the global batch, without prompts; None: there is one rank
+    of_all_ranks: "StepResult | None" = None  # of the global batch, without prompts; None: there is one rank
 
     @property
     def global_batch_result(self) -> "StepResult":
         """The result for the global batch, which is the batches of all ranks."""
-        return self.gathered_result or self
+        return self.of_all_ranks or self
 
 
 def score_batch(
@@ -171,7 +171,7 @@ def compute_step(
         _collect_top_k(method, scored_batch, top_tokens, num_recorded, top_k),
         _scored_by(method, policies, batch),
     )
-    return _with_gathered_result(result, global_batch, global_routing, global_loss_normalizer, process_group)
+    return _with_global_batch_result(result, global_batch, global_routing, global_loss_normalizer, process_group)
 
 
 @dataclass(frozen=True)
@@ -287,10 +287,10 @@ def _all_gather_scores(process_group: ProcessGroup, batch: Batch, scores: dict[s
     if process_group.size == 1:
         return _GlobalBatch(batch, scores, slice(0, batch.num_positions), 0)
     device = next(iter(scores.values())).logprob.device if scores else torch.device("cpu")
-    light = {
+    text_examples = {
         id(rollout.example): replace(rollout.example, images=(), evidence=Evidence()) for rollout in batch.rollouts
     }
-    rollouts = tuple(replace(rollout, example=light[id(rollout.example)]) for rollout in batch.rollouts)
+    rollouts = tuple(replace(rollout, example=text_examples[id(rollout.example)]) for rollout in batch.rollouts)
     numbers = {(name, key): value.cpu() for name, view in scores.items() for key, value in vars(view).items()}
     sizes = _named_by_rank(batch.row_sizes, process_group.rank)
     gathered = process_group.all_gather_object((rollouts, numbers, sizes))
@@ -315,7 +315,7 @@ def _named_by_rank(sizes: Sequence[RowSize], rank: int) -> list[RowSize]:
     return [size._replace(prompt=(rank, idx[size.prompt])) for size in sizes]
 
 
-def _with_gathered_result(
+def _with_global_batch_result(
     result: StepResult,
     global_batch: _GlobalBatch,
     routing: Routing,
@@ -331,8 +331,8 @@ def _with_gathered_result(
     loss = gathered.pop("loss")
     scores = global_batch.scores | {method.learner_view: TokenScores(**gathered)}
     scores = {view: scores[view] for view in method.views}
-    gathered_result = StepResult(method, global_batch.batch, {}, scores, routing, loss, loss_normalizer, None, {})
-    return replace(result, gathered_result=gathered_result)
+    global_batch_result = StepResult(method, global_batch.batch, {}, scores, routing, loss, loss_normalizer, None, {})
+    return replace(result, of_all_ranks=global_batch_result)
 
 
 def _concatenate(parts: Sequence[dict]) -> dict:

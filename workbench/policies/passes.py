@@ -137,7 +137,7 @@ class Passes:
         unique, rows = distinct(prompts)
         encoded, cache = self._encoded(unique), self._new_cache()
         row_idx = torch.tensor(rows, device=self.device)
-        first = self._begin(encoded, cache)[row_idx, -1:]
+        first = self._prefill(encoded, cache)[row_idx, -1:]
         self._repeat(cache, row_idx)
         rest = [ids[:-1] for ids in completions]  # the state after the last token is not needed
         if not any(rest):
@@ -146,7 +146,7 @@ class Passes:
         start = inputs["input_ids"].shape[1]
         inputs = append(inputs, rest, self.encoder.pad_id, 0)
         inputs["input_ids"] = inputs["input_ids"][:, start:]
-        return torch.cat((first, self._go_on(inputs, cache)), 1)
+        return torch.cat((first, self._extend(inputs, cache)), 1)
 
     def parts(self, prompts: list[Prompt]) -> list[list[int]]:
         """Split rows into batches: all together, or by prompt length."""
@@ -155,7 +155,7 @@ class Passes:
         unique, rows = distinct(prompts)
         if not self._shares_prompts:
             return [[row] for row in range(len(prompts))]
-        return [[row for row, prompt_idx in enumerate(rows) if prompt_idx == which] for which in range(len(unique))]
+        return [[row for row, prompt_idx in enumerate(rows) if prompt_idx == idx] for idx in range(len(unique))]
 
     def completion_states(self, prompts: list[Prompt], completions: list[tuple[int, ...]]) -> Float[Tensor, "N D"]:
         """Hidden states that predict the completions' tokens, row after row; no completion may be empty."""
@@ -218,8 +218,8 @@ class Passes:
             return None
         if MODALITIES not in inputs or GRID not in inputs:
             return _counted(inputs["attention_mask"], inputs["input_ids"].shape[1]).expand(3, -1, -1)
-        taken = inspect.signature(model.get_rope_index).parameters
-        return model.get_rope_index(**{name: value for name, value in inputs.items() if name in taken})[0]
+        parameters = inspect.signature(model.get_rope_index).parameters
+        return model.get_rope_index(**{name: value for name, value in inputs.items() if name in parameters})[0]
 
     def plain_logits(self, prompt: Prompt, completion: tuple[int, ...]) -> Float[Tensor, "T V"]:
         """Logits of the model's own forward pass for one row, without shortcuts."""
@@ -241,21 +241,21 @@ class Passes:
         if self.shortcuts.prompts:
             unique, rows = distinct(prompts)
             encoded = self._encoded(unique)
-            hidden, mask = self._begin(encoded, cache)[:, -1], encoded["attention_mask"]
+            hidden, mask = self._prefill(encoded, cache)[:, -1], encoded["attention_mask"]
             if len(rows) > len(unique):
                 row_idx = torch.tensor(rows, device=self.device)
                 self._repeat(cache, row_idx)
                 hidden, mask = hidden[row_idx], mask[row_idx]
         else:
             encoded = self._rows(prompts)
-            hidden, mask = self._begin(encoded, cache)[:, -1], encoded["attention_mask"]
+            hidden, mask = self._prefill(encoded, cache)[:, -1], encoded["attention_mask"]
         while True:
             ids, staying = yield hidden
             if staying is not None:
                 self._repeat(cache, staying)
                 mask = mask[staying]
             mask = F.pad(mask, (0, 1), value=1)
-            hidden = self._go_on({"input_ids": ids.unsqueeze(-1), "attention_mask": mask}, cache)[:, -1]
+            hidden = self._extend({"input_ids": ids.unsqueeze(-1), "attention_mask": mask}, cache)[:, -1]
 
     def _states_without_cache(self, prompts: list[Prompt]) -> States:
         inputs = self._rows(prompts)
@@ -294,16 +294,16 @@ class Passes:
         )
 
     def _image_features(self, pictures: Encoded) -> BaseModelOutputWithPooling:
-        shows = self.model if hasattr(self.model, "get_image_features") else self.model.base_model  # the latter in Emu3
-        taken = inspect.signature(shows.get_image_features).parameters
-        inputs = {name: value for name, value in pictures.items() if name in taken}
+        model = self.model if hasattr(self.model, "get_image_features") else self.model.base_model  # the latter in Emu3
+        parameters = inspect.signature(model.get_image_features).parameters
+        inputs = {name: value for name, value in pictures.items() if name in parameters}
         with self._adapter_state():
-            return shows.get_image_features(**self._to_device(inputs), return_dict=True)
+            return model.get_image_features(**self._to_device(inputs), return_dict=True)
 
     def _new_cache(self) -> Cache:
         return DynamicCache(config=self.model.config)
 
-    def _begin(self, encoded: dict, cache: Cache) -> Float[Tensor, "B T D"]:
+    def _prefill(self, encoded: dict, cache: Cache) -> Float[Tensor, "B T D"]:
         """Hidden states of prompts; fills an empty cache."""
         if hasattr(self.model.base_model, "rope_deltas"):
             self.model.base_model.rope_deltas = None  # left from earlier prompts
@@ -316,7 +316,7 @@ class Passes:
         if deltas is not None:
             self.model.base_model.rope_deltas = deltas[rows]
 
-    def _go_on(self, inputs: dict, cache: Cache) -> Float[Tensor, "B T D"]:
+    def _extend(self, inputs: dict, cache: Cache) -> Float[Tensor, "B T D"]:
         """Hidden states of tokens that follow the cached ones.
 
         Under M-RoPE (Qwen-VL) an image has fewer positions than tokens; rope_deltas is the difference.

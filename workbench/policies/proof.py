@@ -96,20 +96,20 @@ def prove(policy: "AutoregressivePolicy") -> Proof:
 
     Raises: PolicyError if the model's own forward pass fails.
     """
-    wanted = policy.shortcuts
+    configured = policy.shortcuts
     with policy.evaluation(), torch.autocast(policy.device.type, enabled=False):
         trial, seen = _trial(policy)
         head = _find_head(policy, trial, seen)
-        proof = _settled(policy, trial, head, wanted)
+        proof = _settled(policy, trial, head, configured)
         if proof.off and policy.takes_positions and len(proof.off.keys() - {"head"}):
-            other = _settled(policy, trial, head, replace(wanted, positions=True))
+            other = _settled(policy, trial, head, replace(configured, positions=True))
             proof = min(proof, replace(other, off={"positions": None, **other.off}), key=_num_lost)
         policy.apply(proof)
         differs = tuple(_differences(policy, trial))
     unusual = {} if head else {"head": None}
-    if not wanted.cache:
+    if not configured.cache:
         unusual["cache"] = None
-    elif not wanted.prompts and "cache" not in proof.off:
+    elif not configured.prompts and "cache" not in proof.off:
         unusual["prompts"] = None
     return replace(proof, off=unusual | proof.off, differs=differs)
 
@@ -118,11 +118,13 @@ def _num_lost(proof: Proof) -> int:
     return len(proof.off.keys() - {"positions"})
 
 
-def _settled(policy: "AutoregressivePolicy", trial: _Trial, head: Head | None, wanted: Shortcuts) -> Proof:
-    """Test the wanted shortcuts one after the other, each together with those that passed before."""
+def _settled(policy: "AutoregressivePolicy", trial: _Trial, head: Head | None, configured: Shortcuts) -> Proof:
+    """Test the configured shortcuts one after the other, each together with those that passed before."""
     off: dict[str, float | None] = {}
     settings = {} if head is None else {name: getattr(head, name) for name in ("scale", "soft_cap", "never")}
-    now = replace(wanted, head=head is not None, rows=False, cache=False, prompts=False, pictures=False, packing=False)
+    now = replace(
+        configured, head=head is not None, rows=False, cache=False, prompts=False, pictures=False, packing=False
+    )
     score, sample = _scorer(policy), _sampler(policy)
     trials = {
         "rows": (score,),
@@ -132,7 +134,7 @@ def _settled(policy: "AutoregressivePolicy", trial: _Trial, head: Head | None, w
         "packing": _packers(policy),
     }
     for name, ways in trials.items():
-        if not getattr(wanted, name) or (name == "prompts" and not now.cache):
+        if not getattr(configured, name) or (name == "prompts" and not now.cache):
             continue
         tried = replace(now, **{name: True})
         policy.apply(Proof(tried, head=settings))

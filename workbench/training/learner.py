@@ -107,7 +107,7 @@ class Learner:
         else:
             self.student.shards.leave_untouched(self.parameters)
 
-    def clip_gradients(self) -> dict[str, float]:
+    def clip_gradients(self) -> float:
         """Clip the gradients to max_grad_norm; return their norm.
 
         Raises: NonFiniteError if the norm is infinite or NaN, before any weight changes.
@@ -118,7 +118,7 @@ class Learner:
         grad_norm = full_tensor(torch.nn.utils.clip_grad_norm_(self.parameters, limit))
         if not torch.isfinite(grad_norm):
             raise NonFiniteError(f"the gradient norm of {self.name} is {float(grad_norm)}, while every loss is finite.")
-        return {"grad_norm": float(grad_norm)}
+        return float(grad_norm)
 
     def update(self, step: int) -> dict[str, float]:
         """Optimizer step, EMA update and new gradients of zero; steps count from 1."""

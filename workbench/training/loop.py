@@ -428,7 +428,7 @@ class Trainer:
         timer.mark("learn")
         return result
 
-    def _update(self, learner: Learner, result: StepResult, grad_norm: dict[str, float], step: int) -> dict[str, float]:
+    def _update(self, learner: Learner, result: StepResult, grad_norm: float, step: int) -> dict[str, float]:
         """Metrics of one learner's batch, and its optimizer step, which is skipped if no position had supervision."""
         metrics = step_metrics(self.method, result.global_batch_result)
         if self.method.resample:  # otherwise the student before training sampled the sequences
@@ -438,7 +438,7 @@ class Trainer:
             rollouts = result.global_batch_result.batch.rollouts
             metrics |= thinking_metrics(rollouts, learner.student.token_texts, tuple(training.think_markers))
         update = learner.update(step) if metrics["supervised"] else learner.skip_step(step)
-        return prefix_by_learner(learner.name, metrics | grad_norm | update)
+        return prefix_by_learner(learner.name, metrics | {"grad_norm": grad_norm} | update)
 
     def _autocast(self) -> torch.autocast:
         return autocast(self.config, self.device)

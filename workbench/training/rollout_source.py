@@ -80,8 +80,8 @@ class RolloutSource:
     def _sample(
         self, examples: list[Example], seed: tuple[object, ...], batch_size: int = 0, first: int = 0
     ) -> list[Rollout]:
-        method, prepare = self.method, self.method.sampling_patch
-        patched = prepare.apply(self.student, self._tensors) if prepare else contextlib.nullcontext()
+        method, patch = self.method, self.method.sampling_patch
+        patched = patch.apply(self.student, self._tensors) if patch else contextlib.nullcontext()
         with autocast(self.config, self.student.device), patched:  # the precision of the scoring pass
             rollouts = sample_rollouts(
                 self.student,
@@ -96,10 +96,10 @@ class RolloutSource:
                 replier=self.learner.policies[method.replying_policy],
                 first=first,
             )
-        if prepare is None:
+        if patch is None:
             return rollouts
         return [
-            replace(rollout, sampled_by=f"{rollout.sampled_by}+{prepare.suffix}")
+            replace(rollout, sampled_by=f"{rollout.sampled_by}+{patch.suffix}")
             if rollout.sampled_by == self.student.name
             else rollout
             for rollout in rollouts
