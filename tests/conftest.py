@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+import shapes
 import torch
 from playwright.sync_api import sync_playwright
 
@@ -15,6 +16,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # of what tests start too: as many tests ru
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # each process that a test starts would compile the workbench anew
 os.environ.setdefault("WORKBENCH_CACHE", tempfile.mkdtemp(prefix="workbench-"))  # proofs of models, of this suite alone
 torch.set_num_threads(1)
+shapes.install()
 
 TESTS = Path(__file__).parent
 # Begun first, so that none of them runs alone at the end: the files that take longest.

@@ -334,7 +334,7 @@ class Traces:
                 raise torn(file, error) from error
 
     @contextlib.contextmanager
-    def _cursor(self, parts: dict[str, list[TraceFile]], header: Header) -> Iterator:
+    def _cursor(self, parts: dict[str, list[TraceFile]], header: Header) -> Iterator[duckdb.DuckDBPyConnection]:
         """Provide a cursor with views over these files, reusing an idle one for the same files."""
         key = _stamps(parts), repr(header)
         cursor = self._idle.pop(key, None)  # no other thread can take it now
