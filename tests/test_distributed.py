@@ -4,12 +4,10 @@ checkpoint in any number of processes.
 """
 
 import json
-import os
 import re
 import shutil
 import socket
-import subprocess
-import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -18,6 +16,7 @@ import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from failures import raises
 from PIL import Image
+from processes import Program
 from small import run_config
 
 from workbench.config.schema import RunConfig
@@ -104,22 +103,26 @@ def lora_config(models: dict, folder: Path) -> RunConfig:
     return run_config(models, folder, **QUICK | values)
 
 
-def launch(*command: str, processes: int = 2) -> list[subprocess.CompletedProcess]:
+@dataclass(frozen=True)
+class Ended:
+    """A process that has ended, and what it wrote."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def launch(folder: Path, code: str, *arguments: str, processes: int = 2) -> list[Ended]:
     """The same program as several processes that find each other, as a launcher starts them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     there = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(processes), "OMP_NUM_THREADS": "1"}
-    started = []
-    for rank in map(str, range(processes)):
-        environment = os.environ | there | {"RANK": rank, "LOCAL_RANK": rank}
-        options = {"cwd": ROOT, "env": environment, "text": True, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        started.append(subprocess.Popen([sys.executable, *command], **options))
-    output = [entry.communicate() for entry in started]
-    return [
-        subprocess.CompletedProcess(command, item.returncode, *values)
-        for item, values in zip(started, output, strict=True)
+    ranks = [
+        Program(folder / f"rank-{rank}", code, *arguments, **there, RANK=str(rank), LOCAL_RANK=str(rank))
+        for rank in range(processes)
     ]
+    return [Ended(program.wait(), program.out.read_text(), program.err.read_text()) for program in ranks]
 
 
 def numbers(config: RunConfig, kind: str) -> list[dict]:
@@ -177,7 +180,7 @@ def pair(alone: RunConfig, models: dict, tmp_path_factory: pytest.TempPathFactor
         (folder / "config.yaml").write_text(config.to_yaml())
     going_on = killed_after_first_checkpoint(alone, models, broken)
     files = [str(folder / "config.yaml") for folder in folders[:4]]
-    return *configs, going_on, *launch("-c", RUNS, *files, str(going_on.run_dir))
+    return *configs, going_on, *launch(tmp_path_factory.mktemp("pair"), RUNS, *files, str(going_on.run_dir))
 
 
 def test_two_processes_train_as_one(pair: tuple, alone: RunConfig, models: dict, tmp_path: Path) -> None:
@@ -251,7 +254,7 @@ def test_lost_process_stops_others_and_run_resumes(
         *_, config, killed, survivor = pair
     else:
         config = killed_after_first_checkpoint(alone, models, tmp_path)
-        killed, survivor = launch("-c", f"{DIES}\nsys.exit(killed(sys.argv[1]))", str(config.run_dir))
+        killed, survivor = launch(tmp_path, f"{DIES}\nsys.exit(killed(sys.argv[1]))", str(config.run_dir))
     assert (killed.returncode, survivor.returncode) == (-9, 2), survivor.stderr
     errors = [line for line in survivor.stderr.splitlines() if line.startswith("LostProcess")]
     assert len(errors) == 1 and f"--resume {config.run_dir}" in errors[0]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from failures import raises
+from processes import Program
 from small import run_config
 
 from workbench.errors import RunError
@@ -84,7 +85,7 @@ def test_run_folder_killed_creation_leaves_whole_run_or_none(tmp_path: Path) -> 
     for calls in range(30):
         folder = tmp_path / str(calls)
         folder.mkdir()
-        ended.append(subprocess.run([sys.executable, "-c", _KILLED, str(calls), str(folder)], check=False).returncode)
+        ended.append(Program(tmp_path / "out", _KILLED, str(calls), str(folder)).wait())
         whole = (folder / "run").exists()
         if whole:
             assert RunFolder.open(folder / "run").status["status"] == "running"

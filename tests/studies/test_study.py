@@ -288,7 +288,9 @@ def test_study_stopped_run_and_dead_worker_resume_equal(study_copy: Study, finis
     assert answers(study_copy) == answers(finished)
 
 
-def test_study_stopped_then_killed_resumes_equal(models: dict, tmp_path: Path, finished: Study) -> None:
+def test_study_stopped_then_killed_resumes_equal(
+    models: dict, tmp_path: Path, finished: Study, capsys: pytest.CaptureFixture
+) -> None:
     """Asked to stop, every run saves; killed outright, its worker notices. The same command does the rest."""
     file = study_file(models, tmp_path)
     command = [sys.executable, "-m", "workbench", "study", str(file)]
@@ -304,9 +306,9 @@ def test_study_stopped_then_killed_resumes_equal(models: dict, tmp_path: Path, f
             if "opd-s0 finished" in line:
                 break
         process.kill()
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert re.search(r"[345] of 6 tasks are done already", done.stdout), done.stdout
+    assert main(command[3:]) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"[345] of 6 tasks are done already", printed), printed
     assert answers(load_study(file)) == answers(finished)
 
 

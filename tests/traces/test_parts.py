@@ -1,10 +1,8 @@
 import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from processes import Program
 
 from workbench.traces import parts
 from workbench.traces.parts import compact, delete_after, list_parts
@@ -147,10 +145,8 @@ def test_merge_killed_anywhere_loses_and_doubles_nothing(tmp_path, make_batch, n
     """Four steps in three tables: five renames and removals per table, killed before one of them."""
     write_steps(tmp_path, make_batch, range(4))
     before = rows(tmp_path)
-    root = Path(parts.__file__).parents[2]
-    command = [sys.executable, "-c", KILLED_MERGE, str(tmp_path), str(num_events)]
-    killed = subprocess.run(command, cwd=root, check=False)
-    assert killed.returncode == (0 if num_events >= 15 else -signal.SIGKILL)
+    killed = Program(tmp_path / "killed", KILLED_MERGE, str(tmp_path), str(num_events))
+    assert killed.wait() == (0 if num_events >= 15 else -signal.SIGKILL)
     assert rows(tmp_path) == before
     compact(tmp_path)
     assert rows(tmp_path) == before

@@ -1,16 +1,14 @@
 import dataclasses
 import itertools
 import pickle
-import subprocess
-import sys
 import threading
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from processes import Program
 
 from workbench.analysis.tokens import page
 from workbench.distill.divergences import Divergence
@@ -353,11 +351,10 @@ def test_reader_sees_every_step_whole_and_once(tmp_path, make_batch):
     writer(tmp_path).write(make_batch(0))
     (tmp_path / "batches").write_bytes(pickle.dumps([make_batch(step) for step in range(1, NUM_STEPS)]))
     traces, seen = open_traces(tmp_path), 1
-    command = [sys.executable, "-c", TRAINING, str(tmp_path), str(tmp_path / "batches")]
-    training = subprocess.Popen(command, cwd=Path(schema.__file__).parents[2])
+    training = Program(tmp_path / "training", TRAINING, str(tmp_path), str(tmp_path / "batches"))
     num_queries = 0
     while seen < NUM_STEPS:
-        is_over = training.poll() is not None
+        is_over = not training.process.is_alive()
         result = traces.sql(
             """SELECT r.step, count(DISTINCT r.rollout_idx) AS rollouts, count(p.position) AS positions
             FROM rollouts AS r LEFT JOIN tokens AS p USING (step, process_rank, rollout_idx)

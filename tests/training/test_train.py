@@ -3,8 +3,8 @@
 import json
 import os
 import re
+import shutil
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -15,6 +15,7 @@ import torch
 from failures import raises
 from families import save_llava
 from PIL import Image
+from processes import Program
 from small import run_config
 
 from workbench.config.schema import RunConfig, load_config
@@ -54,6 +55,12 @@ def stop_after(step: int):
 
 def losses(config: RunConfig) -> list[float]:
     return [line["loss"] for line in RunFolder.open(config.run_dir).metrics("train")]
+
+
+def copy_of(run: RunConfig, models: dict, folder: Path) -> RunConfig:
+    """The configuration of a copy of a finished run, to damage."""
+    shutil.copytree(run.run_dir, folder / run.name)
+    return run_config(models, folder)
 
 
 def weights(config: RunConfig) -> dict[str, torch.Tensor]:
@@ -280,16 +287,14 @@ def test_killed_run_resumes_to_equal_end(dopd: RunConfig, models: dict, tmp_path
     config = run_config(models, tmp_path)
     file = tmp_path / "config.yaml"
     file.write_text(config.to_yaml())
-    command = [sys.executable, "-m", "workbench", "train", str(file)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    program = Program(tmp_path, "import sys; from workbench.cli import main; main(['train', sys.argv[1]])", str(file))
     metrics = config.run_dir / "metrics.jsonl"
-    while process.poll() is None:  # killed after step 3: one step behind the checkpoint of step 2
+    while program.process.is_alive():  # killed after step 3: one step behind the checkpoint of step 2
         if metrics.exists() and any(line["step"] == 3 for line in RunFolder(config.run_dir).metrics("train")):
-            process.send_signal(signal.SIGKILL)
+            program.process.kill()
             break
         time.sleep(0.01)
-    process.wait()
+    program.wait()
     assert RunFolder.open(config.run_dir).status["status"] == "running"
     train(config, resume=True)
     assert losses(config) == losses(dopd)
@@ -317,8 +322,7 @@ def test_sigterm_saves_and_run_resumes(dopd: RunConfig, models: dict, tmp_path: 
 
 
 def test_evaluation_lost_to_a_kill_is_repeated(dopd: RunConfig, models: dict, tmp_path: Path) -> None:
-    config = run_config(models, tmp_path)
-    train(config)
+    config = copy_of(dopd, models, tmp_path)
     before = load_records(config.run_dir)
     (config.run_dir / "evals" / "step-000004.jsonl").unlink()
     lines = (config.run_dir / "metrics.jsonl").read_text().splitlines(keepends=True)
@@ -339,8 +343,7 @@ def test_failed_resume_leaves_run_unchanged(dopd: RunConfig, monkeypatch: pytest
 
 
 def test_torn_checkpoint_is_skipped_on_resume(dopd: RunConfig, models: dict, tmp_path: Path) -> None:
-    config = run_config(models, tmp_path)
-    train(config)
+    config = copy_of(dopd, models, tmp_path)
     newest = list_checkpoints(config.run_dir)[-1]
     file = newest.student / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
@@ -352,8 +355,7 @@ def test_torn_checkpoint_is_skipped_on_resume(dopd: RunConfig, models: dict, tmp
 
 
 def test_evaluation_of_repeated_step_is_deleted(dopd: RunConfig, models: dict, tmp_path: Path) -> None:
-    config = run_config(models, tmp_path)
-    train(config)
+    config = copy_of(dopd, models, tmp_path)
     evals = config.run_dir / "evals"
     (evals / "step-000003.jsonl").write_bytes((evals / "step-000004.jsonl").read_bytes())
     (list_checkpoints(config.run_dir)[-1].student / "model.safetensors").write_bytes(b"torn")
