@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+from jupyter_client import AsyncKernelManager
+from jupyter_core.utils import run_sync
 from nbclient import NotebookClient
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
@@ -29,16 +31,34 @@ LONGEST_S = 1200  # of one cell, on a machine that is busy with other things
 _WIDTH, _COLORS = 1160, 128  # pixels of a picture; colors of its palette
 
 
-def execute(file: Path, folder: Path) -> nbformat.NotebookNode:
-    """The notebook with what its cells gave, run in a fresh kernel started in `folder`.
+def start_kernel() -> AsyncKernelManager:
+    """A kernel that several notebooks run in, one after the other."""
+    kernel = AsyncKernelManager()
+    run_sync(kernel.start_kernel)(env=_environment())
+    return kernel
+
+
+def stop_kernel(kernel: AsyncKernelManager) -> None:
+    run_sync(kernel.shutdown_kernel)(now=True)
+
+
+def execute(file: Path, folder: Path, kernel: AsyncKernelManager | None = None) -> nbformat.NotebookNode:
+    """The notebook with what its cells gave, run in `folder`, in a fresh kernel or in one whose names are forgotten.
 
     Raises: nbclient.exceptions.CellExecutionError at the first cell that fails.
     """
     notebook = nbformat.read(file, as_version=4)
-    client = NotebookClient(notebook, timeout=LONGEST_S, resources={"metadata": {"path": str(folder)}})
-    # figures as data, and not each with all of plotly.js
-    client.execute(env={**os.environ, "PLOTLY_RENDERER": "plotly_mimetype"})
+    client = NotebookClient(notebook, km=kernel, timeout=LONGEST_S, resources={"metadata": {"path": str(folder)}})
+    if kernel is not None:
+        forget = f"import os; os.chdir({str(folder)!r}); get_ipython().reset()"
+        client.on_notebook_start = lambda notebook: client.kc.execute(forget, silent=True)
+    client.execute(env=_environment())
     return notebook
+
+
+def _environment() -> dict[str, str]:
+    """Of a kernel that gives figures as data, and not each with all of plotly.js."""
+    return {**os.environ, "PLOTLY_RENDERER": "plotly_mimetype"}
 
 
 def tidy(notebook: nbformat.NotebookNode, page: Page) -> None:

@@ -1,16 +1,18 @@
-"""Every notebook runs from top to bottom in a fresh kernel, and its stored outputs are in order, small and portable.
+"""Every notebook runs from top to bottom by itself, and its stored outputs are in order, small and portable.
 
 A failing cell fails its test with the cell's own traceback.
 """
 
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import nbformat
 import pytest
+from jupyter_client import AsyncKernelManager
 
-from notebooks.execute import execute, without_paths
+from notebooks.execute import execute, start_kernel, stop_kernel, without_paths
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "notebooks"
@@ -33,15 +35,23 @@ def test_notebooks_are_numbered_one_to_six() -> None:
     assert [file.name[:2] for file in NOTEBOOKS] == ["01", "02", "03", "04", "05", "06"]
 
 
+@pytest.fixture(scope="module")
+def kernel() -> Iterator[AsyncKernelManager]:
+    """One for all: importing takes it longer than most notebooks do."""
+    kernel = start_kernel()
+    yield kernel
+    stop_kernel(kernel)
+
+
 @pytest.mark.parametrize("file", NOTEBOOKS, ids=names)
-def test_notebook_runs_in_fresh_kernel(file: Path, tmp_path: Path) -> None:
+def test_notebook_runs_without_names_of_another(file: Path, kernel: AsyncKernelManager, tmp_path: Path) -> None:
     notebook = nbformat.read(file, as_version=4)
     for cell in notebook.cells:
         for pattern, shorter in SHORTER.items():
             cell.source = re.sub(pattern, shorter, cell.source)
     nbformat.write(notebook, tmp_path / file.name)
     # notebooks with odd numbers start in notebooks/, the others in the root, as a reader of the README does
-    notebook = execute(tmp_path / file.name, FOLDER if int(file.name[:2]) % 2 else ROOT)
+    notebook = execute(tmp_path / file.name, FOLDER if int(file.name[:2]) % 2 else ROOT, kernel)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
     assert any("data" in output for cell in code for output in cell.outputs)
