@@ -4,12 +4,13 @@ import gc
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import shapes
 import torch
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Playwright, sync_playwright
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # nothing in the suite may reach for a network
 os.environ["OMP_NUM_THREADS"] = "1"  # of what tests start too: as many tests run as there are cores
@@ -163,10 +164,32 @@ def chromium() -> str:
     return result
 
 
-@pytest.fixture(scope="module")
-def browser(chromium: str):
+@pytest.fixture(scope="session")
+def playwright() -> Iterator[Playwright]:
+    """The driver of browsers. While it runs, this thread has a running event loop."""
+    with sync_playwright() as driver:
+        yield driver
+
+
+@pytest.fixture(scope="session")
+def browser(playwright: Playwright, chromium: str) -> Iterator[Browser]:
     """A real Chromium, for pages and fragments."""
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=chromium, args=ARGUMENTS)
-        yield started
-        started.close()
+    started = playwright.chromium.launch(executable_path=chromium, args=ARGUMENTS)
+    yield started
+    started.close()
+
+
+@pytest.fixture(scope="session")
+def visitor(
+    playwright: Playwright, chromium: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[BrowserContext]:
+    """One visitor for all tests: its browser has a folder, in which it keeps the page's scripts as it compiled them."""
+    context = playwright.chromium.launch_persistent_context(
+        tmp_path_factory.mktemp("visitor"),
+        executable_path=chromium,
+        args=ARGUMENTS,
+        viewport={"width": 1280, "height": 1000},
+        reduced_motion="reduce",
+    )
+    yield context
+    context.close()

@@ -87,7 +87,7 @@ def test_app_opens_with_built_in_recipes(command: Path, tmp_path: Path) -> None:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
     with subprocess.Popen(
-        [command, "app", "--port", port], cwd=tmp_path, env=env, text=True, stdout=subprocess.PIPE
+        [command, "app", "--read-only", "--port", port], cwd=tmp_path, env=env, text=True, stdout=subprocess.PIPE
     ) as app:
         try:
             address = re.search(r"http://\S+", app.stdout.readline()).group()
@@ -95,3 +95,4 @@ def test_app_opens_with_built_in_recipes(command: Path, tmp_path: Path) -> None:
         finally:
             app.terminate()
     assert "recipe  demo.yaml" in page
+    assert "Runs can be viewed, not started or stopped" in page

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from app_process import Server
 from page_checks import SHOWS, free_port, watched_pages
-from playwright.sync_api import Browser, BrowserContext, Page
+from playwright.sync_api import BrowserContext, Page
 from small import add_begun, run_config
 from test_studies import write
 
@@ -39,7 +39,7 @@ def context(runs: Path) -> AppContext:
     return AppContext(runs, runs.parent / "configs")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def address(runs: Path, models: dict) -> Iterator[str]:
     """The page over the runs, a study beside them, and one recipe."""
     port = free_port()
@@ -50,15 +50,6 @@ def address(runs: Path, models: dict) -> Iterator[str]:
     app = serve(runs, configs=recipes, port=port)
     yield f"http://127.0.0.1:{port}"
     app.close()
-    shutil.rmtree(runs / "small")
-
-
-@pytest.fixture(scope="module")
-def visitor(browser: Browser) -> Iterator[BrowserContext]:
-    """One visitor for all tests: its browser keeps the page's scripts."""
-    context = browser.new_context(viewport={"width": 1280, "height": 1000}, reduced_motion="reduce")
-    yield context
-    context.close()
 
 
 @pytest.fixture
@@ -75,13 +66,20 @@ def visit(visitor: BrowserContext, address: str) -> Iterator[Callable[[str, str]
 
 
 @pytest.fixture(scope="module")
-def server(models: dict, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """The app over an empty folder of runs and one recipe, without the type checks that tests have."""
+def launch_folder(models: dict, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty folder of runs, and one recipe."""
     folder = tmp_path_factory.mktemp("app")
-    (folder / "configs").mkdir()
+    for name in ("configs", "runs"):
+        (folder / name).mkdir()
     config = run_config(models, "runs", name="tiny", data__eval="scenes:eval?count=4")
     (folder / "configs" / "tiny.yaml").write_text(config.to_yaml())
-    server = Server(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(launch_folder: Path) -> Iterator[Server]:
+    """The app as a process, without the type checks that tests have."""
+    server = Server(launch_folder)
     server.start()
     yield server
     server.kill()

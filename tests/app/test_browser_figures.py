@@ -170,14 +170,10 @@ def range_of(page: Page, title: str, axis: str = "yaxis") -> list[float]:
     )
 
 
-def test_learning_rate_constant_axis_starts_at_zero(visit, long_run: str) -> None:
+def test_long_run_answers_are_clipped_and_constant_rate_starts_at_zero(visit, long_run: str) -> None:
     page = visit(f"run={long_run}", "monitor")
     low, high = range_of(page, "Learning rate")
     assert low == 0 and 1e-3 <= high < 2e-3, "a rate of 1e-3, drawn from zero"
-
-
-def test_lists_long_answers_are_clipped_and_keep_lines(visit, long_run: str) -> None:
-    page = visit(f"run={long_run}", "monitor")
     text = page.locator("#monitor-answers .wbu-clip.wbu-cut").first
     cut = text.bounding_box()["height"]
     assert cut < 120

@@ -3,16 +3,35 @@
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import yaml
-from app_process import Server
-from playwright.sync_api import expect
+from page_checks import free_port, watched_pages
+from playwright.sync_api import BrowserContext, expect
+from small import add_begun
 
+from workbench.app.server import serve
 from workbench.runs.jobs import _Record, _write_record
 
 
-def test_form_mistakes_show_errors_and_start_nothing(server: Server, open_page: Callable) -> None:
+class Served:
+    """The app in this process, which has imported already what a check needs."""
+
+    def __init__(self, folder: Path, **options: object) -> None:
+        self.folder, self.runs, self.port = folder, folder / "runs", free_port()
+        self.app = serve(self.runs, configs=folder / "configs", port=self.port, **options)
+        self.address = f"http://127.0.0.1:{self.port}"
+
+
+@pytest.fixture(scope="module")
+def server(launch_folder: Path) -> Iterator[Served]:
+    served = Served(launch_folder)
+    yield served
+    served.app.close()
+
+
+def test_form_mistakes_show_errors_and_start_nothing(server: Served, open_page: Callable) -> None:
     page = open_page("tab=launch")
     page.locator("#launch-training-steps input").fill("0")
     expect(page.locator("#launch-message [role=alert]")).to_contain_text("training.steps must be at least 1, got 0")
@@ -78,7 +97,7 @@ def test_check_edited_form_replaces_report(open_page: Callable) -> None:
 
 
 @pytest.fixture
-def failed_run(server: Server) -> Iterator[str]:
+def failed_run(server: Served) -> Iterator[str]:
     """A run whose process ended before it made the run's folder, since its data file does not exist."""
     folder = server.runs / ".jobs/fails"
     folder.mkdir(parents=True)
@@ -92,7 +111,7 @@ def failed_run(server: Server) -> Iterator[str]:
     shutil.rmtree(folder)
 
 
-def test_run_failed_before_folder_can_be_corrected(server: Server, open_page: Callable, failed_run: str) -> None:
+def test_run_failed_before_folder_can_be_corrected(server: Served, open_page: Callable, failed_run: str) -> None:
     page = open_page(f"run={failed_run}&tab=monitor")
     status = page.locator("#monitor-status")
     expect(status).to_contain_text("nofile.jsonl does not exist")
@@ -116,3 +135,18 @@ def test_start_button_form_scrolled_stays_in_viewport(open_page: Callable) -> No
     page.locator("#launch-training-steps").scroll_into_view_if_needed()
     page.mouse.wheel(0, 3000)
     expect(page.locator("#launch-start")).to_be_in_viewport()
+
+
+def test_read_only_page_disables_launch_and_resume(visitor: BrowserContext, launch_folder: Path) -> None:
+    add_begun(launch_folder / "runs")
+    served = Served(launch_folder, read_only=True)
+    try:
+        with watched_pages(visitor, served.address) as open_query:
+            page = open_query("run=begun&tab=launch")
+            expect(page.locator("#launch-report")).to_contain_text("read-only")
+            assert page.locator("#launch-start").is_disabled() and page.locator("#launch-check").is_disabled()
+            page.get_by_role("tab", name="Monitor", exact=True).click()
+            expect(page.locator("#monitor-status .app-badge")).to_have_text("stopped")
+            assert page.locator("#monitor-resume").is_disabled()
+    finally:
+        served.app.close()
