@@ -22,21 +22,22 @@ shapes.install()
 TESTS = Path(__file__).parent
 # Begun first, so that none of them runs alone at the end: the files that take longest.
 LONGEST = (
-    "app/test_browser_runs.py",
-    "studies/test_study.py",
-    "training/test_train.py",
     "app/test_browser_tokens.py",
+    "studies/test_study.py",
     "app/test_browser_figures.py",
-    "app/test_browser_launch.py",
-    "test_notebooks.py",
-    "test_distributed.py",
-    "runs/test_jobs.py",
+    "app/test_browser_runs.py",
     "test_cli.py",
+    "test_distributed.py",
+    "training/test_train.py",
+    "test_notebooks.py",
     "training/families/test_model_families.py",
+    "app/test_browser_launch.py",
+    "runs/test_jobs.py",
     "app/test_browser_origins.py",
     "app/test_browser_states.py",
     "render/test_render_browser.py",
     "test_installed.py",
+    "test_real_model.py",
     "test_api_pages.py",
 )
 

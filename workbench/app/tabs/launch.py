@@ -235,7 +235,7 @@ def with_message(callback: Callable, num_outputs: int, otherwise: Callable[[], o
     return safe
 
 
-def preview(context: AppContext, form: Form, recipe: str, more: str, *entered: object) -> tuple[str]:
+def preview(context: AppContext, form: Form, recipe: str, more: str | None, *entered: object) -> tuple[str]:
     """The command that trains the form's configuration."""
     file = recipe_file(context, recipe)
     config = entered_config(context, form, entered, more or "")
@@ -292,7 +292,7 @@ def refresh_recipes(context: AppContext, recipe: str | None, name: str) -> tuple
     return picker, gr.skip() if free == name else free
 
 
-def checked_form(context: AppContext, form: Form, recipe: str, more: str, *entered: object) -> Iterator[tuple]:
+def checked_form(context: AppContext, form: Form, recipe: str, more: str | None, *entered: object) -> Iterator[tuple]:
     """The form's error, the check's report, and, with the result, the command that was checked.
 
     The command is "" if the form has an error.
@@ -307,7 +307,7 @@ def checked_form(context: AppContext, form: Form, recipe: str, more: str, *enter
         yield note(sentence(error), "error"), "", command
 
 
-def outdated(context: AppContext, form: Form, checked: str, recipe: str, more: str, *entered: object) -> tuple:
+def outdated(context: AppContext, form: Form, checked: str, recipe: str, more: str | None, *entered: object) -> tuple:
     """A warning in place of the report if the form was edited during the check.
 
     It compares with the form's values, since the command beside the form may be older. If `checked` is empty, an edit
@@ -322,7 +322,7 @@ def outdated(context: AppContext, form: Form, checked: str, recipe: str, more: s
     return "", note("The form was edited during the check, so the report is out of date. Check again.", "warning")
 
 
-def run_check(context: AppContext, form: Form, recipe: str, more: str, *entered: object) -> Iterator[tuple[str]]:
+def run_check(context: AppContext, form: Form, recipe: str, more: str | None, *entered: object) -> Iterator[tuple[str]]:
     """The report of `workbench check` as HTML; first a note that the check is running."""
     context.check_writable()
     file = recipe_file(context, recipe)
@@ -371,7 +371,7 @@ def check_html(rows: list[tuple[str, ...]]) -> str:
     return f'{verdict}<table class="app-table">{head}<tbody>{body}</tbody></table>'
 
 
-def start_from(context: AppContext, form: Form, recipe: str, more: str, *entered: object) -> tuple:
+def start_from(context: AppContext, form: Form, recipe: str, more: str | None, *entered: object) -> tuple:
     """Start the run and open it: run picker, address, tabs, and the next free name for the form."""
     context.check_writable()
     config = entered_config(context, form, entered, more or "")
