@@ -100,7 +100,8 @@ def test_reading_commands_print_the_run(run: Path, capsys: pytest.CaptureFixture
     ):
         assert re.search(part, summary), part
     assert "regime" in printed(capsys, "show", run, "--step", 2, "--rollout", 3)
-    assert "\x1b[" in printed(capsys, "show", run, "--step", 0, "--probe", "--color-by", "information", "--color")
+    for quantity in ("information", "denoising"):
+        assert "\x1b[" in printed(capsys, "show", run, "--step", 0, "--probe", "--color-by", quantity, "--color")
     table = printed(
         capsys, "eval", run, "--contexts", "plain", "caption", "--max-examples", 3, "--data", "scenes:hard?count=9"
     )

@@ -151,7 +151,12 @@ def _add_viewing(add: Add) -> None:
     command.add_argument("--step", type=int, required=True, help="step of the answer")
     command.add_argument("--rollout", type=int, default=0, help="index of the answer in its step")
     command.add_argument("--probe", action="store_true", help="a probe instead of a training answer")
-    command.add_argument("--color-by", default="regime", metavar="QUANTITY", help="that colors tokens, e.g. capability")
+    command.add_argument(
+        "--color-by",
+        default="regime",
+        metavar="QUANTITY",
+        help="colors the tokens, e.g. loss; an unknown one lists all",
+    )
     command.add_argument("--color", action=argparse.BooleanOptionalAction, help="default: on in a terminal")
     command = add("summary", "print accuracy by context and regime shares of a run")
     command.add_argument("run_dir", help="the run's folder")
