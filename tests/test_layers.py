@@ -178,3 +178,9 @@ def test_methods_keep_to_their_budget() -> None:
         if file.name != "__init__.py" and (lines := len(file.read_text().splitlines())) > MAX_METHOD_LINES
     ]
     assert not over
+
+
+def test_test_files_have_names_of_their_own() -> None:
+    """pytest imports them by name alone: of two with one name, the second stops the whole suite."""
+    names = [file.name for file in (PACKAGE.parent / "tests").rglob("test_*.py")]
+    assert [name for name in set(names) if names.count(name) > 1] == []
