@@ -236,7 +236,7 @@ def test_group_by_length_changes_no_number(models: dict) -> None:
 
 
 def test_eight_bit_teacher_scores_are_close() -> None:
-    pytest.importorskip("bitsandbytes", reason="the extra int8 is not installed")
+    pytest.importorskip("bitsandbytes", reason="the extra quantized is not installed")
     examples = make_examples("eval", count=8)
     values, small = (load_policy("data/models/teacher", "teacher", dtype=dtype) for dtype in ("float32", "int8"))
     prompts = [build_prompt(example, "plain") for example in examples]

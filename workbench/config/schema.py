@@ -43,7 +43,8 @@ DTYPES = ("float32", "bfloat16", "float16")
 NO_PEERS = (STUDENT, "teacher", "dataset", "optimizer")  # reserved: they name other parts of a run
 _PEER = re.compile(r"[a-z][a-z0-9]*")
 _TEACHERS_TOO = ("dtype", "max_pixels", "image_processor", "system_prompt", "chat_template_kwargs")  # teacher_...
-OPTIMIZERS = ("adamw", "sgd")
+OPTIMIZERS = ("adamw", "adamw_8bit", "sgd")
+QUANTIZED = ("int8", "nf4")  # data types by bitsandbytes
 RESUMABLE = (
     "training.save_every",
     "training.save_total_limit",
@@ -92,12 +93,18 @@ class ModelsConfig:
         str | None,
         Option("Device for all models, e.g. cuda:1. null = first available accelerator, otherwise CPU"),
     ] = None
-    dtype: Annotated[str, Option("Data type of the student's weights", choices=DTYPES)] = "float32"
+    dtype: Annotated[
+        str,
+        Option(
+            "Data type of the student's weights. nf4 (4 bits, with models.lora.rank: QLoRA) needs bitsandbytes",
+            choices=(*DTYPES, "nf4"),
+        ),
+    ] = "float32"
     teacher_dtype: Annotated[
         str | None,
         Option(
-            "Data type of the teachers' weights. null = same as the student. int8 needs bitsandbytes",
-            choices=(*DTYPES, "int8"),
+            "Data type of the teachers' weights. null = same as the student. int8 and nf4 need bitsandbytes",
+            choices=(*DTYPES, *QUANTIZED),
         ),
     ] = None
     max_pixels: Annotated[
@@ -150,10 +157,16 @@ class ModelsConfig:
     lora: LoraConfig = LoraConfig()
 
     def __post_init__(self) -> None:
-        if self.offload_teachers and self.teacher_dtype == "int8":
+        of_teacher = self.teacher_dtype or self.dtype
+        if self.offload_teachers and of_teacher in QUANTIZED:
             raise ConfigError(
-                "models.offload_teachers=true cannot move the weights of models.teacher_dtype=int8. Set "
+                f"models.offload_teachers=true cannot move the teachers' weights of {of_teacher}. Set "
                 "models.offload_teachers=false or models.teacher_dtype=bfloat16."
+            )
+        if self.dtype == "nf4" and not self.lora.rank and not (Path(self.student) / "adapter_config.json").is_file():
+            raise ConfigError(
+                "models.dtype=nf4 holds frozen weights, and models.lora.rank=0 would train them. Set models.lora.rank, "
+                "e.g. to 16, or models.dtype=bfloat16."
             )
         if "/" in (self.attn_implementation or "") and not self.trust_remote_code:
             raise ConfigError(
@@ -341,7 +354,9 @@ class TrainingConfig:
     optimizer: Annotated[
         str,
         Option(
-            "Optimizer. sgd has no momentum and needs a learning rate hundreds of times as high", choices=OPTIMIZERS
+            "Optimizer. adamw_8bit keeps AdamW's moments in 8 bits (bitsandbytes). sgd has no momentum and needs a "
+            "learning rate hundreds of times as high",
+            choices=OPTIMIZERS,
         ),
     ] = OPTIMIZERS[0]
     learning_rate: Annotated[float, Option("Peak learning rate", low=0)] = 5e-6
@@ -446,10 +461,9 @@ class RunConfig:
         betas = self.training.betas
         if len(betas) != 2 or not all(isinstance(beta, float) and 0.0 <= beta < 1.0 for beta in betas):
             raise ConfigError(f"training.betas must be two numbers in [0, 1), got {betas}.")
-        if self.training.optimizer != "adamw" and betas != TrainingConfig().betas:
+        if self.training.optimizer == "sgd" and betas != TrainingConfig().betas:
             raise ConfigError(
-                f"training.betas={betas} applies to adamw only; got training.optimizer={self.training.optimizer}. "
-                "Remove training.betas."
+                f"training.betas={betas} does not apply to training.optimizer=sgd. Remove training.betas."
             )
         markers = self.training.think_markers
         if len(markers) != 2 or not all(isinstance(text, str) and text for text in markers):
@@ -467,6 +481,16 @@ class RunConfig:
                 "Set training.schedule=constant_with_warmup, or training.warmup_steps=0."
             )
         self._check_roles()
+        if self.training.update_mask and self.training.optimizer == "adamw_8bit":
+            raise ConfigError(
+                "training.update_mask needs moments of every weight, and training.optimizer=adamw_8bit keeps blocks. "
+                "Set training.optimizer=adamw, or training.update_mask=null."
+            )
+        if self.models.dtype in QUANTIZED and self.sampling.backend == "vllm":
+            raise ConfigError(
+                f"sampling.backend=vllm takes weights that models.dtype={self.models.dtype} has not. Set "
+                "sampling.backend=transformers, or models.dtype=bfloat16."
+            )
         if self.training.update_mask and self.models.lora.rank:
             raise ConfigError(
                 "training.update_mask selects weights of the student, but models.lora.rank trains adapters instead. "
@@ -546,6 +570,12 @@ class RunConfig:
                 raise ConfigError(
                     f"method {self.method['name']} needs a teacher: set models.teacher, or models.teachers by domain."
                 )
+
+    @property
+    def forward_dtype(self) -> str:
+        """Precision of the students' forward passes: float32, bfloat16 or float16."""
+        in_bfloat16 = self.training.mixed_precision == "bf16" or self.models.dtype in QUANTIZED
+        return "bfloat16" if in_bfloat16 else self.models.dtype
 
     def _check_roles(self) -> None:
         """Raise ConfigError for an unknown role, or a learning rate of one that is not trained or not a number."""

@@ -1,7 +1,6 @@
 """Load models and processors from folders and hub names, for every kind of model."""
 
 import contextlib
-import importlib.util
 import logging
 import re
 from collections.abc import Iterable, Iterator
@@ -26,14 +25,16 @@ from workbench.files.gguf_paths import refuse_gguf
 from workbench.policies.adapters import base_of, has_adapter, load_adapter
 from workbench.policies.compiling import compile_parts
 from workbench.policies.image_size import set_image_options
-from workbench.policies.packages import missing_package
+from workbench.policies.packages import missing_package, require_bitsandbytes
 from workbench.policies.processors import load_processor
 from workbench.policies.scope import out_of_scope
 
-INT8 = "int8"
+INT8, NF4 = "int8", "nf4"
+QUANTIZED = (INT8, NF4)  # quantized while loading, by bitsandbytes
 CACHE_LINE = 64  # bytes; alignment of torch's allocations
 DTYPES = {
     INT8: torch.bfloat16,
+    NF4: torch.bfloat16,
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
@@ -58,7 +59,8 @@ def load_model(
 ) -> tuple[nn.Module, object]:
     """Load a model, frozen and in evaluation mode, and its processor; `name` is the policy's name, for messages.
 
-    dtype      of the weights; INT8 = linear layers but the head in 8 bits, all else in bfloat16 (bitsandbytes)
+    dtype      of the weights; INT8, NF4 = linear layers but the head in 8 or 4 bits, all else in bfloat16
+               (bitsandbytes)
     attn_implementation  attention implementation of transformers, None = its default
     compiler   backend of torch.compile for RMSNorms and MLPs, None = not compiled
     image_processor  options of the model's image processor, in its own terms
@@ -94,12 +96,22 @@ def load_model(
     if base is not path:
         load_adapter(model, path, name)
     _require_numbers(model, path, name)
+    _keep_differentiable(model)
     _align(model)
     processor = _load_processor(path, config, name, image_processor, **options)
-    model = model if dtype == INT8 else model.to(device)
+    model = model if dtype in QUANTIZED else model.to(device)
     if compiler:
         compile_parts(model, compiler, name)
     return model.requires_grad_(False).eval(), processor
+
+
+def _keep_differentiable(model: nn.Module) -> None:
+    """Keep 4-bit layers as they are on a CPU: bitsandbytes packs those of a forward pass in evaluation mode for a
+    kernel without a backward pass, and no gradient would go through them any more.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 def _refuse_out_of_scope(config: PretrainedConfig, source: str | Path, name: str) -> None:
@@ -145,18 +157,22 @@ def _model_options(dtype: str, device: str, attn_implementation: str | None, nam
     options: dict[str, Any] = {"dtype": DTYPES[dtype]}
     if attn_implementation:
         options["attn_implementation"] = attn_implementation
-    if dtype == INT8:
-        options |= {"quantization_config": _in_8_bits(name), "device_map": {"": device}}
+    if dtype in QUANTIZED:
+        options |= {"quantization_config": _quantization(dtype, name), "device_map": {"": device}}
     return options
 
 
-def _in_8_bits(name: str) -> BitsAndBytesConfig:
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise ConfigError(
-            f"{name}: weights in {INT8} need the package bitsandbytes: pip install 'vlm-distillation-workbench[int8]', "
-            "or choose models.teacher_dtype=bfloat16."
-        )
-    return BitsAndBytesConfig(load_in_8bit=True)
+def _quantization(dtype: str, name: str) -> BitsAndBytesConfig:
+    """4 bits are QLoRA's: NormalFloat, with quantized scales, computed in bfloat16."""
+    require_bitsandbytes(f"{name}: weights in {dtype} need", "choose bfloat16")
+    if dtype == INT8:
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
 
 
 def _not_loaded(

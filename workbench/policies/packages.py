@@ -1,6 +1,9 @@
 """Name the package that transformers misses, and how to install it."""
 
+import importlib.util
 import re
+
+from workbench.errors import ConfigError
 
 _REQUIRES = re.compile(r"requires the (?:following packages?[^:]*: )?([\w-]+) library", re.IGNORECASE)
 _OPTIONAL = re.compile(r"Missing optional dependencies: ([\w-]+)")  # of a ValueError of AutoImageProcessor
@@ -19,3 +22,11 @@ def missing_package(error: BaseException | None) -> str | None:
             return f"it needs the package {name}, which is not installed. Run: pip install {name}{note}"
         error = error.__cause__ or error.__context__
     return None
+
+
+def require_bitsandbytes(need: str, remedy: str) -> None:
+    """Raise ConfigError unless bitsandbytes is installed; `need` begins the sentence, `remedy` ends it."""
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ConfigError(
+            f"{need} the package bitsandbytes: pip install 'vlm-distillation-workbench[quantized]', or {remedy}."
+        )

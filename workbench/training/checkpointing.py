@@ -126,27 +126,46 @@ def load_optimizer(
         raise RunError(f"cannot read {file}: {error}. Delete this checkpoint to resume from an older one.") from None
     names = _names(model)
     trained = {names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]}
-    foreign = {key.partition("/")[2] for key in saved} - trained
+    states: dict[str, dict[str, torch.Tensor]] = {}
+    for key, value in saved.items():
+        part, _, name = key.partition("/")
+        states.setdefault(name, {})[part] = value
+    foreign = states.keys() - trained
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             name = names[id(parameter)]
-            state = {key: saved.get(f"{key}/{name}") for key in ("exp_avg", "exp_avg_sq", "step")}
-            if not foreign and all(value is None for value in state.values()):
+            state = states.get(name, {})
+            if not foreign and not state:
                 continue  # never had a gradient, as a vision tower without images
-            if any(value is None for value in state.values()):
+            if not state.keys() >= _required(optimizer):
                 raise RunError(
                     f"{checkpoint.path} has no optimizer state for the weight {name}: the checkpoint has other trained "
                     "weights (LoRA?). Resume with the run's own configuration."
                 )
-            moments = {key: shard_like(value, parameter) for key, value in state.items() if key != "step"}
-            count = state["step"].to(parameter.device)  # fused AdamW needs it there
-            optimizer.state[parameter] = {"step": count, **moments}
+            count = state.pop("step")
+            if _is_8_bit(optimizer):
+                moments = {key: value.to(parameter.device) for key, value in state.items()}
+                optimizer.state[parameter] = {"step": int(count), **moments}
+                continue
+            moments = {key: shard_like(value, parameter) for key, value in state.items()}
+            optimizer.state[parameter] = {"step": count.to(parameter.device), **moments}  # fused AdamW needs it there
+
+
+def _is_8_bit(optimizer: torch.optim.Optimizer) -> bool:
+    return type(optimizer).__module__.startswith("bitsandbytes")
+
+
+def _required(optimizer: torch.optim.Optimizer) -> set[str]:
+    """Keys of the state of every weight that has been updated."""
+    return {"state1", "state2", "step"} if _is_8_bit(optimizer) else {"exp_avg", "exp_avg_sq", "step"}
 
 
 def _moments(optimizer: torch.optim.Optimizer, names: dict[int, str]) -> Iterator[tuple[str, torch.Tensor]]:
     for parameter, state in optimizer.state.items():
         for key, value in state.items():
-            yield f"{key}/{names[id(parameter)]}", full_tensor(value.detach()).cpu().contiguous()
+            tensor = full_tensor(value.detach()) if isinstance(value, torch.Tensor) else torch.tensor(value)
+            tensor = tensor.clone() if key.startswith("qmap") else tensor  # safetensors refuses shared memory
+            yield f"{key}/{names[id(parameter)]}", tensor.cpu().contiguous()
 
 
 def _names(model: nn.Module) -> dict[int, str]:

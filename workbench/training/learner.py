@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import get_scheduler
 
-from workbench.config.schema import LoraConfig, RunConfig, TrainingConfig
+from workbench.config.schema import QUANTIZED, LoraConfig, RunConfig, TrainingConfig
 from workbench.data.contexts import parse_context
 from workbench.distill.method import Method
 from workbench.distill.step import NonFiniteError
@@ -24,6 +24,7 @@ from workbench.policies.autoregressive import AutoregressivePolicy
 from workbench.policies.dropout import enter_training_without_dropout, set_adapter_dropout
 from workbench.policies.fsdp import full_tensor, local_tensor, shard, single_policies
 from workbench.policies.loading import load_policies
+from workbench.policies.packages import require_bitsandbytes
 from workbench.policies.proven import agree
 from workbench.policies.roles import ROLES, require_roles, roles
 from workbench.policies.vllm import VllmEngine, require_vllm
@@ -59,6 +60,8 @@ class Learner:
         groups, self._scales = self._parameter_groups(by_name, training)
         if training.optimizer == "sgd":
             self.optimizer: torch.optim.Optimizer = torch.optim.SGD(groups, **rule)
+        elif training.optimizer == "adamw_8bit":
+            self.optimizer = _adamw_8bit(groups, betas=tuple(training.betas), **rule)
         else:
             # fused: one pass over memory, several times as fast on a CPU
             self.optimizer = torch.optim.AdamW(groups, betas=tuple(training.betas), fused=True, **rule)
@@ -258,7 +261,7 @@ def attach_engine(learners: list[Learner], config: RunConfig) -> None:
     models = config.models
     engine = VllmEngine(
         str(base_of(next(iter(models.learners.values())))),
-        dtype="bfloat16" if config.training.mixed_precision == "bf16" else models.dtype,  # the precision of the student
+        dtype=config.forward_dtype,
         memory=config.sampling.backend_memory,
         image_processor=models.image_processor,
         trust_remote_code=models.trust_remote_code,
@@ -312,9 +315,11 @@ def require_shardable(config: RunConfig) -> None:
     settings = {
         "models.compile": models.compile,
         "models.offload_teachers": models.offload_teachers,
-        "models.teacher_dtype": models.teacher_dtype == "int8" and models.teacher_dtype,
+        "models.dtype": models.dtype in QUANTIZED and models.dtype,
+        "models.teacher_dtype": models.teacher_dtype in QUANTIZED and models.teacher_dtype,
         "sampling.backend": config.sampling.backend == "vllm" and config.sampling.backend,
         "training.update_mask": config.training.update_mask,
+        "training.optimizer": config.training.optimizer == "adamw_8bit" and config.training.optimizer,
     }
     for key, value in settings.items():
         if value:
@@ -322,6 +327,12 @@ def require_shardable(config: RunConfig) -> None:
                 f"{key}={value} is not supported with sharded weights (docs/devices.md). Leave it out, or start with "
                 "distributed_type: MULTI_GPU (configs/accelerate/one-node-8.yaml)."
             )
+
+
+def _adamw_8bit(groups: list[dict[str, Any]], **options: Any) -> torch.optim.Optimizer:
+    """AdamW with moments in blocks of 8 bits; of weights of fewer than 4,096 numbers, in float32."""
+    require_bitsandbytes("training.optimizer=adamw_8bit needs", "choose training.optimizer=adamw")
+    return importlib.import_module("bitsandbytes.optim").AdamW8bit(groups, **options)
 
 
 def _adapter_config(lora: LoraConfig) -> object:

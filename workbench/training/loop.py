@@ -215,9 +215,8 @@ class Trainer:
 
     def _build_health_monitors(self) -> list[HealthMonitor]:
         """A health monitor for each learner, with the metrics of earlier steps."""
-        training = self.config.training
-        precision = "bfloat16" if training.mixed_precision == "bf16" else self.config.models.dtype
-        monitors = [HealthMonitor(learner.name, training.learning_rate, precision) for learner in self.learners]
+        rate, precision = self.config.training.learning_rate, self.config.forward_dtype
+        monitors = [HealthMonitor(learner.name, rate, precision) for learner in self.learners]
         for line in self.folder.metrics("train"):
             metrics = {name: value for name, value in line.items() if name != "kind"}
             for monitor in monitors:

@@ -8,13 +8,14 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from workbench.config.schema import RunConfig
+from workbench.config.schema import QUANTIZED, RunConfig
 from workbench.data.contexts import build_prompt, dummy_rollout, missing_evidence
 from workbench.data.mixture import load_mixture
 from workbench.distill.method import View
 from workbench.policies.by_domain import is_by_domain
 from workbench.policies.encoding import PromptEncoder
 from workbench.policies.loading import load_encoder
+from workbench.policies.packages import require_bitsandbytes
 from workbench.training.run_data import with_template
 from workbench.types import STUDENT, Example
 
@@ -58,12 +59,17 @@ def render_prompts(config: RunConfig, rows: int = 1) -> Iterator[tuple[Example, 
 
 
 def require_processors(config: RunConfig) -> None:
-    """Load the processor and chat template of every model of a run, without weights.
+    """Load the processor and chat template of every model of a run, without weights; find the packages it needs.
 
     Raises: ConfigError or PolicyError for an option that an image processor lacks, or an argument that a chat template
     does not read.
     """
     encoders, models = _Encoders(config), config.models
+    for key, value in (("dtype", models.dtype), ("teacher_dtype", models.teacher_dtype)):
+        if value in QUANTIZED:
+            require_bitsandbytes(f"models.{key}={value} needs", f"choose models.{key}=bfloat16")
+    if config.training.optimizer == "adamw_8bit":
+        require_bitsandbytes("training.optimizer=adamw_8bit needs", "choose training.optimizer=adamw")
     for name, path in models.learners.items():
         encoders.load(path, name, is_teacher=False)
     if any(policy.startswith("teacher") for policy in config.load_method().policies):

@@ -34,8 +34,7 @@ class RolloutRecorder:
         self.writer = TraceWriter(
             Path(folder.path), method=method.name, policy_text={STUDENT: student.token_text}, compact_every=0
         )
-        precision = "bfloat16" if config.training.mixed_precision == "bf16" else config.models.dtype
-        self.health = HealthMonitor(STUDENT, 0.0, precision)
+        self.health = HealthMonitor(STUDENT, 0.0, config.forward_dtype)
 
     def record(self, step: int, rollouts: Sequence[Rollout]) -> dict[str, float]:
         """Record a step; returns its metrics."""
