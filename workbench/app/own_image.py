@@ -53,7 +53,7 @@ def own_image_form(is_open: bool, kinds: list[str]) -> OwnImageForm:
                     answer = gr.Textbox(label="reference answer, if known", max_lines=1, elem_id="data-answer")
                     hint = gr.Textbox(label="hint: where to look", max_lines=1, elem_id="data-hint")
                 caption = gr.Textbox(
-                    label="caption: shown to views with context caption", max_lines=3, elem_id="data-caption"
+                    label="caption, for views with context caption", max_lines=3, elem_id="data-caption"
                 )
                 given = gr.Textbox(
                     label="answer to score",

@@ -48,7 +48,7 @@ EXAMPLE_COLUMNS = (
     Column("step_b", "step, second", "number"),
     Column("same_answer", kind="short"),
 )
-NO_OTHER = "Choose a second run to compare with. Two methods on the same data compare best."
+NO_OTHER = "Choose a second run to compare with, for example another method on the same data."
 
 
 def draw(context: AppContext, run: str | None, theme: str, address: Mapping | None) -> tuple:
@@ -118,7 +118,7 @@ def draw_examples(first: Path, second: Path, wanted: str) -> tuple[str, dict | N
     chosen = None if row is None else {"example": row["example"]}
     listed = Table(shared.frame.head(200), shared.run, shared.units, shared.empty)
     words = listed.frame.assign(
-        probe=listed.frame["probe"].map({True: "yes: a probe", False: "no"}),
+        probe=listed.frame["probe"].map({True: "yes", False: "no"}),
         same_answer=listed.frame["same_answer"].map({True: "yes", False: "no"}),
     )
     listed = Table(words, shared.run, shared.units, shared.empty)

@@ -73,7 +73,7 @@ EVIDENCE_FIELDS = {  # evidence of a context -> how to enter it in the form
     "answer": "Fill in the right answer.",
     "turns": "Write the question in several sentences.",
 }
-NO_SOURCE = "This run names no data. Enter a source above: a .jsonl or .parquet file, or scenes:eval?count=40."
+NO_SOURCE = "This run lists no data. Enter a source above: a .jsonl or .parquet file, or scenes:eval?count=40."
 
 
 class ScorerCache:

@@ -150,7 +150,7 @@ def draw_moved(traces: Traces) -> str:
     return rows_html(
         moved,
         MOVED_COLUMNS,
-        label="tokens that moved",
+        label="tokens with regime changes",
         key=MOVED_KEY,
         title="Tokens with the most regime changes: choose one to open it in Tokens",
         tall=420,
@@ -189,13 +189,13 @@ def build_tab(context: AppContext, shared: Shared) -> None:
                 )
                 last = gr.Dropdown([], label="to step", min_width=90, allow_custom_value=True, elem_id="movement-last")
                 visibility = gr.Dropdown(VISIBILITIES, value="", label="tokens", min_width=140)
-            flow = plot_component("where supervision moved", elem_id="movement-flow")
+            flow = plot_component("regime flow", elem_id="movement-flow")
         with gr.Column(min_width=420):
             with gr.Row():
                 split = gr.Dropdown(SPLITS, value="", label="panels", min_width=120, elem_id="movement-split")
                 measure = gr.Dropdown(MEASURES, value="position_share", label="share of", min_width=120)
             shares = plot_component("shares over steps", elem_id="movement-shares")
-    moved = rows_component("tokens that moved", elem_id="movement-moved")
+    moved = rows_component("tokens with regime changes", elem_id="movement-moved")
 
     quiet = {"show_progress": "hidden", "api_visibility": "private"}
     boxes = [value, first, last, visibility, split, measure]
