@@ -290,4 +290,4 @@ def test_starts_from_later_variant_raises(base: Path) -> None:
     with raises(ConfigError, "variants.a.starts_from", "b"):
         load(base, variants={"a": {"starts_from": "b"}, "b": {}})
     study = load(base, variants={"ok": {}, "broken": {"method.name": "nosuch"}, "next": {"starts_from": "broken"}})
-    assert study.faults["next"] == 'it starts after "broken", which cannot be built'
+    assert study.faults["next"] == 'it starts from "broken", which cannot be built'
