@@ -128,12 +128,12 @@ def make_run(folder: Path) -> Path:
 
 
 def choose_token(run: Path) -> dict:
-    """The token of most loss in the answer of the last step, of those on the first page, that has the most regimes."""
+    """The token of most loss in an answer on the first page: of the last step, with top-k, of the most regimes."""
     return (
         wb.open_traces(run)
         .sql(
             "SELECT step, rollout_idx AS rollout, arg_max(position, loss) AS token FROM tokens "
-            "WHERE step = (SELECT max(step) FROM tokens) AND rollout_idx < 8 GROUP BY ALL "
+            "WHERE step = (SELECT max(step) FROM tokens) AND rollout_idx < 8 AND len(top_k_student) > 0 GROUP BY ALL "
             "ORDER BY count(DISTINCT regime) DESC, max(loss) DESC LIMIT 1"
         )
         .to_pylist()[0]
