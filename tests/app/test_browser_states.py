@@ -31,7 +31,7 @@ def page_of(folder: Path) -> Iterator[str]:
     """The page over the runs; it looks for news twice a second."""
     port = free_port()
     with pytest.MonkeyPatch.context() as patch:
-        for module, name in ((layout, "ALERT_POLL_S"), (live_updates, "POLL_S")):
+        for module, name in ((layout, "POLL_S"), (live_updates, "POLL_S")):
             patch.setattr(module, name, 0.5)
         app = serve(folder / "runs", configs=folder, port=port)
     yield f"http://127.0.0.1:{port}"

@@ -122,6 +122,26 @@ class Shared:
             queue=drawn is draw,
         )
 
+    def on_choose(self, rows: gr.HTML, address_of: Callable[[Mapping | None, Mapping], dict]) -> None:
+        """Open the address that `address_of` makes of the present one and the chosen row's key.
+
+        Quick choices are all processed, in order. With always_last Gradio would repeat the first of them: it keeps no
+        later event's data.
+        """
+
+        def choose(event: gr.EventData, address: dict) -> dict:
+            return address_of(address, event.key)
+
+        rows.select(
+            show_errors(choose),
+            self.address,
+            self.address,
+            trigger_mode="multiple",
+            concurrency_limit=1,
+            show_progress="hidden",
+            api_visibility="private",
+        )
+
 
 def persistent_params(address: Mapping | None, but: str = "") -> dict:
     """Parameters that stay in the address when another answer is opened: second run, study, and each tab's choices.

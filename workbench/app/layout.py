@@ -1,10 +1,11 @@
 """The page around the tabs: header, run picker, theme and address.
 
 Every view has an address, `?run=...&tab=tokens&step=20&rollout=3`, and a link opens it again. The browser writes the
-address (assets/app.js) whenever the run, the tab or one of a tab's parameters changes. The server reads it once, on
-load.
+address (assets/app.js) whenever the run, the tab or one of a tab's parameters changes. The server reads it on load and
+when the user goes back or forward in the browser's history.
 """
 
+import hashlib
 import json
 from functools import partial
 from html import escape
@@ -41,7 +42,7 @@ TABS: dict[str, tuple[str, ModuleType]] = {
     "studies": ("Studies", studies),
     "report": ("Report", report),
 }
-ALERT_POLL_S = 10.0  # seconds between checks whether the shown run has died or was deleted
+POLL_S = 10.0  # seconds between looks for new runs, and at whether the shown run has died or was deleted
 ACCENT = gr.themes.Color(
     "#eef6fb",
     "#d3e6f4",
@@ -92,9 +93,11 @@ def build_app(context: AppContext) -> gr.Blocks:
             toggle = gr.Button("Light / dark", elem_id="app-theme", size="sm", min_width=110, scale=0)
         with gr.Row(visible="hidden"):
             search = gr.Textbox(visible="hidden")
+            back = gr.Textbox("0", visible="hidden", elem_id="app-back")  # counts steps through the browser's history
             theme = gr.Textbox("light", visible="hidden", elem_id="app-theme-name")
             tab = gr.Textbox("", visible="hidden")
             address = gr.JSON({}, visible="hidden")
+            listed_runs = gr.Textbox("", visible="hidden")  # mark of the picker's choices
             triggers = {name: gr.Textbox("", visible="hidden", elem_id=f"app-trigger-{name}") for name in TABS}
         alert = gr.HTML("", elem_id="app-trouble", padding=False)
         first = first_tab(choices)  # drawn before the address is known; most addresses open it
@@ -104,7 +107,7 @@ def build_app(context: AppContext) -> gr.Blocks:
                 with gr.Tab(label, id=name, elem_id=f"tab-{name}") as tab_item:
                     module.build_tab(context, shared)
                 tab_item.select(None, None, tab, js=f"() => {json.dumps(name)}")
-        _connect(context, app, shared, refresh, toggle, search, alert)
+        _connect(context, app, shared, refresh, toggle, search, back, listed_runs, alert)
 
         def load_first_paint(search: str) -> str:  # gr.api needs annotated parameters
             return first_paint(context, search)
@@ -120,6 +123,8 @@ def _connect(
     refresh: gr.Button,
     toggle: gr.Button,
     search: gr.Textbox,
+    back: gr.Textbox,
+    listed_runs: gr.Textbox,
     alert: gr.HTML,
 ) -> None:
     """The events of header and address: draw the open tab when the run, the tab, the theme or the address changes."""
@@ -133,10 +138,10 @@ def _connect(
     }
     gr.on([run.change, tab.change, theme.change, address.change], **draw_open_tab)
     gr.on(
-        [run.change, tab.change, refresh.click, gr.Timer(ALERT_POLL_S).tick],
-        show_errors(partial(refresh_alert, context), 1 + len(triggers)),
-        [run, tab],
-        [alert, *triggers],
+        [run.change, tab.change, refresh.click, gr.Timer(POLL_S).tick],
+        show_errors(partial(poll, context), 3 + len(triggers)),
+        [run, tab, listed_runs],
+        [alert, run, listed_runs, *triggers],
         show_progress="hidden",
         api_visibility="private",
         queue=False,
@@ -151,15 +156,16 @@ def _connect(
     )
     refreshed.then(None, js="() => workbenchApp.refresh()").then(**draw_open_tab)
     outputs = [run, shared.tabs, tab, address, theme]
-    loaded = app.load(
-        show_errors(partial(open_address, context), len(outputs)),
-        [search, theme],
-        outputs,
-        js="() => workbenchApp.start()",
-        api_visibility="private",
-        show_progress="hidden",
-    )
-    loaded.then(None, js="() => workbenchApp.open()").then(**draw_open_tab)
+    for event in (app.load, back.change):
+        opened = event(
+            show_errors(partial(open_address, context), len(outputs)),
+            [search, theme],
+            outputs,
+            js="() => workbenchApp.start()",
+            api_visibility="private",
+            show_progress="hidden",
+        )
+        opened.then(None, js="() => workbenchApp.open()").then(**draw_open_tab)
 
 
 def page_style() -> dict:
@@ -171,7 +177,8 @@ def page_style() -> dict:
 def early_head() -> str:
     """The page's script, and the style of its first paint."""
     font = f":root {{ --first-font: {SANS}; }}"
-    return f"<style>{font}{read_asset('app.css')}</style><script>{read_asset('app.js')}{read_asset('rows.js')}</script>"
+    scripts = "".join(map(read_asset, ("app.js", "lists.js", "rows.js")))
+    return f"<style>{font}{read_asset('app.css')}</style><script>{scripts}</script>"
 
 
 def first_paint(context: AppContext, search: str) -> str:
@@ -193,16 +200,22 @@ def refresh_runs(context: AppContext, run: str | None) -> object:
     return gr.Dropdown(choices=choices, value=run if run in names else names[0] if names else None)
 
 
-def refresh_alert(context: AppContext, run: str | None, tab: str) -> tuple:
-    """The alert above the tabs, and each tab's trigger: an open tab is redrawn if its run was deleted."""
+def poll(context: AppContext, run: str | None, tab: str, listed_runs: str) -> tuple:
+    """The alert above the tabs, the run picker and the mark of its choices, and each tab's trigger.
+
+    The picker changes only if runs or their states have; an open tab is redrawn if its run was deleted.
+    """
     is_deleted = False
     if run and tab not in ("", "launch", "studies"):
         try:
             context.job(run)
         except RunError:
             is_deleted = True
+    choices = run_choices(context)
+    mark = hashlib.sha1(json.dumps(choices).encode(), usedforsecurity=False).hexdigest()
+    picker = gr.skip() if mark == listed_runs else gr.Dropdown(choices=choices)
     triggers = [f"deleted: {run}" if is_deleted and name == tab else gr.skip() for name in TABS]
-    return alert_html(context, run, tab), *triggers
+    return alert_html(context, run, tab), picker, mark, *triggers
 
 
 def alert_html(context: AppContext, run: str | None, tab: str) -> str:

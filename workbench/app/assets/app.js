@@ -7,13 +7,14 @@ window.requestAnimationFrame = (draw) =>
   new Error().stack.includes("/statustracker-") ? setTimeout(() => workbenchFrame(draw), 500) : workbenchFrame(draw);
 
 window.workbenchApp = (() => {
-  const search = location.search; // the page may rewrite it before the server responds
+  let search = location.search; // the page may rewrite it before the server responds
   let forced = new URLSearchParams(search).get("__theme"); // a link may choose the theme
   let refreshes = 0;
   let isOpen = false; // the address is not changed before the server has read it
   let page = null; // run, tab and address shown last
   let pinned = null; // parameters of the address for the pinned token, which the server does not need
   let keys = 0, paused = ""; // key presses in a form, and their number when the user last paused
+  let acts = 0, pushed = 0; // presses of the user, and their number at the newest entry of the browser's history
   const stored = () => { try { return localStorage.getItem("workbench-theme"); } catch { return null; } };
   const isDark = () => {
     const wanted = forced || stored();
@@ -24,7 +25,9 @@ window.workbenchApp = (() => {
     document.documentElement.style.colorScheme = dark ? "dark" : "light";
     return dark ? "dark" : "light";
   };
-  const write = () => {
+  // An act of the user that changes run, tab or address adds one entry to the history, whatever number of events it
+  // causes; arrow keys, pinned tokens and the page itself replace the newest entry.
+  const write = (mayPush = false) => {
     if (!page) return;
     const query = new URLSearchParams();
     if (page.run) query.set("run", page.run);
@@ -32,8 +35,21 @@ window.workbenchApp = (() => {
     for (const [key, value] of Object.entries({ ...page.address, ...(page.tab === "tokens" ? pinned : null) }))
       if (value !== null && value !== undefined && value !== "") query.set(key, value);
     if (forced) query.set("__theme", forced);
-    history.replaceState(null, "", `${location.pathname}?${query}`);
+    const url = `${location.pathname}?${query}`;
+    if (url === location.pathname + location.search) return;
+    if (mayPush && acts > pushed) history.pushState(null, "", url);
+    else history.replaceState(null, "", url);
+    if (mayPush) pushed = acts;
   };
+  const isMove = (event) => event.key?.startsWith("Arrow") && event.target.closest?.("tr[data-key], .wb-t");
+  for (const kind of ["pointerdown", "keydown"])
+    addEventListener(kind, (event) => { if (event.isTrusted && !event.repeat && !isMove(event)) acts += 1; }, true);
+  addEventListener("popstate", () => {
+    [search, pinned, pushed] = [location.search, null, acts];
+    const box = document.querySelector("#app-back textarea, #app-back input");
+    box.value = String(Number(box.value) + 1);
+    box.dispatchEvent(new Event("input", { bubbles: true }));
+  });
   // shows the run's state while Gradio is loading, until the page itself shows it
   const firstPaint = async () => {
     const config = window.gradio_config || {};
@@ -71,12 +87,6 @@ window.workbenchApp = (() => {
     box.value = value;
     box.dispatchEvent(new Event("input", { bubbles: true }));
   });
-  // In Gradio 6.31 the Tab key that leaves a list opens it again. Without this event the list stays closed, and the
-  // focus still moves on
-  const LISTS = '#app-tabs input[role="combobox"], #app-header input[role="combobox"]';
-  addEventListener("keydown", (event) => {
-    if (event.key === "Tab" && event.target.matches?.(LISTS)) event.stopPropagation();
-  }, true);
   return {
     start: () => [search, paint(isDark())],
     toggle: () => {
@@ -113,8 +123,10 @@ window.workbenchApp = (() => {
       if (!tab || !isOpen) return triggers;
       const before = page;
       page = { run, tab, address: address || {} };
-      if (before && JSON.stringify([run, page.address]) !== JSON.stringify([before.run, before.address])) pinned = null;
-      write();
+      const isOther = (...names) => before && names.some((name) =>
+        JSON.stringify(page[name]) !== JSON.stringify(before[name]));
+      if (isOther("run", "address")) pinned = null;
+      write(isOther("run", "tab", "address"));
       return tabs.map((name, k) => name === tab ? JSON.stringify([run, theme, address, refreshes]) : triggers[k]);
     },
   };

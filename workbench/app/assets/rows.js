@@ -3,7 +3,12 @@
  * A row has its key as JSON in data-key; choosing it sends {key} to Python, which draws the chosen row. */
 window.workbenchRows = (element, trigger, watch) => {
   const rowsOf = () => [...element.querySelectorAll("tr[data-key]")];
-  const choose = (row) => trigger("select", { key: JSON.parse(row.dataset.key) });
+  let paused; // several keys in a row choose the last row only
+  const choose = (row, pause = 0) => {
+    clearTimeout(paused);
+    const select = () => trigger("select", { key: JSON.parse(row.dataset.key) });
+    if (pause) paused = setTimeout(select, pause); else select();
+  };
 
   element.addEventListener("click", (event) => {
     const row = event.target.closest("tr[data-key]");
@@ -30,7 +35,7 @@ window.workbenchRows = (element, trigger, watch) => {
       const next = rows[Math.max(0, Math.min(rows.length - 1, goal))];
       rows.forEach((other) => { other.tabIndex = other === next ? 0 : -1; });
       next.focus();
-      if (next !== row && element.querySelector("table[data-follow]")) choose(next);
+      if (next !== row && element.querySelector("table[data-follow]")) choose(next, 120);
     }
   });
 

@@ -316,7 +316,4 @@ def build_tab(context: AppContext, shared: Shared) -> None:
         **quiet,
     )
 
-    def choose(event: gr.EventData, address: dict) -> dict:
-        return chosen_example(address, event.key)
-
-    listed.select(show_errors(choose), shared.address, shared.address, trigger_mode="always_last", **quiet)
+    shared.on_choose(listed, chosen_example)

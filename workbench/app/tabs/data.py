@@ -382,6 +382,11 @@ def score_listed(
     return score(context, run, example, given)
 
 
+def example_address(address: Mapping | None, key: Mapping) -> dict:
+    """The address that shows an example."""
+    return persistent_params(address) | {"example": str(key["id"])}
+
+
 def build_tab(context: AppContext, shared: Shared) -> None:
     """Examples with their evidence, a form for the user's own image, and scores under every view."""
     css = read_asset("data.css")
@@ -410,13 +415,10 @@ def build_tab(context: AppContext, shared: Shared) -> None:
     shared.on_show("data", drawing, inputs, outputs)
     source.input(show_errors(partial(draw, context, is_typed=True), len(outputs)), inputs, outputs, **quiet)
 
-    def choose(event: gr.EventData, address: dict) -> dict:
-        return persistent_params(address) | {"example": str(event.key["id"])}
-
     def add_box(event: gr.EventData, dropped: str, lines: str) -> str:
         return with_box(dropped, lines, event.corners)
 
-    listed.select(show_errors(choose), shared.address, shared.address, trigger_mode="always_last", **quiet)
+    shared.on_choose(listed, example_address)
     shown_boxes = [form.file, form.boxes]
     gr.on([form.file.change, form.boxes.change], show_errors(preview), shown_boxes, form.picture, **quiet)
     form.picture.box(show_errors(add_box), shown_boxes, form.boxes, **quiet)

@@ -208,11 +208,8 @@ def build_tab(context: AppContext, shared: Shared) -> None:
     )
     sync_to_url(shared, [box.input for box in boxes], CHOICES["movement"], boxes)
 
-    def choose(event: gr.EventData, address: dict) -> dict:
-        return probe_address(address, event.key)
-
     def open_token(event: gr.EventData, run: str, address: dict) -> tuple:
         return moved_address(context, run, address, event.key), gr.Tabs(selected="tokens")
 
-    listed.select(show_errors(choose), shared.address, shared.address, trigger_mode="always_last", **quiet)
+    shared.on_choose(listed, probe_address)
     moved.select(show_errors(open_token, 2), [shared.run, shared.address], [shared.address, shared.tabs], **quiet)

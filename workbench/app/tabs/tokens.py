@@ -293,16 +293,13 @@ def build_tab(context: AppContext, shared: Shared) -> None:
     sync_to_url(shared, [probe.input, example.submit], {"probe": "", "example": ""}, [probe, example], ANSWER_PARAMS)
     quiet = {"show_progress": "hidden", "api_visibility": "private"}
 
-    def choose(event: gr.EventData, address: dict) -> dict:
-        return address_of_row(address, event.key)
-
     def turn(event: gr.EventData, run: str, address: dict) -> dict:
         return step_selection(context, run, address, 1 if event.direction > 0 else -1)
 
     def page(by: int, run: str, address: dict) -> dict:
         return change_page(context, run, address, by)
 
-    listed.select(show_errors(choose), shared.address, shared.address, trigger_mode="always_last", **quiet)
+    shared.on_choose(listed, address_of_row)
     answer_view.turn(show_errors(turn), inputs, shared.address, **quiet)
     back.click(show_errors(partial(page, -1)), inputs, shared.address, **quiet)
     forward.click(show_errors(partial(page, 1)), inputs, shared.address, **quiet)
