@@ -3,6 +3,7 @@
 An empty table becomes a figure with the table's message. `theme` is light or dark.
 """
 
+import textwrap
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -402,7 +403,8 @@ def bars(
     figure.update_layout(
         bargap=0.35, margin={"r": 120 if count else 60, "t": _below_title(figure, 84 if meaning else 72)}
     )
-    figure.update_xaxes(title_text=escaped(table.units.get(value, _words(value))), rangemode="tozero")
+    unit = textwrap.wrap(table.units.get(value, _words(value)), 44)  # fits a phone
+    figure.update_xaxes(title_text="<br>".join(map(escaped, unit)), rangemode="tozero")
     return figure.update_yaxes(autorange="reversed", ticksuffix="  ")
 
 
@@ -428,7 +430,7 @@ def accuracy_curves(table: Table, *, theme: str = "light") -> go.Figure:
         len(visibilities),
         shared_yaxes=True,
         horizontal_spacing=0.035,
-        subplot_titles=[f"{escaped(name)} · {n:,} questions" for name, n in zip(visibilities, counts, strict=True)],
+        subplot_titles=[f"{escaped(name)}<br>{n:,} questions" for name, n in zip(visibilities, counts, strict=True)],
     )
     _style_panels(figure, theme, title=title, subtitle=f"{table.run} · solid: accuracy, dotted: confidence", height=380)
     pairs = list(dict.fromkeys(zip(frame["policy"], frame["context"], strict=True)))
