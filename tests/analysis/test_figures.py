@@ -101,8 +101,16 @@ def test_figures_empty_table_shows_message() -> None:
     assert figures.sankey(nothing, {}).layout.annotations[0].text
 
 
-def test_gap_curves_missing_gaps_show_message(opd: Path) -> None:
+def test_gap_curves_missing_gaps_show_message(dopd: Path, opd: Path) -> None:
     assert "no privileged student" in figures.gap_curves(regimes.gaps_over_steps(opd)).layout.annotations[0].text
+    gaps = regimes.gaps_over_steps(dopd)
+    drawn = figures.gap_curves(replace(gaps, frame=gaps.frame.assign(abs_capability_gap=float("nan"))))
+    assert {trace.name for trace in drawn.data} == {"information gap"}, "as of a method without a teacher"
+
+
+def test_stacked_shares_one_regime_show_message(opd: Path) -> None:
+    drawn = figures.stacked_shares(regimes.shares_over_steps(opd))
+    assert not drawn.data and "regime ALL at every step" in drawn.layout.annotations[0].text
 
 
 def curve(*values: float) -> go.Figure:

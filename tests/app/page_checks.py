@@ -32,6 +32,29 @@ NAMELESS = """tab => [...document.querySelectorAll(
         || one.textContent.trim() || one.closest('label')?.textContent.trim()))
     .map(one => one.outerHTML.slice(0, 200))"""  # what a screen reader has no name for
 
+OUTSIDE = """tab => {
+    const box = one => one.getBoundingClientRect();
+    const isScrolled = one => ['auto', 'scroll'].includes(getComputedStyle(one).overflowX);
+    const scrolls = one => one && (isScrolled(one) || scrolls(one.parentElement));
+    const name = one => `${one.tagName} ${one.className?.baseVal ?? one.className} ${one.textContent.slice(0, 40)}`;
+    const result = [...document.querySelectorAll(`#app-header *, ${tab} *`)]
+        .filter(one => one.checkVisibility() && !one.closest('svg') && box(one).width > 0)
+        .filter(one => (box(one).right > innerWidth + 1 || box(one).left < -1) && !scrolls(one.parentElement))
+        .map(name);
+    for (const plot of document.querySelectorAll(`${tab} .js-plotly-plot`)) {
+        if (!plot.checkVisibility()) continue;
+        const [card, texts] = [box(plot), [...plot.querySelectorAll('.legendtext, .annotation-text')]];
+        for (const text of [...texts, ...plot.querySelectorAll('.gtitle, .xtitle, .ytitle, .xtick text, .ytick text')])
+            if (box(text).left < card.left - 1 || box(text).right > card.right + 1) result.push(`cut: ${name(text)}`);
+        texts.forEach((text, k) => texts.slice(k + 1).forEach(other => {
+            const [a, b] = [box(text), box(other)];
+            const isApart = (a, b) => a.right <= b.left + 1 || a.bottom <= b.top + 3;
+            if (!isApart(a, b) && !isApart(b, a)) result.push(`${name(text)} lies on ${name(other)}`);
+        }));
+    }
+    return result;
+}"""  # what is visible and outside the window, or a figure's text that is cut off or on top of another
+
 REFERENCES = """() => {
     const found = { local: 0, broken: [] };
     for (const part of document.querySelectorAll('.js-plotly-plot *')) {

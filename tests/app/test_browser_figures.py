@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import uvicorn
-from page_checks import REFERENCES, SHOWS, free_port
+from page_checks import FITS, OUTSIDE, REFERENCES, SHOWS, free_port
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 from small import run_config
@@ -27,11 +27,6 @@ def open_tab(page: Page, name: str) -> None:
     page.locator(SHOWS[name.lower()]).first.wait_for()
 
 
-def choose(page: Page, box: str, option: str) -> None:
-    page.locator(f"{box} input").click()
-    page.get_by_role("option", name=option, exact=True).click()
-
-
 def whole_figures(page: Page, least: int = 1) -> None:
     """Assert that no visible figure has a broken reference, and that at least `least` references resolve."""
     page.wait_for_function("() => document.querySelectorAll('.js-plotly-plot').length > 0")
@@ -40,21 +35,32 @@ def whole_figures(page: Page, least: int = 1) -> None:
     assert result["broken"] == [] and result["local"] >= least, (page.url, result)
 
 
-def test_movement_figures_every_choice_keep_references(visit) -> None:
+def change_every_control(page: Page, tab: str) -> int:
+    """Choose the last option of every list and switch of a tab, check its figures each time; return their number."""
+    lists = page.locator(f'#tab-{tab} input[role="combobox"]').filter(visible=True)
+    switches = page.locator(f"#tab-{tab} fieldset").filter(visible=True)
+    num_lists, num_switches = lists.count(), switches.count()
+    for idx in range(num_lists):
+        lists.nth(idx).click()
+        page.keyboard.press("End")
+        page.keyboard.press("Enter")
+        whole_figures(page, least=0)
+    for idx in range(num_switches):
+        switches.nth(idx).locator("input").last.click()
+        whole_figures(page, least=0)
+    return num_lists + num_switches
+
+
+def test_figures_every_control_and_theme_keep_references(visit) -> None:
     page = visit("run=dopd&other=opd", "movement")
-    whole_figures(page)
-    expect(page.locator("#movement-map .wb-cell").first).to_be_visible()
-    page.locator("#movement-probes tr[data-key]").nth(2).click()
-    expect(page.locator("#movement-map .wb-heading")).to_contain_text("probe 2")
-    page.locator("#movement-value").get_by_text("capability gap").click()
-    expect(page).to_have_url(re.compile("color=capability_gap"))
-    whole_figures(page)
-    choose(page, "#movement-last", "2")
-    expect(page).to_have_url(re.compile("to=2"))
-    whole_figures(page)
-    choose(page, "#movement-split", "by visibility")
-    expect(page).to_have_url(re.compile("panels=visibility"))
-    whole_figures(page)
+    controls = {"movement": 6, "monitor": 1, "compare": 3, "illusion": 1, "studies": 3}
+    for tab, least in controls.items():
+        open_tab(page, tab.capitalize())
+        assert change_every_control(page, tab) >= least, tab
+        page.locator("#app-theme").click()
+        whole_figures(page)
+    open_tab(page, "Movement")
+    expect(page).to_have_url(re.compile("color=entropy_student.*panels=domain.*share=loss_share"))
     page.locator("#movement-probes tr[data-key]").nth(1).click()
     expect(page).to_have_url(re.compile("probe=1"))
     whole_figures(page)
@@ -64,6 +70,7 @@ def test_movement_figures_every_choice_keep_references(visit) -> None:
     expect(page.locator("#tokens-probe input")).to_be_checked()
     open_tab(page, "Movement")
     whole_figures(page)
+    page.evaluate("localStorage.removeItem('workbench-theme')")  # the next visitor is the same
 
 
 def test_figures_other_answer_opened_keep_references(visit) -> None:
@@ -203,14 +210,16 @@ def test_long_run_answers_are_clipped_and_constant_rate_starts_at_zero(visit, lo
     assert len(boxes) < 40 and all(left[1] <= right[0] for left, right in pairwise(boxes))
 
 
-def test_monitor_on_phone_state_and_header_fit(visit) -> None:
-    page = visit("run=dopd", "monitor")
-    page.set_viewport_size({"width": 390, "height": 800})
-    for name in ("#app-run", "#app-refresh", "#app-theme"):
-        spot = page.locator(name).bounding_box()
-        assert spot["x"] >= 0 and spot["x"] + spot["width"] <= 390, name
+def test_tabs_on_phone_fit_window(visit) -> None:
+    page = visit("run=dopd&other=opd", "report")
+    for tab in SHOWS:
+        open_tab(page, tab.capitalize())
+        page.set_viewport_size({"width": 390, "height": 800})
+        page.wait_for_function(FITS, arg=f"#tab-{tab}")
+        assert page.evaluate(OUTSIDE, f"#tab-{tab}") == [], tab
+        if tab != "monitor":
+            page.set_viewport_size({"width": 1280, "height": 800})
     assert page.locator("#monitor-status .app-facts").bounding_box()["width"] > 300
-    assert page.locator("#monitor-status .app-progress").bounding_box()["width"] > 300
     stop, facts = (page.locator(name).bounding_box() for name in ("#monitor-stop", "#monitor-status .app-facts"))
     assert stop["y"] >= facts["y"] + facts["height"], "below the facts of the run, not over them"
 

@@ -181,6 +181,9 @@ def test_own_image_box_drawn_by_mouse_is_scored(visit, tmp_path: Path) -> None:
     page.locator("#data-own-score").click()
     expect(page.locator("#data-scored .wb-ask")).to_have_text('<script>alert(1)</script> & "עברית" 🙂?')
     assert page.locator("#data-scored .wb-t").count() >= 3
+    expect(page.locator("#data-scored .wb-tokens")).to_be_in_viewport()
+    page.locator("#data-list tr[data-key]").nth(1).click()
+    expect(page.locator("#data-scored .wb-t")).to_have_count(0)  # the scores are not of this example
 
 
 def test_report_written_opens_without_requests(visit, runs: Path, tmp_path: Path, browser) -> None:

@@ -93,6 +93,7 @@ def test_parse_boxes_invalid_line_names_line() -> None:
         ("1 2 3", "line 1"),
         ("\n5 5 5 9", "line 2"),
         ("0 0 61 40", "60 x 40"),
+        ("30 0 20 20", "wrong order"),
         ("nan 0 1 1", "line 1"),
         ("a b c d", "Expected x0"),
     ):
@@ -103,6 +104,8 @@ def test_parse_boxes_invalid_line_names_line() -> None:
 def test_with_box_drawn_fraction_appends_pixel_line(picture: str) -> None:
     lines = data.with_box(picture, "1 2 3 4 door", {"x0": 0.5, "y0": -0.2, "x1": 1.3, "y1": 0.5})
     assert lines == "1 2 3 4 door\n30 0 60 20 region" and "wb-box" in data.preview(picture, lines)
+    wrong = data.preview(picture, "1 2 3")
+    assert "app-error" in wrong and "wb-picture" in wrong, "the picture helps to correct the line"
 
 
 def test_upload_invalid_or_too_large_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, picture: str) -> None:

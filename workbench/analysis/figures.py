@@ -103,6 +103,9 @@ def stacked_shares(
     if table.empty:
         return empty_figure(table.empty, theme, title=_share_title(by, title))
     frame = table.frame.fillna({by: 0.0})
+    if frame["regime"].nunique() == 1:
+        message = f"All tokens have regime {frame['regime'].iloc[0]} at every step."
+        return empty_figure(message, theme, title=_share_title(by, title))
     counts = frame.groupby("group")["num_positions"].sum().sort_values(ascending=False)
     groups = list(counts.index)
     columns = min(3, len(groups))
@@ -216,8 +219,13 @@ def share_bars(table: Table, *, by: str = "position_share", title: str, theme: s
 
 def gap_curves(table: Table, *, theme: str = "light") -> go.Figure:
     """Mean size of the capability and the information gap per token over steps, a panel per visibility."""
-    title, columns = "Capability and information gap", ("abs_capability_gap", "abs_information_gap")
-    if table.empty or table.frame[list(columns)].isna().all(axis=None):
+    title = "Capability and information gap"
+    styles = {
+        "abs_capability_gap": {"color": CAPABILITY[theme], "dash": DASHES[0]},
+        "abs_information_gap": {"color": INFORMATION[theme], "dash": DASHES[1]},
+    }
+    columns = [column for column in styles if not table.empty and table.frame[column].notna().any()]
+    if not columns:
         message = table.empty or "This method has no privileged student, so its gap cannot be split."
         return empty_figure(message, theme, title=title)
     visibilities = list(table.frame["visibility"].unique())
@@ -231,8 +239,8 @@ def gap_curves(table: Table, *, theme: str = "light") -> go.Figure:
     _style_panels(figure, theme, title=title, subtitle=table.run)
     for panel_idx, visibility in enumerate(visibilities):
         of_visibility = table.frame[table.frame["visibility"] == visibility]
-        for column, color, dash in zip(columns, (CAPABILITY, INFORMATION), DASHES, strict=False):
-            name = column.split("_")[1] + " gap"
+        for column in columns:
+            name = _words(column.removeprefix("abs_"))
             figure.add_scatter(
                 x=of_visibility["step"],
                 y=of_visibility[column],
@@ -240,7 +248,7 @@ def gap_curves(table: Table, *, theme: str = "light") -> go.Figure:
                 legendgroup=name,
                 showlegend=panel_idx == 0,
                 mode="lines" if len(of_visibility) > 1 else "markers",
-                line={"width": 2, "color": color[theme], "dash": dash},
+                line={"width": 2, **styles[column]},
                 customdata=of_visibility["num_positions"],
                 hovertemplate=f"<b>{name}</b> %{{y:.3f}} nats per token<br>%{{customdata:,}} {escaped(visibility)}"
                 " tokens, step %{x}<extra></extra>",
@@ -432,7 +440,7 @@ def accuracy_curves(table: Table, *, theme: str = "light") -> go.Figure:
         horizontal_spacing=0.035,
         subplot_titles=[f"{escaped(name)}<br>{n:,} questions" for name, n in zip(visibilities, counts, strict=True)],
     )
-    _style_panels(figure, theme, title=title, subtitle=f"{table.run} · solid: accuracy, dotted: confidence", height=380)
+    _style_panels(figure, theme, title=title, subtitle=f"{table.run} · solid: accuracy, dotted: confidence", height=400)
     pairs = list(dict.fromkeys(zip(frame["policy"], frame["context"], strict=True)))
     for panel_idx, visibility in enumerate(visibilities):
         for number, (policy, context) in enumerate(pairs):
@@ -460,6 +468,7 @@ def accuracy_curves(table: Table, *, theme: str = "light") -> go.Figure:
                     row=1,
                     col=panel_idx + 1,
                 )
+    figure.update_layout(margin_t=figure.layout.margin.t + 20)  # titles of two lines, so that they fit a phone
     figure.update_yaxes(tickformat=".0%", range=[-0.02, 1.04]).update_yaxes(title_text="accuracy, confidence", col=1)
     return step_axis(figure, frame["step"])
 

@@ -84,7 +84,7 @@ def rows_html(
     tall    height in pixels above which the rows scroll
     follow  whether the arrow keys select a row instead of only moving the focus
     """
-    caption = f"<caption>{escape(title)}<span>{escape(table.run)}</span></caption>" if title else ""
+    caption = f"<caption><div>{escape(title)}<span>{escape(table.run)}</span></div></caption>" if title else ""
     if table.empty:
         return empty_html(table.empty, title=title)
     heads = "".join(_heading(column, table) for column in columns)

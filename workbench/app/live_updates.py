@@ -50,7 +50,7 @@ def poll(context: AppContext, table: str, tab: str, run: str | None, open_tab: s
     if shown_state.get("step") is None:
         return "", json.dumps([run, time.time()]), timer
     listed = shown_state["step"]
-    news = f"Step {newest:,} is recorded; the list shows steps up to {listed:,}. Press Refresh to list newer steps."
+    news = f"Step {newest:,} is recorded; this tab shows steps up to {listed:,}. Press Refresh to show newer steps."
     return (note(news) if newest != listed else ""), gr.skip(), timer
 
 

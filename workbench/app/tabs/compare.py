@@ -34,6 +34,7 @@ from workbench.app.context import (
     show_errors,
     sync_to_url,
 )
+from workbench.app.live_updates import follow_run
 from workbench.errors import WorkbenchError
 from workbench.render import TokenView, colors, render_tokens
 from workbench.render.text import NONE, signed, visible_text
@@ -268,16 +269,16 @@ def chosen_example(address: Mapping | None, key: Mapping) -> dict:
 
 
 def build_tab(context: AppContext, shared: Shared) -> None:
-    """Second run, examples of both, answers side by side, metrics, configurations, accuracies."""
+    """Second run, accuracies, metrics and configurations of both, then their answers to one example."""
+    follow_run(context, shared, "compare", "rollouts")
+    other = gr.Dropdown([], label="compare with", elem_id="compare-other")
+    accuracy = fragment_component("accuracy of both runs", elem_id="compare-accuracy")
     with gr.Row():
-        other = gr.Dropdown([], label="compare with", elem_id="compare-other", min_width=320, scale=2)
-        layout = gr.Radio(
-            (("stacked", "under"), ("side by side", "beside")),
-            value="under",
-            label="answers in full",
-            elem_id="compare-layout",
-            min_width=300,
-        )
+        with gr.Column(min_width=420):
+            metric = gr.Dropdown([], label="metric", visible=False, elem_id="compare-metric")
+            curves = plot_component("metrics of both runs")
+        with gr.Column(min_width=420):
+            difference = fragment_component("difference of configurations", elem_id="compare-config")
     listed = rows_component("examples of both runs", elem_id="compare-examples")
     aligned = gr.HTML(
         label="both answers",
@@ -287,6 +288,9 @@ def build_tab(context: AppContext, shared: Shared) -> None:
         apply_default_css=False,
         elem_id="compare-aligned",
     )
+    layout = gr.Radio(
+        (("stacked", "under"), ("side by side", "beside")), value="under", label="layout", elem_id="compare-layout"
+    )
     views = gr.HTML(
         label="both answers in full",
         js_on_load=None,
@@ -294,13 +298,6 @@ def build_tab(context: AppContext, shared: Shared) -> None:
         apply_default_css=False,
         elem_id="compare-views",
     )
-    with gr.Row():
-        with gr.Column(min_width=420):
-            metric = gr.Dropdown([], label="metric", visible=False, elem_id="compare-metric")
-            curves = plot_component("metrics of both runs")
-        with gr.Column(min_width=420):
-            difference = fragment_component("difference of configurations", elem_id="compare-config")
-    accuracy = fragment_component("accuracy of both runs", elem_id="compare-accuracy")
 
     quiet = {"show_progress": "hidden", "api_visibility": "private"}
     outputs = [other, layout, listed, aligned, views, metric, curves, accuracy, difference]

@@ -4,6 +4,7 @@ At most one checkpoint is in memory. Uploads have a size limit, are opened like 
 machine.
 """
 
+import json
 import threading
 from collections.abc import Mapping
 from dataclasses import replace
@@ -73,6 +74,9 @@ EVIDENCE_FIELDS = {  # evidence of a context -> how to enter it in the form
     "answer": "Fill in the right answer.",
     "turns": "Write the question in several sentences.",
 }
+_REVEAL = """watch("value", () => {
+  if (element.querySelector(".app-note, .wb-root")) element.scrollIntoView({ block: "nearest", behavior: "smooth" });
+});"""
 NO_SOURCE = "This run lists no data. Enter a source above: a .jsonl or .parquet file, or scenes:eval?count=40."
 
 
@@ -263,10 +267,15 @@ def parse_boxes(text: str, size: tuple[int, int]) -> tuple[Box, ...]:
             raise DataError(
                 f'line {number} of the boxes is "{line.strip()}". Expected x0 y0 x1 y1 and a label, in pixels.'
             ) from None
-        if not (0 <= x0 < x1 <= size[0] and 0 <= y0 < y1 <= size[1]):
+        if not (x0 < x1 and y0 < y1):
+            raise DataError(
+                f'line {number} of the boxes, "{line.strip()}", has its corners in the wrong order. Expected x0 y0 x1 '
+                "y1 with x0 < x1 and y0 < y1: first the upper left corner, then the lower right one."
+            )
+        if min(x0, y0) < 0 or x1 > size[0] or y1 > size[1]:
             raise DataError(
                 f'line {number} of the boxes, "{line.strip()}", is not inside the image of {size[0]} x {size[1]} '
-                "pixels. Expected x0 < x1 and y0 < y1. Correct the line."
+                "pixels. Correct the line."
             )
         boxes.append(Box(x0, y0, x1, y1, parts[4].strip() if len(parts) > 4 else ""))
     return tuple(boxes)
@@ -305,18 +314,23 @@ def open_upload(file: str | None) -> Any:
 
 
 def preview(file: str | None, boxes: str | None) -> str:
-    """The uploaded image with its boxes, on which the user can draw boxes; or an error message."""
+    """The uploaded image with its boxes, on which the user can draw boxes; an error of the boxes stands above it."""
     if not file:
         return ""
+    drawn: tuple[Box, ...] = ()
+    fault = ""
     with DECODE_LOCK:
         try:
             image = open_upload(file)
-            drawn = parse_boxes(boxes, image.size)
         except DataError as error:
             return note(sentence(error), "error")
+        try:
+            drawn = parse_boxes(boxes, image.size)
+        except DataError as error:
+            fault = note(sentence(error), "error")
         picture = ViewImage("image", image, drawn, note="Drag on the image to draw a box.")
         pictures = evidence(TokenView("", "", "", (), pictures=(picture,)))
-    return remount(f'<div class="wb-root"><div class="wb-body">{pictures}</div></div>')
+    return remount(f'{fault}<div class="wb-root"><div class="wb-body">{pictures}</div></div>')
 
 
 def with_box(file: str | None, boxes: str | None, corners: Mapping) -> str:
@@ -406,8 +420,8 @@ def build_tab(context: AppContext, shared: Shared) -> None:
     example_view = gr.HTML(
         label="the example", js_on_load=None, css_template=css, apply_default_css=False, elem_id="data-example"
     )
+    scored = fragment_component("supervision of each token", js=_REVEAL, elem_id="data-scored")
     form = own_image_form(is_open, list(KINDS))
-    scored = fragment_component("supervision of each token", elem_id="data-scored")
 
     quiet = {"show_progress": "hidden", "api_visibility": "private"}
     inputs, outputs = [shared.run, shared.address, source], [source, listed, example_view, given]
@@ -422,7 +436,10 @@ def build_tab(context: AppContext, shared: Shared) -> None:
     shown_boxes = [form.file, form.boxes]
     gr.on([form.file.change, form.boxes.change], show_errors(preview), shown_boxes, form.picture, **quiet)
     form.picture.box(show_errors(add_box), shown_boxes, form.boxes, **quiet)
-    busy = {"show_progress": "full", "concurrency_limit": 1, "concurrency_id": "scorer", "api_visibility": "private"}
+    busy = {"show_progress": "hidden", "concurrency_limit": 1, "concurrency_id": "scorer", "api_visibility": "private"}
+    waiting = note("Scoring under every view. The first example of a run takes longest: its models are loaded.")
+    gr.on([button.click, form.button.click], None, None, scored, js=f"() => {json.dumps(waiting)}")
+    gr.on([shared.address.change, source.input, shared.run.change], None, None, scored, js="() => ''")
     button.click(
         render_error_in_place(partial(score_listed, context), [scored]),
         [shared.run, shared.address, source, given],

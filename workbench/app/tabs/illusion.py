@@ -23,6 +23,7 @@ from workbench.app.components import (
 )
 from workbench.app.context import AppContext, Shared, persistent_params, show_errors
 from workbench.app.finding_cards import findings_html
+from workbench.app.live_updates import follow_run
 from workbench.evals.findings import INTERVALS
 from workbench.traces.reader import Traces
 from workbench.types import PRIVILEGED
@@ -238,6 +239,7 @@ def wrong_address(address: Mapping | None, key: Mapping) -> dict:
 
 def build_tab(context: AppContext, shared: Shared) -> None:
     """Headline, figures, worst cases, wrong answers, accuracy table."""
+    follow_run(context, shared, "illusion", "rollouts")
     head = fragment_component("headline", elem_id="illusion-headline")
     accuracy = plot_component("accuracy and confidence", elem_id="illusion-accuracy")
     with gr.Row():
