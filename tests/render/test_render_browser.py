@@ -132,6 +132,17 @@ def test_pin_first_is_largest_loss_and_click_moves_it(open_page):
     assert widths["wb-bar-information"] + widths["wb-bar-capability"] == pytest.approx(widths["wb-bar-total"])
 
 
+def test_prompt_long_is_scrolled_to_evidence(open_page):
+    lines = "\n".join(f"line {number}" for number in range(40))
+    prompts = {"student": lines, "teacher": f"{lines}\nboxes: lamp at 1 2 3 4\n{lines}"}
+    html = render_page([render_tokens(replace(VIEW, prompts=prompts), standalone=False)], "t")
+    mark = open_page(html).page.locator(".wb-prompt mark").first
+    mark.wait_for()
+    is_seen = """mark => { const [a, b] = [mark, mark.parentElement].map(one => one.getBoundingClientRect());
+                           return a.top >= b.top && a.bottom <= b.bottom; }"""
+    assert mark.evaluate(f"async mark => {{ await new Promise(requestAnimationFrame); return ({is_seen})(mark); }}")
+
+
 def test_token_with_markup_stays_text(open_page):
     opened = open_page()
     assert opened.page.locator(".wb-detail code").inner_text() == "·<b>&2"

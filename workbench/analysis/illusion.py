@@ -89,7 +89,7 @@ def information_dominated_loss(run: str | Path | Traces) -> Table:
         named AS (SELECT step, min(step) OVER same AS first_step, max(step) OVER same AS last_step FROM parts
                   WINDOW same AS (PARTITION BY part)),
         grouped AS (SELECT 'all' AS group_name, * FROM measured
-                 UNION ALL SELECT coalesce(visibility, 'not known') AS group_name, * FROM measured)
+                 UNION ALL SELECT coalesce(visibility, 'unmarked') AS group_name, * FROM measured)
         SELECT first_step, last_step AS step, group_name AS visibility,
                CAST(sum(num_positions) AS BIGINT) AS num_positions,
                sum(num_information_dominated) / sum(num_positions) AS position_share,

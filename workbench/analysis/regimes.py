@@ -90,7 +90,7 @@ def gaps_over_steps(run: str | Path | Traces) -> Table:
         return table([], columns, run="", empty=NO_TRACES)
     means = ", ".join(f"sum({name}) / sum(num_positions) AS {name}" for name in gaps)
     query = f"""
-        SELECT step, coalesce(visibility, 'not known') AS visibility,
+        SELECT step, coalesce(visibility, 'unmarked') AS visibility,
                CAST(sum(num_positions) AS BIGINT) AS num_positions, {means},
                sum(entropy_student) / sum(num_positions) AS entropy,
                sum(confidence_student) / sum(num_positions) AS confidence

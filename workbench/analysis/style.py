@@ -30,7 +30,7 @@ POLICIES = {
     theme: tuple(hue for hue_idx, hue in enumerate(hues) if hue_idx not in (2, 3)) for theme, hues in SERIES.items()
 }
 VISIBILITIES = {
-    theme: {"all": INK[theme], "visible": hues[2], "privileged": hues[3], "not known": MUTED[theme]}
+    theme: {"all": INK[theme], "visible": hues[2], "privileged": hues[3], "unmarked": MUTED[theme]}
     for theme, hues in SERIES.items()
 }
 DASHES = ("solid", "dash", "dot", "dashdot")

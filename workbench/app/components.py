@@ -48,7 +48,7 @@ _SHOWN: dict[str, Callable[[Any], str]] = {
     "signed": lambda value: signed(float(value)),
     "share": lambda value: f"{100 * float(value):.1f}%",
     "points": lambda value: signed(100 * float(value), 1),
-    "right": lambda value: "✓ right" if value else "✗ wrong",
+    "right": lambda value: "✓ correct" if value else "✗ incorrect",
     "token": lambda value: visible_text(str(value)),
 }
 _CLASSES = {

@@ -90,7 +90,7 @@ def build_app(context: AppContext) -> gr.Blocks:
                 scale=2,
             )
             refresh = gr.Button("Refresh", elem_id="app-refresh", size="sm", min_width=110, scale=0)
-            toggle = gr.Button("Light / dark", elem_id="app-theme", size="sm", min_width=110, scale=0)
+            toggle = gr.Button("◐ Theme", elem_id="app-theme", size="sm", min_width=110, scale=0)
         with gr.Row(visible="hidden"):
             search = gr.Textbox(visible="hidden")
             back = gr.Textbox("0", visible="hidden", elem_id="app-back")  # counts steps through the browser's history

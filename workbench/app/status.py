@@ -18,7 +18,7 @@ def status_html(state: JobState) -> str:
         ("step", f"{done:,} of {steps:,}" if steps else f"{done:,}"),
         ("ETA", span(state.remaining_s) if state.remaining_s is not None else "–"),
         ("started", time.strftime("%Y-%m-%d %H:%M", time.localtime(state.started)) if state.started else "–"),
-        ("last update", f"{span(state.silent_s)} ago" if state.silent_s is not None else "–"),
+        _update(state),
     ]
     if state.doing:
         facts.append(("now", state.doing))
@@ -40,6 +40,15 @@ def status_html(state: JobState) -> str:
         f'aria-label="Steps done" aria-valuemin="0" aria-valuemax="100" aria-valuenow="{100 * share:.0f}"><i '
         f'style="width:{100 * share:.1f}%"></i></div><dl class="app-facts">{listed}</dl>{notes}{command}'
     )
+
+
+def _update(state: JobState) -> tuple[str, str]:
+    """When a run that is alive recorded its state last, or when another ended."""
+    if state.silent_s is None:
+        return "last update", "–"
+    if state.is_alive:
+        return "last update", f"{span(state.silent_s)} ago"
+    return "ended", time.strftime("%Y-%m-%d %H:%M", time.localtime(time.time() - state.silent_s))
 
 
 def span(seconds: float | None) -> str:

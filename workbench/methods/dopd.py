@@ -70,9 +70,11 @@ def build(options: Options) -> Method:
         },
         regimes={
             "LH": Regime((Loss("teacher", teacher_kl, light),), "low gap, both sure: teacher, light"),
-            "LL": Regime((Loss("self", self_kl, weak),), "low gap, unsure: privileged self, weak"),
+            "LL": Regime((Loss("self", self_kl, weak),), "low gap, unsure: privileged student, weak"),
             "HT": Regime((Loss("teacher", Divergence("jensen_shannon")),), "high gap, teacher leads: teacher, strong"),
-            "HS": Regime((Loss("self", self_kl, light),), "high gap, self leads: privileged self, light"),
+            "HS": Regime(
+                (Loss("self", self_kl, light),), "high gap, privileged student leads: privileged student, light"
+            ),
         },
         route=lambda batch: route(batch, options),
         router_views=("self", "teacher"),

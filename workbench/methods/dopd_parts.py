@@ -58,5 +58,5 @@ def _part(regime: Regime, supervised: bool, options: Options) -> Regime:
         divergence = Divergence(kind, "top_k", top_k=options.top_k, of=of, tail=options.tail)
     targets = {"routed": (loss.target,), "both": ("teacher", "self")}.get(options.target, (options.target,))
     weight = loss.weight / len(targets)
-    who = " and ".join("teacher" if target == "teacher" else "privileged self" for target in targets)
+    who = " and ".join("teacher" if target == "teacher" else "privileged student" for target in targets)
     return Regime(tuple(Loss(target, divergence, weight) for target in targets), f"{when}: {who}, weight {weight:g}")

@@ -33,7 +33,7 @@ def build(options: Options) -> Method:
             "student": View("student", "plain", learns=True),
             "self": View(options.self_policy, options.privilege),
         },
-        regimes={"ALL": Regime((loss,), "every token: privileged self")},
+        regimes={"ALL": Regime((loss,), "every token: privileged student")},
         route=everywhere,
         ema_rate=options.ema_rate,
     )

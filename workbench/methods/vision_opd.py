@@ -51,7 +51,7 @@ def build(options: Options) -> Method:
             "student": View("student", options.student_context, learns=True),
             "self": View(options.self_policy, options.privilege),
         },
-        regimes={"ALL": Regime((Loss("self", divergence),), "every token: privileged self")},
+        regimes={"ALL": Regime((Loss("self", divergence),), "every token: privileged student")},
         route=route if options.ratio_clip > 0 else everywhere,
         router_views=("student",) if options.ratio_clip > 0 else (),
         loss_aggregation="token_mean",

@@ -55,7 +55,7 @@ def example_html(example: Example) -> str:
     facts = {
         "answer": example.answer,
         "reference": example.reference,
-        "question family": example.domain,
+        "domain": example.domain,
         "from": example.origin,
         "marks": "; ".join(f"{mark.kind}: {mark.truth or 'visibility unknown'}" for mark in example.marks),
     }

@@ -120,8 +120,8 @@ def _head(view: TokenView) -> str:
 def _question(view: TokenView) -> str:
     verdict = ""
     if view.right is not None:
-        name, sign = ("right", "✓") if view.right else ("wrong", "✗")
-        verdict = f'<span class="wb-verdict wb-{name}">{sign} {name}</span>'
+        name, text = ("right", "✓ correct") if view.right else ("wrong", "✗ incorrect")
+        verdict = f'<span class="wb-verdict wb-{name}">{text}</span>'
     expected = (
         "" if view.expected is None else f'<span class="wb-expected">expected <b>{escape(view.expected)}</b></span>'
     )

@@ -18,7 +18,7 @@ def render_terminal(view: TokenView, *, color_by: str = "regime", width: int = 1
     """
     require_one_of("color_by", color_by, colors.QUANTITIES)
     meta = " · ".join(f"{key} {value}" for key, value in view.meta.items())
-    verdict = "" if view.right is None else "right" if view.right else "wrong"
+    verdict = "" if view.right is None else "correct" if view.right else "incorrect"
     expected = "" if view.expected is None else f"expected {_safe(view.expected)}"
     lines = [" · ".join(part for part in (_safe(view.title), _safe(meta)) if part)]
     lines += [" · ".join(part for part in (_safe(view.question), expected, verdict) if part), ""]

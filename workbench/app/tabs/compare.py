@@ -41,14 +41,6 @@ from workbench.render.text import NONE, signed, visible_text
 from workbench.runs.jobs import find_jobs
 
 METRICS = ("loss", "accuracy", "entropy", "completion_length", "abs_capability_gap", "abs_information_gap")
-EXAMPLE_COLUMNS = (
-    Column("example", kind="short"),
-    Column("question"),
-    Column("probe", "fixed answer", "short"),
-    Column("step_a", "step, first", "number"),
-    Column("step_b", "step, second", "number"),
-    Column("same_answer", kind="short"),
-)
 NO_OTHER = "Choose a second run to compare with, for example another method on the same data."
 
 
@@ -123,8 +115,16 @@ def draw_examples(first: Path, second: Path, wanted: str) -> tuple[str, dict | N
         same_answer=listed.frame["same_answer"].map({True: "yes", False: "no"}),
     )
     listed = Table(words, shared.run, shared.units, shared.empty)
+    names = names_of(first, second)
+    columns = (
+        Column("example", kind="short"),
+        Column("question"),
+        Column("probe", kind="short"),
+        *(Column(f"step_{side}", f"step in {name}", "number") for side, name in zip("ab", names, strict=True)),
+        Column("same_answer", kind="short"),
+    )
     html = rows_html(
-        listed, EXAMPLE_COLUMNS, label="examples of both runs", key=("example",), chosen=chosen, tall=210, follow=True
+        listed, columns, label="examples of both runs", key=("example",), chosen=chosen, tall=210, follow=True
     )
     return html, row
 

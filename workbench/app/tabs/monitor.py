@@ -195,7 +195,7 @@ def _action_buttons() -> tuple[gr.Button, gr.Button, gr.Button, gr.Textbox]:
         resume = gr.Button("Resume", interactive=False, elem_id="monitor-resume", min_width=100)
     kill = gr.Button("Kill", variant="stop", visible=False, elem_id="monitor-kill")
     overrides = gr.Textbox(
-        label="Resume with",
+        label="Overrides for resuming",
         placeholder="training.save_every=10",
         lines=1,
         max_lines=4,

@@ -53,7 +53,7 @@ MOVED_COLUMNS = (
     Column("visibility", kind="short"),
     Column("changes", kind="number"),
     Column("way", "regime path", "short"),
-    Column("information_gap", "information", "signed"),
+    Column("information_gap", kind="signed"),
     Column("rollout", "probe", "number"),
     Column("example", kind="short"),
 )

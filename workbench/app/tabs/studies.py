@@ -140,7 +140,7 @@ def compared_columns(study: StudyStatus) -> tuple[Column, ...]:
         Column("difference", f"minus {study.baseline}", "right-text"),
         Column("difference_interval", "95% interval", "right-text"),
         Column("verdict", kind="short"),
-        Column("gain", "gain over start", "right-text"),
+        Column("gain", "gain over untrained", "right-text"),
         Column("gain_interval", "95% interval", "right-text"),
         Column("gain_verdict", "verdict", "short"),
     )
@@ -160,7 +160,7 @@ def build_tab(context: AppContext, shared: Shared) -> None:
     """Study list, state, figure, table, runs and notes."""
     with gr.Row(elem_classes="wbu-bar"):
         study = gr.Dropdown([], label="study", elem_id="studies-study", min_width=220, allow_custom_value=True)
-        group = gr.Dropdown([], label="evaluated on", elem_id="studies-group", min_width=260, allow_custom_value=True)
+        group = gr.Dropdown([], label="evaluation set", elem_id="studies-group", min_width=260, allow_custom_value=True)
         measure = gr.Dropdown([], label="metric", elem_id="studies-measure", min_width=260, allow_custom_value=True)
     head = fragment_component("state of the study", elem_id="studies-head")
     plot = plot_component("differences with intervals", elem_id="studies-figure")

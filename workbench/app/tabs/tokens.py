@@ -52,11 +52,11 @@ KEY = ("step", "process", "rollout")
 FILTERS = {"at_step": "step"} | {name: name for name in ("regime", "domain", "token_type", "visibility")}
 ORDERS = (
     ("newest first", "step"),
-    ("largest information gap", "information_gap"),
-    ("largest capability gap", "capability_gap"),
+    ("largest |information gap|", "information_gap"),
+    ("largest |capability gap|", "capability_gap"),
     ("largest loss", "loss"),
 )
-VERDICTS = (("any", ""), ("right", "right"), ("wrong", "wrong"))
+VERDICTS = (("any", ""), ("correct", "right"), ("incorrect", "wrong"))
 ANSWER_PARAMS = ("step", "rollout", "process", "token", "list_page")  # dropped from the address with another list
 COLUMNS = (
     Column("step", kind="number"),
@@ -66,8 +66,8 @@ COLUMNS = (
     Column("expected", kind="short"),
     Column("right", "", "right"),
     Column("tokens", "", "number"),
-    Column("information_gap", "information", "signed"),
-    Column("capability_gap", "capability", "signed"),
+    Column("information_gap", kind="signed"),
+    Column("capability_gap", kind="signed"),
     Column("loss", kind="number"),
     Column("regimes", kind="short"),
 )
@@ -151,7 +151,7 @@ def draw_list(
     first = {name: page.rows[0][name] for name in KEY} if page.rows else None
     html = rows_html(page, COLUMNS, label="answers", key=KEY, chosen=key or first, tall=290, follow=True)
     start = page_idx * PAGE_SIZE
-    position = f"{start + 1:,}–{min(total, start + PAGE_SIZE):,} of {total:,}" if total else "none"
+    position = f"{start + 1:,}–{min(total, start + PAGE_SIZE):,} of {total:,}" if total else "0"
     is_elsewhere = key is not None and all({name: row[name] for name in KEY} != key for row in page.rows)
     open_note = f"open: step {key['step']}, rollout {key['rollout']}, not on this page · " if is_elsewhere else ""
     listed = f"{open_note}{position} {'probes' if selection.probe else 'answers'}"
@@ -273,8 +273,8 @@ def build_tab(context: AppContext, shared: Shared) -> None:
             )
             for name in FILTERS.values()
         ]
-        right = gr.Dropdown(VERDICTS, value="", label="right or wrong", min_width=104, elem_id="tokens-right")
-        order = gr.Dropdown(ORDERS, value="step", label="order", min_width=210, elem_id="tokens-order")
+        right = gr.Dropdown(VERDICTS, value="", label="answer", min_width=104, elem_id="tokens-right")
+        order = gr.Dropdown(ORDERS, value="step", label="sort by", min_width=210, elem_id="tokens-order")
         example = gr.Textbox(label="example", placeholder="id", min_width=130, elem_id="tokens-example", max_lines=1)
         probe = gr.Checkbox(label="probes", min_width=90, elem_id="tokens-probe")
     follow_run(context, shared, "tokens", "rollouts")

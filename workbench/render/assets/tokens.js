@@ -289,6 +289,15 @@
     }
   });
 
+  // ---- prompts: a long one is scrolled to the first line that the student does not get
+
+  document.addEventListener("toggle", (event) => {
+    for (const mark of event.target.querySelectorAll?.(".wb-prompt pre > mark:first-of-type") ?? []) {
+      const box = mark.parentElement;
+      box.scrollTop = mark.offsetTop - box.offsetTop - box.clientHeight / 2;
+    }
+  }, true);
+
   // ---- present fragments, and those added later
 
   const upgradeAll = () => document.querySelectorAll(".wb-tokens:not([data-live])").forEach(upgrade);
