@@ -57,12 +57,17 @@ def test_tokens_run_just_begun_shows_answers_once_recorded(opened, folder: Path,
     expect(page.locator("#tokens-news")).to_contain_text(
         "living is running: evaluating student: 6 questions; step 0 of 4"
     )
+    other = opened("run=living&tab=illusion")
+    expect(other.locator("#illusion-news")).to_contain_text("living is running")
+    expect(other.locator("#tab-illusion")).not_to_contain_text("nats per token")
     for table in TABLES:  # whole at once, as a run records
         copy = shutil.copytree(trained / "dopd/traces" / table, folder / "copies" / table)
         copy.rename(run_dir / "traces" / table)
     expect(page.locator("#tokens-list tr[data-key]").first).to_be_visible()
     expect(page.locator("#tokens-answer .wb-detail")).to_contain_text("token")
     expect(page.locator("#tokens-news")).not_to_contain_text("is running")
+    expect(other.locator("#illusion-news")).not_to_contain_text("is running")
+    expect(other.locator("#tab-illusion")).to_contain_text("nats per token")  # the student's entropy
     shutil.rmtree(run_dir)
 
 
