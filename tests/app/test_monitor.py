@@ -256,7 +256,7 @@ def test_question_picker_answers_are_in_step_order(context: AppContext) -> None:
     picker, html = question_picker(context.run_dir("one"), None, None)
     assert isinstance(picker, gr.Dropdown) and picker.value == "scene-1"
     assert picker.choices[0][0] == "scene-1  ·  2 answers  How many?"
-    assert html.index("first &lt;b&gt;") < html.index("later") and "wrong" in html and "evaluation, plain" in html
+    assert html.index("first &lt;b&gt;") < html.index("later") and "incorrect" in html and "evaluation, plain" in html
     assert question_picker(context.run_dir("one"), None, "scene-1")[0].value == "scene-1"
 
 

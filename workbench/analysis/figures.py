@@ -100,16 +100,13 @@ def stacked_shares(
     title       added to "Token share by regime"
     min_height  pixels, to match a figure beside it
     """
-    if table.empty:
-        return empty_figure(table.empty, theme, title=_share_title(by, title))
-    frame = table.frame.fillna({by: 0.0})
-    if frame["regime"].nunique() == 1:
-        message = f"All tokens have regime {frame['regime'].iloc[0]} at every step."
+    message = table.empty or _only_regime(table.frame)
+    if message:
         return empty_figure(message, theme, title=_share_title(by, title))
+    frame = table.frame.fillna({by: 0.0})
     counts = frame.groupby("group")["num_positions"].sum().sort_values(ascending=False)
     groups = list(counts.index)
-    columns = min(3, len(groups))
-    rows = -(-len(groups) // columns)
+    rows, columns = -(-len(groups) // 3), min(3, len(groups))
     figure = make_subplots(
         rows,
         columns,
@@ -149,6 +146,12 @@ def stacked_shares(
     figure.update_yaxes(range=[0, 1], tickformat=".0%").update_yaxes(title_text=MEASURES[by], col=1)
     step_axis(figure, frame["step"]).update_xaxes(showline=False, title_text="").update_xaxes(title_text=STEP, row=rows)
     return figure
+
+
+def _only_regime(frame: pd.DataFrame) -> str:
+    """A message in place of shares that are all 100 %; "" if there are several regimes."""
+    names = frame["regime"].unique()
+    return f"All tokens have regime {names[0]} at every step." if len(names) == 1 else ""
 
 
 def _add_share(

@@ -34,7 +34,7 @@ VISIBILITIES = {
     for theme, hues in SERIES.items()
 }
 DASHES = ("solid", "dash", "dot", "dashdot")
-WRAP = 88  # characters per subtitle line of a figure that is half as wide as a page of 1280 pixels
+WRAP = 56  # characters per subtitle line of a figure that is as wide as a phone
 MAX_SINGLE_TICKS = 8  # steps with a tick each; for more, plotly chooses
 PATTERNS = {"self": "/", "self-light": "/", "weak": ".", "sky": "-", "data": "-", "reward": ".", "yellow": "."}
 
