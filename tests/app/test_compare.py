@@ -28,8 +28,8 @@ def test_compare_probes_of_two_runs_are_aligned(context: AppContext) -> None:
     assert drawn[ALIGNED].count('class="wbu-token') % 2 == 0 and "Matched by same tokens" in drawn[ALIGNED]
     assert drawn[VIEWS].count("wb-root wb-tokens") == 2 and "wbu-stack" in drawn[VIEWS]
     beside = draw(context, other="opd", layout="beside")
-    assert "wbu-sides" in beside[VIEWS] and beside[LAYOUT] == "beside"
-    assert draw(context, other="opd", layout="sideways")[LAYOUT] == "under"
+    assert "wbu-sides" in beside[VIEWS] and beside[LAYOUT].value == "beside"
+    assert draw(context, other="opd", layout="sideways")[LAYOUT].value == "under"
 
 
 def test_compare_no_common_regime_marks_no_difference(context: AppContext) -> None:

@@ -60,7 +60,7 @@ def draw(context: AppContext, run: str | None, theme: str, address: Mapping | No
         nothing = gr.Plot(visible=False)
         return (
             chooser,
-            layout,
+            gr.Radio(value=layout, visible=False),
             empty_html(message),
             "",
             "",
@@ -77,7 +77,7 @@ def draw(context: AppContext, run: str | None, theme: str, address: Mapping | No
     curves = compare.metrics_of(first, second, (metric,) if metric else ())
     return (
         chooser,
-        layout,
+        gr.Radio(value=layout, visible=row is not None),
         listed,
         aligned,
         views,

@@ -42,7 +42,7 @@ PROBE_COLUMNS = (
     Column("domain", kind="short"),
     Column("question"),
     Column("answer"),
-    Column("right", "", "right"),
+    Column("right", "grade", "right"),
     Column("tokens", "", "number"),
     Column("changes", "regime changes", "number"),
 )

@@ -64,7 +64,7 @@ COLUMNS = (
     Column("question"),
     Column("answer"),
     Column("expected", kind="short"),
-    Column("right", "", "right"),
+    Column("right", "grade", "right"),
     Column("tokens", "", "number"),
     Column("information_gap", kind="signed"),
     Column("capability_gap", kind="signed"),
