@@ -15,6 +15,7 @@ from workbench.app.context import AppContext, note, sentence, show_errors
 from workbench.app.form import (
     CHOICE,
     NUMBER,
+    OFFERS,
     Field,
     check_table,
     entered_config,
@@ -292,6 +293,11 @@ def wait_until(is_so: Callable[[], bool], seconds: float = 300.0) -> None:
     while not is_so():
         assert time.monotonic() < end
         time.sleep(0.1)
+
+
+def test_form_list_of_offered_values_stays_list() -> None:
+    (field,) = (field for field in fields() if field.kind == OFFERS)
+    assert field.to_widget(["plain", "crop"]) == ["plain", "crop"], "a list of several choices takes no text"
 
 
 def test_form_keeps_path_or_list_of_sources() -> None:

@@ -93,6 +93,8 @@ class Field:
 
     def to_widget(self, value: object) -> object:
         """The value for the field's widget."""
+        if self.kind == OFFERS:
+            return value
         if self.kind == YAML or isinstance(value, list | dict):
             return dump_yaml(value, on_one_line=True)
         if self.kind == TEXT:
