@@ -94,7 +94,7 @@ def watched_pages(visitor: BrowserContext, address: str, expected: str = "$^") -
         pages.append(page)
         page.set_default_timeout(PATIENCE_MS)
         page.on("request", lambda request: foreign.append(request.url))
-        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on("pageerror", lambda error: errors.append(f"{error.name}: {error} {error.stack}"))
         page.goto(f"{address}/?{query}")
         return page
 
