@@ -12,7 +12,7 @@ import gradio as gr
 
 from workbench.analysis.illusion import CONFIDENCE_NOTE
 from workbench.app.components import Column, empty_html, fragment_component, plot_component, rows_component, rows_html
-from workbench.app.context import AppContext, Shared, show_errors
+from workbench.app.context import AppContext, Shared, persistent_params, show_errors
 from workbench.studies.figures import figure
 from workbench.studies.report import READING, title_of
 from workbench.studies.status import StudyStatus, compared, find_studies, groups_of, measures_of, read_study, runs_of
@@ -174,7 +174,12 @@ def build_tab(context: AppContext, shared: Shared) -> None:
     drawing = show_errors(partial(draw, context), len(outputs))
     shared.on_show("studies", drawing, inputs, outputs)
     gr.on([group.input, measure.input], drawing, inputs, outputs, **quiet)
-    study.input(lambda name: {"study": name or ""}, study, shared.address, **quiet)
+    study.input(
+        lambda name, address: persistent_params(address) | {"study": name or ""},
+        [study, shared.address],
+        shared.address,
+        **quiet,
+    )
 
     def open_run(event: gr.EventData, address: dict, name: str) -> tuple:
         return run_address(address, name, event.key)
