@@ -501,5 +501,5 @@ def test_run_json_has_progress_between_steps(models: dict, tmp_path: Path, monke
     monkeypatch.setattr(evaluate, "evaluate_policies", look)
     train(config)
     assert [done for done, _ in seen[:1] + seen[-1:]] == [0, 1], "the last step counts before the last evaluation"
-    assert all(re.fullmatch(r"(student|teacher) answers \d+ questions", doing) for _, doing in seen)
+    assert all(re.fullmatch(r"evaluating (student|teacher): \d+ questions", doing) for _, doing in seen)
     assert RunFolder.open(config.run_dir).status["doing"] is None
