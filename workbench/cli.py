@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import json
 import logging
 import os
 import shlex
@@ -167,6 +168,23 @@ def _score(options: argparse.Namespace) -> int:
         f"Look at one answer, token by token:\n  workbench show {result.run_dir} --step {result.first_step} --rollout 0"
     )
     return 130 if result.stopped else 0
+
+
+def _plan(options: argparse.Namespace) -> int:
+    _quiet()
+    names = ("memory", "devices", "nodes", "sharded", "share", "picture", "text_tokens")
+    planned = _module("training.planning.command").plan_from_options(
+        options.config, options.overrides, **{name: getattr(options, name) for name in names}
+    )
+    if options.json:
+        print(json.dumps(planned.to_dict(), indent=1))
+        return 0 if planned.fits else 1
+    format_table = _module("analysis.summary").format_table
+    print(format_table(planned.header, planned.rows), *planned.facts, sep="\n")
+    if planned.trial_rows:
+        print("\n" + format_table(("tried", "GB", "", "cost"), planned.trial_rows))
+    print(f"\n{planned.verdict}")
+    return 0 if planned.fits else 1
 
 
 def _prompts(options: argparse.Namespace) -> None:
@@ -371,6 +389,7 @@ COMMANDS = {
     "prompts": _prompts,
     "study": _study,
     "check": _check,
+    "plan": _plan,
     "show": _show,
     "summary": _summary,
     "app": _app,

@@ -111,6 +111,22 @@ def _add_evaluation(add: Add) -> None:
     command = add("check", "check data, tokenization, templates and scores of a configuration")
     command.add_argument("config", help="a YAML file, or the name of a built-in recipe such as demo")
     _add_overrides(command)
+    _add_plan(add)
+
+
+def _add_plan(add: Add) -> None:
+    """Add the command that plans memory and time."""
+    command = add("plan", "plan memory and time of a run by phase, from configurations alone, without weights")
+    command.add_argument("config", help="a YAML file, or the name of a built-in recipe such as demo")
+    command.add_argument("--devices", type=int, default=1, metavar="N", help="devices of a node, default 1")
+    command.add_argument("--nodes", type=int, default=1, metavar="N", help="number of nodes, default 1")
+    command.add_argument("--memory", required=True, metavar="SIZE", help="memory of a device, e.g. 80GB or 24GiB")
+    command.add_argument("--sharded", action="store_true", help="weights sharded over all devices (FSDP2)")
+    command.add_argument("--share", type=float, default=0.4, help="share of a device's peak speed, default 0.4")
+    command.add_argument("--picture", metavar="WIDTHxHEIGHT", help="plan this picture instead of rows of data.train")
+    command.add_argument("--text-tokens", type=int, metavar="N", help="plan questions of N tokens, default 256")
+    command.add_argument("--json", action="store_true", help="print JSON")
+    _add_overrides(command)
 
 
 def _add_score(add: Add) -> None:

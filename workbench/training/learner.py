@@ -175,7 +175,7 @@ def build_learner(
     if checkpoint is not None:
         averages = f"{STUDENT}@ema" in method.policies
         refuse_other_run(checkpoint, name, start, lora=bool(lora.rank), averages=averages)
-    adapter = _adapter_config(lora) if lora.rank else None
+    adapter = adapter_config(lora) if lora.rank else None
     torch.manual_seed(config.seed)  # for the random weights of a new adapter
     policies = load_policies(
         method.policies,
@@ -335,7 +335,8 @@ def _adamw_8bit(groups: list[dict[str, Any]], **options: Any) -> torch.optim.Opt
     return importlib.import_module("bitsandbytes.optim").AdamW8bit(groups, **options)
 
 
-def _adapter_config(lora: LoraConfig) -> object:
+def adapter_config(lora: LoraConfig) -> object:
+    """Configuration of new adapters, for peft. Raises: ConfigError if peft is missing."""
     try:
         peft = importlib.import_module("peft")  # optional, and slow to import
     except ModuleNotFoundError:

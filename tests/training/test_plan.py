@@ -1,0 +1,231 @@
+"""Plans against the bytes that torch's allocator gives out in a real step."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from families import save_gemma3, save_idefics3, save_qwen3
+from torch.profiler import ProfilerActivity, profile
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
+
+import workbench.training.loop as loop
+from workbench.config.schema import RunConfig, build_config, override
+from workbench.errors import ConfigError, PolicyError
+from workbench.runs.folder import RunFolder
+from workbench.training.planning.command import plan_from_options
+from workbench.training.planning.devices import parse_memory, parse_picture
+from workbench.training.planning.models import sizes_of, specs_of
+from workbench.training.planning.plan import plan_run
+from workbench.training.planning.prompts import PromptSize
+from workbench.training.planning.remedies import mend
+
+WITHIN = 0.10
+SIZES = Path("benchmarks/sizes")
+
+
+def widen(folder: Path, auto_class: type, seed: int) -> Path:
+    """Rebuild a small model with a wider decoder, so that weights, activations and caches all count."""
+    config = AutoConfig.from_pretrained(folder)
+    text = config.get_text_config()
+    text.hidden_size, text.intermediate_size, text.num_hidden_layers = 256, 1024, 3
+    text.num_attention_heads, text.num_key_value_heads, text.head_dim = 8, 4, 32
+    if getattr(text, "layer_types", None):
+        text.layer_types = ["full_attention"] * 3
+    torch.manual_seed(seed)
+    model = auto_class.from_config(config)
+    model.generation_config.eos_token_id = AutoTokenizer.from_pretrained(folder).eos_token_id
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Path]]:
+    """Student and teacher of three families."""
+    folder, made = tmp_path_factory.mktemp("wide"), {}
+    for save, auto_class in (
+        (save_idefics3, AutoModelForImageTextToText),
+        (save_gemma3, AutoModelForImageTextToText),
+        (save_qwen3, AutoModelForCausalLM),
+    ):
+        name = save.__name__.removeprefix("save_")
+        made[name] = tuple(widen(save(folder / f"{name}-{seed}", seed), auto_class, seed) for seed in (0, 1))
+    return made
+
+
+def config_of(pair: tuple[Path, Path], output: Path, **values: object) -> RunConfig:
+    """A DOPD run of a few long answers, without evaluation; dotted keys with __ for the dot."""
+    student, teacher = pair
+    plain = {
+        "name": "run",
+        "output_dir": str(output),
+        "models": {"student": str(student), "teacher": str(teacher)},
+        "data": {"train": "scenes:hard?count=16"},
+        "method": {"name": "dopd", "privilege": "hint", "self_policy": "student@ema"},
+        "sampling": {"num_generations": 2, "max_completion_length": 32},
+        "training": {"steps": 2, "batch_size": 4, "micro_batch_size": 4},
+        "trace": {"probes": 0, "every": 0},
+    }
+    for key, value in values.items():
+        section, _, name = key.partition("__")
+        plain[section] = {**plain[section], name: value}
+    return build_config(plain)
+
+
+def peaks_of_a_step(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """Bytes at the peak of each phase of the second step: weights and moments, and what the allocator gave out."""
+    folder = RunFolder.create(config.run_dir, config.to_yaml(), seed=0, method="dopd")
+    trainer = loop.Trainer(config, folder)
+    trainer.train_step(1)
+    measured: dict[str, tuple[int, int]] = {}
+
+    def watched(name: str, act: Callable) -> Callable:
+        def watching(*args: object, **options: object) -> object:
+            with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+                result = act(*args, **options)
+            live = peak = 0
+            for event in profiler.profiler.kineto_results.events():
+                if event.name() == "[memory]":
+                    live += event.nbytes()
+                    peak = max(peak, live)
+            measured[name] = live, peak
+            return result
+
+        return watching
+
+    monkeypatch.setattr(trainer, "_sample", watched("sample", trainer._sample))
+    monkeypatch.setattr(loop, "score_batch", watched("score", loop.score_batch))
+    monkeypatch.setattr(loop, "compute_step", watched("learn", loop.compute_step))
+    trainer.train_step(2)
+    tensors = [
+        tensor for policy in trainer.policies for tensor in (*policy.model.parameters(), *policy.model.buffers())
+    ]
+    tensors += [value for state in trainer.learners[0].optimizer.state.values() for value in state.values()]
+    base = sum({tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in tensors}.values())
+    peaks = {}
+    for name, (left, peak) in measured.items():
+        peaks[name] = base + peak
+        base += left
+    return peaks
+
+
+def texts(folder: Path) -> dict[str, str]:
+    """Questions without pictures, for a language model."""
+    file = folder / "texts.jsonl"
+    row = {
+        "question": "How many red circles are left of the blue square?",
+        "answer": "3",
+        "hint": "count from the left",
+    }
+    file.write_text("".join(json.dumps(row | {"id": str(idx)}) + "\n" for idx in range(8)))
+    return {"data__train": str(file)}
+
+
+LORA = {"models__lora": {"rank": 8}, "method__self_policy": "student@start"}
+VARIANTS = {
+    "idefics3": ("idefics3", {}),
+    "idefics3 in half precision": ("idefics3", {"training__mixed_precision": "bf16"}),
+    "gemma3": ("gemma3", {}),
+    "qwen3": ("qwen3", {}),
+    "qwen3 recomputed": ("qwen3", {"models__gradient_checkpointing": True}),
+    "qwen3 with adapters": ("qwen3", LORA),
+    "idefics3 with adapters": ("idefics3", LORA),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", VARIANTS)
+def test_plan_of_a_step_is_within_a_tenth_of_what_is_allocated(name, pairs, tmp_path, monkeypatch) -> None:
+    family, values = VARIANTS[name]
+    config = config_of(pairs[family], tmp_path, **values, **(texts(tmp_path) if family == "qwen3" else {}))
+    peaks = peaks_of_a_step(config, monkeypatch)
+    planned = {phase.name: phase.total for phase in plan_run(config).phases}
+    for phase, measured in peaks.items():
+        assert planned[phase] == pytest.approx(measured, rel=WITHIN), (phase, planned, peaks)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("qwen3-vl-2b", 2_127_532_032),
+        ("qwen3-vl-8b", 8_767_123_696),
+        ("qwen3-vl-32b", 33_357_390_064),
+        ("qwen2.5-vl-72b", 73_410_777_344),
+    ],
+)
+def test_sizes_of_public_models_are_their_numbers_of_weights(name, parameters, tmp_path) -> None:
+    config = config_of((SIZES / name, SIZES / name), tmp_path, models__dtype="bfloat16")
+    sizes = sizes_of(specs_of(config, config.load_method())[0], config.models)
+    assert sizes.parameters == parameters
+    assert sizes.total == pytest.approx(2 * parameters, rel=1e-3)
+
+
+@pytest.mark.parametrize(("text", "count"), [("80GB", 80e9), ("24 GiB", 24 * 2**30), ("0.5tb", 0.5e12)])
+def test_memory_with_a_unit_is_bytes(text, count) -> None:
+    assert parse_memory(text) == count
+
+
+@pytest.mark.parametrize("text", ["80", "80 bananas", "0GB", "-1GB", "", "GB"])
+def test_memory_without_number_or_unit_is_refused(text) -> None:
+    with pytest.raises(ConfigError, match="--memory"):
+        parse_memory(text)
+
+
+@pytest.mark.parametrize("text", ["80", "0x10", "10x", "axb"])
+def test_picture_of_no_size_is_refused(text) -> None:
+    with pytest.raises(ConfigError, match="--picture"):
+        parse_picture(text)
+
+
+@pytest.mark.parametrize(
+    ("key", "options"),
+    [
+        ("--devices", {"devices": 0}),
+        ("--nodes", {"nodes": -1}),
+        ("--share", {"share": 0.0}),
+        ("--sharded", {"sharded": True}),
+        ("--text-tokens", {"text_tokens": 0}),
+        ("training.batch_size", {"devices": 9}),
+    ],
+)
+def test_options_out_of_range_are_refused(key, options) -> None:
+    with pytest.raises(ConfigError, match=key):
+        plan_from_options("demo", [], **{"memory": "80GB", **options})
+
+
+def test_folder_without_config_is_refused(tmp_path) -> None:
+    with pytest.raises(PolicyError, match=r"config\.json"):
+        plan_from_options("demo", [f"models.teacher={tmp_path}"], memory="80GB")
+
+
+def test_folder_with_config_alone_is_planned_by_its_patches(tmp_path) -> None:
+    """A picture of 640 x 320 has 20 x 10 tokens of 32 x 32 pixels, and two marks; its crop as many again."""
+    pair = tmp_path / "student", tmp_path / "teacher"
+    for folder in pair:
+        values = json.loads((SIZES / "qwen3-vl-2b/config.json").read_text())
+        values["text_config"] |= {"hidden_size": 64, "intermediate_size": 64, "vocab_size": 152_000}
+        values["text_config"] |= {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
+        values["vision_config"] |= {"depth": 2, "out_hidden_size": 64, "hidden_size": 32, "num_heads": 2}
+        values["vision_config"] |= {"intermediate_size": 32, "deepstack_visual_indexes": [0, 1]}
+        folder.mkdir()
+        (folder / "config.json").write_text(json.dumps(values))
+    config = config_of(pair, tmp_path, method__privilege="crop")
+    plan = plan_run(config, size=PromptSize(100, (640, 320)))
+    assert plan.prompts["teacher", "plain"].tokens == 100 + 202
+    assert plan.prompts["teacher", "crop"].tokens == 100 + 2 * 202
+    assert plan.prompts["teacher", "crop"].picture_tokens == 2 * 202
+
+
+@pytest.mark.slow
+def test_plan_that_does_not_fit_names_the_cheapest_key_that_mends_it(pairs, tmp_path) -> None:
+    config = config_of(pairs["qwen3"], tmp_path, training__micro_batch_size=8, **texts(tmp_path))
+    needs = plan_run(config).largest.total
+    trials = mend(config, needs - 1, processes=1, sharded=False)
+    assert trials[-1].fits
+    assert not any(trial.fits for trial in trials[:-1])
+    assert trials[0].keys == ("models.teacher_dtype=bfloat16",)
+    key = trials[-1].keys[0]
+    assert (
+        plan_run(build_config(override(config.to_dict(), [key]), name="run")).largest.total == trials[-1].needs < needs
+    )

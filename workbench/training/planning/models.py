@@ -1,0 +1,252 @@
+"""The models of a run as the run loads them, from their configurations alone: weights have shapes and no numbers."""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+
+from torch import Tensor, nn
+from transformers import AutoConfig, PretrainedConfig
+from transformers.initialization import no_init_weights
+
+from workbench.config.schema import LoraConfig, ModelsConfig, RunConfig
+from workbench.distill.method import Method
+from workbench.errors import ConfigError, PolicyError
+from workbench.policies.adapters import add_adapter, base_of
+from workbench.policies.by_domain import is_by_domain
+from workbench.policies.heads import output_layer
+from workbench.policies.models import DTYPES, INT8, NF4, QUANTIZED, auto_class, is_masked_lm
+from workbench.policies.role_names import ROLES
+from workbench.policies.roles import require_roles, roles
+from workbench.training.learner import adapter_config
+from workbench.training.planning.depths import Depths, own_depths, with_depths
+from workbench.training.planning.dry_run import DryRun
+from workbench.types import STUDENT
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Bytes of a model's weights and buffers.
+
+    layers   of each decoder layer, which is gathered alone with sharded weights
+    root     of everything else: embeddings, head, vision tower
+    head     of the output layer, which is part of the root
+    trained_layers, trained_root   of what a learner trains, likewise
+    parameters  number of weights
+    """
+
+    layers: tuple[int, ...]
+    root: int
+    head: int
+    trained_layers: tuple[int, ...]
+    trained_root: int
+    parameters: int
+
+    @property
+    def total(self) -> int:
+        return self.root + sum(self.layers)
+
+    @property
+    def trained(self) -> int:
+        return self.trained_root + sum(self.trained_layers)
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A model that a run loads.
+
+    names  of the policies with its weights; the first one loads it
+    without_adapter  names whose passes switch its adapters off
+    """
+
+    names: tuple[str, ...]
+    path: str
+    dtype: str
+    lora: LoraConfig | None = None
+    without_adapter: frozenset[str] = frozenset()
+
+    @property
+    def is_teacher(self) -> bool:
+        return self.names[0].startswith("teacher")
+
+    @property
+    def learns(self) -> bool:
+        return STUDENT in self.names
+
+
+def specs_of(config: RunConfig, method: Method, learner: str = STUDENT) -> list[ModelSpec]:
+    """Models that `build_learner` loads for one learner, in its order."""
+    models, start = config.models, config.models.learners[learner]
+    lora = models.lora if models.lora.rank else None
+    specs = [ModelSpec((STUDENT,), start, models.dtype, lora)]
+    for name in method.policies:
+        if name == "student@start" and lora is not None:
+            specs[0] = replace(specs[0], names=(STUDENT, name), without_adapter=frozenset([name]))
+        elif name == "student@start":
+            specs.append(ModelSpec((name,), start, models.dtype))
+        elif name == "student@ema":
+            specs.append(ModelSpec((name,), start, models.dtype if lora else "float32", lora))
+        elif name.startswith("teacher"):
+            dtype = models.teacher_dtype or models.dtype
+            specs += [ModelSpec((name,), path, dtype) for path in _paths_of_teacher(name, models, method)]
+    return specs
+
+
+def _paths_of_teacher(name: str, models: ModelsConfig, method: Method) -> list[str]:
+    """Models of a teacher's name; by domain, each folder once."""
+    if name == "teacher" and is_by_domain(method.policies, models.teachers):
+        return [*dict.fromkeys(models.teachers.values()), *([models.teacher] if models.teacher else [])]
+    domain = name.partition(":")[2]
+    return [models.teachers[domain] if domain else models.teacher]
+
+
+def read_config(path: str | Path, name: str, *, trust_remote_code: bool = False) -> PretrainedConfig:
+    """Configuration of a model. Raises: PolicyError for a folder without config.json, or a masked diffusion model."""
+    base = base_of(path)
+    if Path(base).is_dir() and not (Path(base) / "config.json").is_file():
+        raise PolicyError(
+            f'{name}: folder "{base}" has no config.json. A plan needs the config.json of the model alone: copy it '
+            "there, or name a folder written by save_pretrained."
+        )
+    try:
+        config = AutoConfig.from_pretrained(base, trust_remote_code=trust_remote_code)
+    except (ImportError, OSError, ValueError, KeyError) as error:
+        line = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise PolicyError(
+            f'{name}: no configuration of "{path}": {line} Name a folder with the config.json of the model, or a model '
+            "on a hub that can be reached."
+        ) from error
+    if is_masked_lm(config):
+        raise PolicyError(
+            f'{name}: "{path}" is a masked diffusion model, which a plan does not cover. Plan with a model that '
+            "generates from left to right."
+        )
+    return config
+
+
+def build(spec: ModelSpec, config: PretrainedConfig, models: ModelsConfig, run: DryRun) -> nn.Module:
+    """Build a model without numbers, frozen and in evaluation mode, with new adapters if it has any.
+
+    Raises: PolicyError if transformers cannot build it.
+    """
+    attention = models.attn_implementation
+    if attention == "flash_attention_2":
+        attention = "sdpa"  # keeps as much memory; flash kernels need a GPU
+    options = {} if attention is None else {"attn_implementation": attention}
+    with run, no_init_weights():
+        try:
+            model = auto_class(config).from_config(config, dtype=DTYPES[spec.dtype], **options)
+        except (ValueError, KeyError, ImportError) as error:
+            raise PolicyError(f'{spec.names[0]}: transformers cannot build "{spec.path}": {error}.') from error
+        model.tie_weights()
+        model = model.requires_grad_(False).eval()
+        if spec.lora is not None:
+            with _modules_stay():
+                add_adapter(model, adapter_config(spec.lora))
+            model.requires_grad_(False)
+    run.forget(model)
+    return model
+
+
+@contextlib.contextmanager
+def _modules_stay() -> Iterator[None]:
+    """peft moves new adapters to the device of their layer and to float32, where those of a dry run are already."""
+    move = nn.Module.to
+    nn.Module.to = lambda module, *_, **__: module
+    try:
+        yield
+    finally:
+        nn.Module.to = move
+
+
+def set_trained(model: nn.Module, models: ModelsConfig) -> list[nn.Parameter]:
+    """Require a gradient of the weights that a run trains, as in Learner, and return them."""
+    require_roles(model, models.train, STUDENT)
+    wanted, by_name = models.train or ROLES, roles(model)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(by_name[name] in wanted and ("lora_" in name or not models.lora.rank))
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def depths_of(spec: ModelSpec, models: ModelsConfig) -> Depths:
+    """Numbers of layers of a model that may be run in fewer."""
+    return own_depths(read_config(spec.path, spec.names[0], trust_remote_code=models.trust_remote_code))
+
+
+def build_shallow(spec: ModelSpec, models: ModelsConfig, depths: Depths, run: DryRun) -> nn.Module:
+    """Build a model with these numbers of layers."""
+    config = read_config(spec.path, spec.names[0], trust_remote_code=models.trust_remote_code)
+    return build(spec, with_depths(config, depths), models, run)
+
+
+@lru_cache(maxsize=32)
+def _sizes(spec: ModelSpec, train: tuple[str, ...], attention: str | None, trust_remote_code: bool) -> Sizes:
+    models = ModelsConfig(
+        train=list(train),
+        attn_implementation=attention,
+        trust_remote_code=trust_remote_code,
+        lora=spec.lora or LoraConfig(),
+    )
+    model = build_shallow(spec, models, Depths(), DryRun())
+    trained = {id(weight) for weight in set_trained(model, models)} if spec.learns else set()
+    quantized = _quantized(model) if spec.dtype in QUANTIZED else frozenset()
+    sizes = {id(weight): _bytes(weight, spec.dtype * (id(weight) in quantized)) for weight in _tensors(model)}
+    layers = getattr(model.get_decoder(), "layers", None)
+    of_layers = [{id(weight) for weight in _tensors(layer)} for layer in layers or ()]
+    root = sizes.keys() - frozenset().union(*of_layers)
+    return Sizes(
+        tuple(sum(sizes[key] for key in layer) for layer in of_layers),
+        sum(sizes[key] for key in root),
+        sum(sizes[id(weight)] for weight in output_layer(model).parameters()),
+        tuple(sum(sizes[key] for key in layer & trained) for layer in of_layers),
+        sum(sizes[key] for key in root & trained),
+        sum(weight.numel() for weight in model.parameters()),
+    )
+
+
+def sizes_of(spec: ModelSpec, models: ModelsConfig) -> Sizes:
+    """Bytes of a model in its own depth."""
+    return _sizes(
+        replace(spec, without_adapter=frozenset()),
+        tuple(models.train),
+        models.attn_implementation,
+        models.trust_remote_code,
+    )
+
+
+def _quantized(model: nn.Module) -> frozenset[int]:
+    """Weights that bitsandbytes quantizes: of all linear layers but the head and those of adapters."""
+    head = output_layer(model)
+    return frozenset(
+        id(module.weight)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and module is not head and "lora_" not in name
+    )
+
+
+def _tensors(module: nn.Module) -> list[Tensor]:
+    return [*module.parameters(), *module.buffers()]
+
+
+def _bytes(weight: Tensor, dtype: str = "") -> int:
+    """Bytes of a weight. In 8 bits with a float32 scale per row; in 4 with one of 8 bits per 64 weights."""
+    if dtype == INT8:
+        return weight.numel() + 4 * weight.shape[0]
+    if dtype == NF4:
+        return weight.numel() // 2 + weight.numel() // 64 + 4 * (weight.numel() // (64 * 256))
+    return weight.numel() * weight.element_size()
+
+
+def require_planned(config: RunConfig) -> None:
+    """Raise ConfigError for an option whose memory a plan does not know."""
+    training = config.training
+    unknown = {
+        "sampling.backend": config.sampling.backend != "transformers" and config.sampling.backend,
+        "training.tokens_per_micro_batch": training.tokens_per_micro_batch,
+        "training.packing": training.packing,
+        "models.peers": ", ".join(config.models.peers),
+    }
+    for key, value in unknown.items():
+        if value:
+            raise ConfigError(f"a plan does not cover {key}={value}. Leave it out to plan the run without it.")

@@ -1,0 +1,103 @@
+"""Text and values of a plan."""
+
+from typing import Any
+
+from workbench.training.planning.devices import GB, Speed, seconds
+from workbench.training.planning.dry_run import KINDS, WEIGHTS
+from workbench.training.planning.host import bytes_at_load, bytes_at_save
+from workbench.training.planning.plan import Phase, Plan
+from workbench.training.planning.remedies import Trial
+
+_ORDER = (WEIGHTS, *(kind for kind in KINDS if kind != WEIGHTS))
+
+
+def gigabytes(count: float) -> str:
+    """Bytes as GB, at two digits of precision below 10."""
+    return f"{count / GB:.3g}" if count < 10 * GB else f"{count / GB:.0f}"
+
+
+def header() -> tuple[str, ...]:
+    return ("phase", *_ORDER, "total", "TFLOP", "seconds")
+
+
+def rows(plan: Plan, speed: Speed, share: float) -> list[tuple[str, ...]]:
+    """A row per phase: GB of each kind at its peak, operations, time."""
+    table = []
+    for phase in plan.phases:
+        took = seconds(phase.flops, phase.traffic, plan.config, speed, share)
+        cells = [gigabytes(phase.memory[kind]) for kind in _ORDER]
+        table.append((phase.name, *cells, gigabytes(phase.total), f"{phase.flops / 1e12:.3g}", f"{took:.3g}"))
+    return table
+
+
+def describe(plan: Plan) -> str:
+    """What was planned: rows and prompts of a device, and its models."""
+    longest = max(plan.prompts.values(), key=lambda sized: sized.tokens)
+    shape, length = plan.shape, plan.config.sampling.max_completion_length
+    models = ", ".join(
+        f"{'/'.join(spec.names)} {sizes.parameters / 1e9:.3g}B in {spec.dtype}" for spec, sizes in plan.sizes.items()
+    )
+    return (
+        f"{models}. Each device: {shape.rows} answers of up to {length} tokens, {shape.micro_batch} in a forward pass. "
+        f"The longest prompt has {longest.tokens:,} tokens, {longest.picture_tokens:,} of them of pictures."
+    )
+
+
+def describe_host(plan: Plan, per_node: int) -> str:
+    load, save = bytes_at_load(plan, per_node), bytes_at_save(plan, plan.config)
+    return f"Host memory of a node: {gigabytes(load)} GB while loading, {gigabytes(save)} GB while saving."
+
+
+def verdict(plan: Plan, memory: int, trials: list[Trial]) -> str:
+    """One line: whether the plan fits, and if not, what first does not and which keys mend it."""
+    if plan.largest.total <= memory:
+        name, need = plan.largest.name, gigabytes(plan.largest.total)
+        return f"fits: {need} of {gigabytes(memory)} GB, largest phase: {name}"
+    first = next(phase for phase in plan.phases if phase.total > memory)
+    text = f"does not fit: {first.name} needs {gigabytes(first.total)} of {gigabytes(memory)} GB, {_most(first)}"
+    mended = [trial for trial in trials if trial.fits]
+    if not mended:
+        return f"{text}; no key tried mends it"
+    return f"{text}; mended by {' '.join(mended[-1].keys)}: {gigabytes(mended[-1].needs)} GB"
+
+
+def _most(phase: Phase) -> str:
+    kind, size = phase.memory.most_common(1)[0]
+    return f"{gigabytes(size)} of them {kind}"
+
+
+def describe_trials(trials: list[Trial]) -> list[tuple[str, ...]]:
+    """A row per try: keys, need, cost."""
+    return [
+        (" ".join(trial.keys), gigabytes(trial.needs), "fits" if trial.fits else "", trial.cost) for trial in trials
+    ]
+
+
+def to_dict(plan: Plan, memory: int, trials: list[Trial], speed: Speed, share: float, per_node: int) -> dict[str, Any]:
+    """Plain values of a plan; memory in bytes, time in seconds."""
+    return {
+        "fits": plan.largest.total <= memory,
+        "memory": memory,
+        "processes": plan.processes,
+        "sharded": plan.sharded,
+        "device": speed.name,
+        "share": share,
+        "phases": {
+            phase.name: {
+                "memory": dict(phase.memory),
+                "total": phase.total,
+                "flops": phase.flops,
+                "seconds": seconds(phase.flops, phase.traffic, plan.config, speed, share),
+            }
+            for phase in plan.phases
+        },
+        "prompts": {
+            f"{name}/{context}": {"tokens": sized.tokens, "picture_tokens": sized.picture_tokens}
+            for (name, context), sized in plan.prompts.items()
+        },
+        "host": {"load": bytes_at_load(plan, per_node), "save": bytes_at_save(plan, plan.config)},
+        "verdict": verdict(plan, memory, trials),
+        "tried": [
+            {"keys": list(trial.keys), "needs": trial.needs, "fits": trial.fits, "cost": trial.cost} for trial in trials
+        ],
+    }
