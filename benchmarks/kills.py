@@ -180,7 +180,7 @@ def fingerprint(run: Path) -> dict[str, object]:
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().split("\n")[:-1]]
     for kind in ("train", "probe", "eval"):
         prints[f"metrics {kind}"] = [
-            {key: value for key, value in line.items() if not key.startswith("seconds/")}
+            {key: value for key, value in line.items() if not key.startswith(("seconds/", "tokens_per_second"))}
             for line in lines
             if line["kind"] == kind
         ]

@@ -11,9 +11,9 @@ from failures import raises
 from PIL import Image
 
 from workbench.data.examples import load_examples
-from workbench.data.rollouts import RolloutFile, read_rollouts
 from workbench.data.rollouts.layouts import ROLLOUT_COLUMNS, ROLLOUT_LAYOUTS, look_up
 from workbench.data.rollouts.matching import ExampleIndex, OwnExamples, match_rows
+from workbench.data.rollouts.reading import RolloutFile, read_rollouts
 from workbench.errors import ConfigError, DataError
 from workbench.types import Example
 

@@ -65,14 +65,6 @@ class Filters(TypedDict, total=False):
     before: Key | None
 
 
-class Page(Filters, total=False):
-    """Filters and order of a page of rollouts; defaults as of `Traces.rollout_keys`."""
-
-    order: str
-    limit: int
-    offset: int
-
-
 @dataclass(frozen=True)
 class TracedRollout:
     """One rollout with all its records. `row` and `tokens` have the columns of docs/traces.md."""
@@ -151,9 +143,18 @@ class Traces:
         require_one_of("table", table, TABLES, TraceError)
         return self._run((f"SELECT DISTINCT step FROM {table} ORDER BY step", None))[0]["step"].to_pylist()
 
-    def rollouts(self, step: int | None = None, *, probe: bool = False, **page: Unpack[Page]) -> pa.Table:
+    def rollouts(
+        self,
+        step: int | None = None,
+        *,
+        order: str = "step",
+        limit: int = 50,
+        offset: int = 0,
+        probe: bool = False,
+        **filters: Unpack[Filters],
+    ) -> pa.Table:
         """Return a page of rollouts, by latest step or by largest absolute mean per position."""
-        keys, _ = self.rollout_keys(step, probe=probe, **page)
+        keys, _ = self.rollout_keys(step, order=order, limit=limit, offset=offset, probe=probe, **filters)
         return self.rollouts_at(keys, probe=probe)
 
     def rollout_keys(

@@ -24,7 +24,7 @@ from workbench.data.examples import MAX_EMBEDDED_BYTES, example_from_values
 from workbench.data.importing import DATA_FILE
 from workbench.data.importing.pictures import IMAGES_FOLDER, store_picture
 from workbench.data.picture_bounds import PictureBounds, TooManyPicturesError
-from workbench.data.rollouts import RolloutFile, RolloutRow, SkippedRow
+from workbench.data.rollouts.reading import RolloutFile, RolloutRow, SkippedRow
 from workbench.errors import DataError, show
 from workbench.files.atomic import write_text
 from workbench.files.folders import saving

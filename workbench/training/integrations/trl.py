@@ -30,8 +30,8 @@ from transformers import TrainerCallback
 from workbench.config.schema import RunConfig
 from workbench.data.conversations import Refused
 from workbench.data.examples import load_examples
-from workbench.data.rollouts import RolloutRow
 from workbench.data.rollouts.matching import ExampleIndex, NoExample
+from workbench.data.rollouts.reading import RolloutRow
 from workbench.distill.usable import Problem, encoding_problem, lacking
 from workbench.errors import DataError, WorkbenchError
 from workbench.files.folders import saving

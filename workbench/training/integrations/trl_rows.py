@@ -16,7 +16,7 @@ from PIL import Image
 from workbench.data.conversations import split_conversation
 from workbench.data.examples import COLUMNS, example_from_values
 from workbench.data.importing.rows import scalar_text
-from workbench.data.rollouts import RolloutRow
+from workbench.data.rollouts.reading import RolloutRow
 from workbench.errors import DataError
 from workbench.types import Example, Rollout
 

@@ -8,7 +8,8 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from workbench.data.rollouts import PLAIN, SkippedRow
+from workbench.data.rollouts.layouts import PLAIN
+from workbench.data.rollouts.reading import SkippedRow
 from workbench.data.rollouts.rows import RolloutRow
 from workbench.distill.usable import Problem
 from workbench.errors import DataError, show

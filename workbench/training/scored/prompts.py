@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from workbench.data.contexts import build_prompt, dummy_rollout
-from workbench.data.rollouts import RolloutRow
+from workbench.data.rollouts.reading import RolloutRow
 from workbench.distill.method import Method
 from workbench.errors import show
 from workbench.policies.autoregressive import AutoregressivePolicy

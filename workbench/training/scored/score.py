@@ -23,8 +23,8 @@ from workbench.data.contexts import parse_context
 from workbench.data.examples import load_examples
 from workbench.data.grading import grade
 from workbench.data.importing import DATA_FILE
-from workbench.data.rollouts import RolloutFile, RolloutRow, SkippedRow, read_rollouts
 from workbench.data.rollouts.matching import ExampleIndex, OwnExamples, match_rows
+from workbench.data.rollouts.reading import RolloutFile, RolloutRow, SkippedRow, read_rollouts
 from workbench.distill.method import Method
 from workbench.distill.usable import lacking
 from workbench.distributed import choose_device

@@ -11,8 +11,8 @@ from typing import Any
 from tqdm import tqdm
 
 from workbench.config.schema import RunConfig
-from workbench.data.rollouts import RolloutFile, RolloutRow, SkippedRow
 from workbench.data.rollouts.matching import OwnExamples
+from workbench.data.rollouts.reading import RolloutFile, RolloutRow, SkippedRow
 from workbench.distill.method import Method
 from workbench.distill.usable import Problem, encoding_problem
 from workbench.errors import DataError
