@@ -6,6 +6,7 @@
     python -m benchmarks losses     time and peak memory of the chunked losses against whole logits, and Liger's
     python -m benchmarks packing    answers of mixed length: padded, sorted, by a token budget, packed
     python -m benchmarks memory     peak memory and time of steps of 1,024 to 16,384 positions, vocabulary of 151,936
+    python -m benchmarks plan       which public models fit on which devices, planned without weights: docs/devices.md
     python -m benchmarks gpu        Qwen3-VL with random weights: parts of a step, floor, memory (small without a GPU)
     python -m benchmarks tracing    what recording every token adds to a step
     python -m benchmarks recorded   what recording a step of TRL as a run adds to it
@@ -35,6 +36,7 @@ NAMES = (
     "losses",
     "packing",
     "memory",
+    "plan",
     "gpu",
     "tracing",
     "recorded",

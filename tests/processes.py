@@ -2,7 +2,9 @@
 
 import multiprocessing
 import os
+import socket
 import sys
+from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -36,3 +38,28 @@ def _run(code: str, arguments: tuple[str, ...], environment: dict[str, str], out
     os.environ.update(environment)
     sys.argv = ["-c", *arguments]
     exec(compile(code, "-c", "exec"), {"__name__": "__main__"})
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A process that has ended, and what it wrote."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def launch(
+    folder: Path, code: str, *arguments: str, processes: int = 2, environment: dict[str, str] | None = None
+) -> list[Ended]:
+    """The same program as several processes that find each other, as a launcher starts them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    there = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(processes), "OMP_NUM_THREADS": "1"}
+    there |= environment or {}
+    ranks = [
+        Program(folder / f"rank-{rank}", code, *arguments, **there, RANK=str(rank), LOCAL_RANK=str(rank))
+        for rank in range(processes)
+    ]
+    return [Ended(program.wait(), program.out.read_text(), program.err.read_text()) for program in ranks]

@@ -6,8 +6,6 @@ checkpoint in any number of processes.
 import json
 import re
 import shutil
-import socket
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -16,7 +14,7 @@ import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from failures import raises
 from PIL import Image
-from processes import Program
+from processes import launch
 from small import run_config
 
 from workbench.config.schema import RunConfig
@@ -101,28 +99,6 @@ def lora_config(models: dict, folder: Path) -> RunConfig:
     by_tokens = {"training__micro_batch_size": 0, "training__tokens_per_micro_batch": 60}  # in no process equally many
     values = {"models": settings, "method": method, "data": data(folder, "p.p.p."), **by_tokens}
     return run_config(models, folder, **QUICK | values)
-
-
-@dataclass(frozen=True)
-class Ended:
-    """A process that has ended, and what it wrote."""
-
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-def launch(folder: Path, code: str, *arguments: str, processes: int = 2) -> list[Ended]:
-    """The same program as several processes that find each other, as a launcher starts them."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    there = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(processes), "OMP_NUM_THREADS": "1"}
-    ranks = [
-        Program(folder / f"rank-{rank}", code, *arguments, **there, RANK=str(rank), LOCAL_RANK=str(rank))
-        for rank in range(processes)
-    ]
-    return [Ended(program.wait(), program.out.read_text(), program.err.read_text()) for program in ranks]
 
 
 def numbers(config: RunConfig, kind: str) -> list[dict]:

@@ -1,25 +1,23 @@
 """Plans against the bytes that torch's allocator gives out in a real step."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from allocated import peaks_of_second_step
 from families import save_gemma3, save_idefics3, save_qwen3
-from torch.profiler import ProfilerActivity, profile
+from processes import launch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 
-import workbench.training.loop as loop
 from workbench.config.schema import RunConfig, build_config, override
 from workbench.errors import ConfigError, PolicyError
-from workbench.runs.folder import RunFolder
 from workbench.training.planning.command import plan_from_options
 from workbench.training.planning.devices import parse_memory, parse_picture
 from workbench.training.planning.models import sizes_of, specs_of
 from workbench.training.planning.plan import plan_run
 from workbench.training.planning.prompts import PromptSize
-from workbench.training.planning.remedies import mend
+from workbench.training.planning.remedies import choices, mend, remedies
 
 WITHIN = 0.10
 SIZES = Path("benchmarks/sizes")
@@ -73,43 +71,6 @@ def config_of(pair: tuple[Path, Path], output: Path, **values: object) -> RunCon
     return build_config(plain)
 
 
-def peaks_of_a_step(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
-    """Bytes at the peak of each phase of the second step: weights and moments, and what the allocator gave out."""
-    folder = RunFolder.create(config.run_dir, config.to_yaml(), seed=0, method="dopd")
-    trainer = loop.Trainer(config, folder)
-    trainer.train_step(1)
-    measured: dict[str, tuple[int, int]] = {}
-
-    def watched(name: str, act: Callable) -> Callable:
-        def watching(*args: object, **options: object) -> object:
-            with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-                result = act(*args, **options)
-            live = peak = 0
-            for event in profiler.profiler.kineto_results.events():
-                if event.name() == "[memory]":
-                    live += event.nbytes()
-                    peak = max(peak, live)
-            measured[name] = live, peak
-            return result
-
-        return watching
-
-    monkeypatch.setattr(trainer, "_sample", watched("sample", trainer._sample))
-    monkeypatch.setattr(loop, "score_batch", watched("score", loop.score_batch))
-    monkeypatch.setattr(loop, "compute_step", watched("learn", loop.compute_step))
-    trainer.train_step(2)
-    tensors = [
-        tensor for policy in trainer.policies for tensor in (*policy.model.parameters(), *policy.model.buffers())
-    ]
-    tensors += [value for state in trainer.learners[0].optimizer.state.values() for value in state.values()]
-    base = sum({tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in tensors}.values())
-    peaks = {}
-    for name, (left, peak) in measured.items():
-        peaks[name] = base + peak
-        base += left
-    return peaks
-
-
 def texts(folder: Path) -> dict[str, str]:
     """Questions without pictures, for a language model."""
     file = folder / "texts.jsonl"
@@ -123,6 +84,7 @@ def texts(folder: Path) -> dict[str, str]:
 
 
 LORA = {"models__lora": {"rank": 8}, "method__self_policy": "student@start"}
+SHARDED = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 VARIANTS = {
     "idefics3": ("idefics3", {}),
     "idefics3 in half precision": ("idefics3", {"training__mixed_precision": "bf16"}),
@@ -136,13 +98,40 @@ VARIANTS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", VARIANTS)
-def test_plan_of_a_step_is_within_a_tenth_of_what_is_allocated(name, pairs, tmp_path, monkeypatch) -> None:
+def test_plan_of_a_step_is_within_a_tenth_of_what_is_allocated(name, pairs, tmp_path) -> None:
     family, values = VARIANTS[name]
     config = config_of(pairs[family], tmp_path, **values, **(texts(tmp_path) if family == "qwen3" else {}))
-    peaks = peaks_of_a_step(config, monkeypatch)
-    planned = {phase.name: phase.total for phase in plan_run(config).phases}
+    assert_planned(config, peaks_of_second_step(config))
+
+
+def assert_planned(config: RunConfig, peaks: dict[str, int], **options: object) -> None:
+    planned = {phase.name: phase.total for phase in plan_run(config, **options).phases}
+    assert peaks.keys() == {"sample", "score", "learn"}
     for phase, measured in peaks.items():
         assert planned[phase] == pytest.approx(measured, rel=WITHIN), (phase, planned, peaks)
+
+
+TWO = {
+    "data parallel": ("idefics3", {}, {}),
+    "sharded": ("idefics3", {}, SHARDED),
+    "sharded adapters": ("qwen3", LORA, SHARDED),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.subprocess
+@pytest.mark.parametrize("name", TWO)
+def test_plan_of_two_processes_is_within_a_tenth_of_what_each_allocates(name, pairs, tmp_path) -> None:
+    family, values, environment = TWO[name]
+    config = config_of(pairs[family], tmp_path, **values, **(texts(tmp_path) if family == "qwen3" else {}))
+    (tmp_path / "config.yaml").write_text(config.to_yaml())
+    code = "import runpy; runpy.run_path('tests/allocated.py', run_name='__main__')"
+    arguments = str(tmp_path / "config.yaml"), str(tmp_path / "peaks")
+    ended = launch(tmp_path / "ranks", code, *arguments, environment=environment)
+    assert not any(item.returncode for item in ended), [item.stderr[-2000:] for item in ended]
+    for rank in range(2):
+        peaks = json.loads((tmp_path / f"peaks.{rank}").read_text())
+        assert_planned(config, peaks, processes=2, sharded=bool(environment))
 
 
 @pytest.mark.parametrize(
@@ -229,3 +218,16 @@ def test_plan_that_does_not_fit_names_the_cheapest_key_that_mends_it(pairs, tmp_
     assert (
         plan_run(build_config(override(config.to_dict(), [key]), name="run")).largest.total == trials[-1].needs < needs
     )
+
+
+def test_remedies_that_exclude_each_other_are_not_tried_together(tmp_path) -> None:
+    config = config_of((SIZES / "qwen3-vl-2b", SIZES / "qwen3-vl-8b"), tmp_path)
+    listed = list(remedies(config, 8, sharded=False))
+    for chosen in choices(listed):
+        texts = {remedy.text for remedy in chosen}
+        assert sum(text.startswith("models.teacher_dtype=") for text in texts) <= 1
+        if len(texts) > 1 and "--sharded" in texts:
+            assert not texts & {"models.offload_teachers=true", "training.optimizer=adamw_8bit"}
+            assert not texts & {"models.teacher_dtype=int8", "models.teacher_dtype=nf4"}
+        if len(texts) > 1 and "models.teacher_dtype=nf4" in texts:
+            assert "models.offload_teachers=true" not in texts

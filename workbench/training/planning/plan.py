@@ -171,6 +171,9 @@ def _policies(
         model = build_shallow(spec, config.models, depths[spec], run)
         encoder = PlannedEncoder({context: prompts[spec.names[0], context] for context in _contexts(method)})
         policies |= {name: PlannedPolicy(spec, model, name, encoder, run, sharded=sharded) for name in spec.names}
+    shared = min(policy.vocabulary for policy in policies.values())
+    for policy in policies.values():
+        policy.vocabulary = shared
     return policies
 
 

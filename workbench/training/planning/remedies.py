@@ -4,11 +4,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from workbench.config.schema import RunConfig, build_config, override
+from workbench.config.schema import QUANTIZED, RunConfig, build_config, override
 from workbench.errors import ConfigError
 from workbench.training.planning.plan import least_bytes, plan_run
 
 SHARDED = "--sharded"
+_EIGHT_BITS_OR_FEWER = ("models.teacher_dtype=int8", "models.teacher_dtype=nf4")
 
 
 @dataclass(frozen=True)
@@ -47,10 +48,15 @@ def remedies(config: RunConfig, processes: int, *, sharded: bool) -> Iterator[Re
         yield Remedy("models.gradient_checkpointing=true", "one more forward pass of the student")
     if processes > 1 and not sharded:
         yield Remedy(SHARDED, "all-gathers; starts with one-node-8-fsdp2.yaml", sharded=True)
-    if not models.offload_teachers and not sharded and models.teacher_dtype != "int8" and _has_teacher(config):
+    if training.optimizer == "adamw" and not sharded and not models.lora.rank:
+        yield Remedy("training.optimizer=adamw_8bit", "moments are rounded to 8 bits; needs bitsandbytes")
+    if not models.offload_teachers and not sharded and models.teacher_dtype not in QUANTIZED and _has_teacher(config):
         yield Remedy("models.offload_teachers=true", "a copy of the teacher to the device per pass; host memory")
-    if models.teacher_dtype != "int8" and not sharded and _has_teacher(config):
-        yield Remedy("models.teacher_dtype=int8", "the teacher is rounded to 8 bits")
+    if not sharded and _has_teacher(config):
+        if models.teacher_dtype not in QUANTIZED:
+            yield Remedy("models.teacher_dtype=int8", "the teacher is rounded to 8 bits; needs bitsandbytes")
+        if models.teacher_dtype != "nf4":
+            yield Remedy("models.teacher_dtype=nf4", "the teacher is rounded to 4 bits; needs bitsandbytes")
     if models.max_pixels is None or models.max_pixels > 262_144:
         yield Remedy("models.max_pixels=262144", "models see smaller pictures")
     if not models.lora.rank:
@@ -64,7 +70,7 @@ def _has_teacher(config: RunConfig) -> bool:
 def mend(config: RunConfig, memory: int, *, processes: int, sharded: bool, **options: Any) -> list[Trial]:
     """Try each remedy alone, then the cheapest ones together, until a plan fits `memory` bytes on every device."""
     trials: list[Trial] = []
-    for chosen in _choices(list(remedies(config, processes, sharded=sharded))):
+    for chosen in choices(list(remedies(config, processes, sharded=sharded))):
         try:
             trials.append(_try(config, memory, chosen, processes=processes, sharded=sharded, **options))
         except ConfigError:  # keys that exclude each other in this configuration
@@ -74,7 +80,7 @@ def mend(config: RunConfig, memory: int, *, processes: int, sharded: bool, **opt
     return trials
 
 
-def _choices(listed: list[Remedy]) -> Iterator[list[Remedy]]:
+def choices(listed: list[Remedy]) -> Iterator[list[Remedy]]:
     """Each remedy alone, then more and more of those that go together, without and with sharded weights."""
     yield from ([remedy] for remedy in listed)
     tried = []
@@ -91,12 +97,15 @@ def _compatible(chosen: list[Remedy], *, sharded: bool) -> list[Remedy]:
     """Leave out remedies that others replace, or that exclude them."""
     texts = [remedy.text for remedy in chosen]
     dropped = set()
+    precisions = [text for text in texts if text.startswith("models.teacher_dtype=")]
     if sharded:
-        dropped |= {"models.offload_teachers=true", "models.teacher_dtype=int8"}
-    elif "models.teacher_dtype=int8" in texts:
-        dropped |= {"models.offload_teachers=true", "models.teacher_dtype=bfloat16"}
+        dropped |= {"models.offload_teachers=true", "training.optimizer=adamw_8bit", *_EIGHT_BITS_OR_FEWER}
+    elif precisions:
+        dropped |= set(precisions[:-1])
+        if precisions[-1] in _EIGHT_BITS_OR_FEWER:
+            dropped.add("models.offload_teachers=true")
     if any("models.dtype=bfloat16" in text for text in texts):
-        dropped |= {"training.mixed_precision=bf16"}
+        dropped |= {"training.mixed_precision=bf16", "training.optimizer=adamw_8bit"}
     return [remedy for remedy in chosen if remedy.text not in dropped]
 
 
