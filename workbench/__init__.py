@@ -46,6 +46,7 @@ _HOME = {
     "load_config": "config.schema",
     "load_examples": "data.examples",
     "load_method": "methods",
+    "open_answers": "analysis.query",
     "open_scorer": "training.scorer",
     "open_traces": "traces.reader",
     "pretrain": "training.pretraining.train",

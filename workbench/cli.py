@@ -17,7 +17,7 @@ from tqdm import tqdm
 import workbench as wb
 from workbench.app import command as app_command
 from workbench.app.arguments import parse
-from workbench.errors import ConfigError, WorkbenchError
+from workbench.errors import ConfigError, WorkbenchError, cut
 from workbench.files.folders import reason
 from workbench.files.terminal import clean_output, print_colored
 
@@ -311,6 +311,32 @@ def _show(options: argparse.Namespace) -> None:
     print_colored(wb.render_terminal(view, color_by=options.color_by, width=width, color=color))
 
 
+def _open(options: argparse.Namespace) -> None:
+    answers = wb.open_answers(options.run_dir, runs_dir=options.runs, base=options.base)
+    key = {name: getattr(options, name) for name in ("step", "rollout", "process", "probe", "token")}
+    if options.last is not None and not (options.quote and options.token is not None):
+        raise ConfigError("--last needs --quote and --token. Add them, or remove --last.")
+    if options.quote:
+        print(answers.quote(**key, last=options.last))
+        return
+    answer = answers.get(**key)
+    print(json.dumps(answer, indent=1, ensure_ascii=False) if options.json else answer["address"])
+    _, shown = _module("analysis.addresses").name_in(options.run_dir, options.runs)
+    if shown != Path(options.runs).resolve():
+        command = f"workbench app --runs {shlex.quote(str(shown))}"
+        print(f"the run is not in {options.runs}: open the app with {command}", file=sys.stderr)
+
+
+def _quote_check(options: argparse.Namespace) -> int:
+    checked = _module("analysis.query").check_document(options.file, runs_dir=options.runs)
+    wrong = [item for item in checked if item.fault]
+    for item in wrong:
+        quoted = " ".join(filter(None, (item.quote.name, cut(item.quote.text))))
+        print(f"{options.file}:{item.quote.line}: {quoted}\n    {item.fault}")
+    print(f"{len(checked)} quotes and links to answers: {len(checked) - len(wrong)} in the traces, {len(wrong)} not")
+    return 1 if wrong else 0
+
+
 def _summary(options: argparse.Namespace) -> None:
     print(wb.summarize_run(options.run_dir))
 
@@ -391,6 +417,8 @@ COMMANDS = {
     "check": _check,
     "plan": _plan,
     "show": _show,
+    "open": _open,
+    "quote-check": _quote_check,
     "summary": _summary,
     "app": _app,
     "report": _report,

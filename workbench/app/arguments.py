@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Callable, Mapping
 from typing import NoReturn
 
+from workbench.analysis.addresses import DEFAULT_BASE
 from workbench.app import command as app_command
 from workbench.data.grading import GRADERS
 from workbench.data.layouts import LAYOUTS
@@ -44,7 +45,16 @@ def build_parser(commands: Mapping[str, Callable[[argparse.Namespace], int | Non
         command.set_defaults(run=commands[name])
         return command
 
-    for add_group in (_add_training, _add_evaluation, _add_viewing, _add_geometry, _add_reference, _add_exchange):
+    groups = (
+        _add_training,
+        _add_evaluation,
+        _add_viewing,
+        _add_answers,
+        _add_geometry,
+        _add_reference,
+        _add_exchange,
+    )
+    for add_group in groups:
         add_group(add)
     return parser
 
@@ -185,6 +195,26 @@ def _add_viewing(add: Add) -> None:
     command.add_argument("--out", help="file to write; default: report.html in the run's folder")
     command.add_argument("--answers", type=int, default=8, help="number of answers shown token by token, 0 to 24")
     command.add_argument("--theme", default="light", choices=("light", "dark"), help="colors of the page")
+
+
+def _add_answers(add: Add) -> None:
+    """Add the commands that address and quote answers."""
+    command = add("open", "print the address of an answer or a token in the app, or the answer as JSON or as a quote")
+    command.add_argument("run_dir", help="the run's folder")
+    command.add_argument("--step", type=int, required=True, help="step of the answer")
+    command.add_argument("--rollout", type=int, required=True, help="index of the answer in its step")
+    command.add_argument("--process", type=int, default=0, help="training process that recorded it, default 0")
+    command.add_argument("--probe", action="store_true", help="a probe instead of a training answer")
+    command.add_argument("--token", type=int, help="index of a token in the answer, from 0")
+    output = command.add_mutually_exclusive_group()
+    output.add_argument("--json", action="store_true", help="print the answer with all its tokens as JSON")
+    output.add_argument("--quote", action="store_true", help="print Markdown for quote-check: the answer, or the token")
+    command.add_argument("--last", type=int, metavar="N", help="with --quote: quote the tokens from --token to N")
+    command.add_argument("--base", default=DEFAULT_BASE, metavar="URL", help=f"address of the app, {DEFAULT_BASE}")
+    command.add_argument("--runs", default="runs", help="folder that the app shows, default runs")
+    command = add("quote-check", "check the answers, tokens and numbers that a Markdown file quotes against the traces")
+    command.add_argument("file", help="a Markdown file, see docs/answers.md")
+    command.add_argument("--runs", default="runs", help="folder of the runs that its addresses name, default runs")
 
 
 def _add_geometry(add: Add) -> None:
