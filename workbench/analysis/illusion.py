@@ -150,8 +150,10 @@ def auroc(values: np.ndarray, is_positive: np.ndarray) -> float:
     return float((ranks[is_positive].sum() - num_positive * (num_positive + 1) / 2) / (num_positive * num_negative))
 
 
-def worst_cases(run: str | Path | Traces, *, limit: int = 50) -> Table:
+def worst_cases(run: str | Path | Traces, *, limit: int = 50, between: tuple[int, int] | None = None) -> Table:
     """Tokens of a run with the largest loss whose supervision only the evidence explains.
+
+    between  first and last step of the tokens; None = all steps
 
     Evenly spaced steps are ranked first. The loss of their last case is a lower bound, so the second query reads only
     tokens with at least that loss.
@@ -161,10 +163,11 @@ def worst_cases(run: str | Path | Traces, *, limit: int = 50) -> Table:
     traces = traces_of(run)
     if traces is None or not has_gaps(traces):
         return table([], columns, run=run_name(traces), empty=NO_TRACES if traces is None else NO_SELF)
-    where = """information_gap > abs(capability_gap)
+    first, last = between or (0, 2**31 - 1)
+    where = f"""step BETWEEN {int(first)} AND {int(last)} AND information_gap > abs(capability_gap)
                AND target IS NOT NULL AND coalesce(visibility, 'privileged') = 'privileged'"""
     values = {"limit": limit}
-    steps, _ = _even_steps(traces, MAX_RANKED_TOKENS, "true")
+    steps, _ = _even_steps(traces, MAX_RANKED_TOKENS, f"step BETWEEN {int(first)} AND {int(last)}")
     query = f"SELECT loss FROM tokens WHERE {where} AND list_contains($steps, step) ORDER BY loss DESC LIMIT $limit"
     sampled = traces.sql(query, {**values, "steps": steps})["loss"].to_pylist()
     threshold = sampled[-1] if len(sampled) == limit else None

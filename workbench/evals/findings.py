@@ -255,11 +255,16 @@ def _group(records: Iterable[EvalRecord], visibility: str) -> str:
 
 
 def _share(context: str, records: list[EvalRecord]) -> Share:
-    count, value = len(records), math.fsum(record.reward for record in records) / len(records)
-    scale = 1 + 1.96**2 / count
+    count, total = len(records), math.fsum(record.reward for record in records)
+    return Share(context, total / count, *wilson(total, count), count)
+
+
+def wilson(right: float, count: int) -> tuple[float, float]:
+    """95% interval of a share of `count` questions (Wilson 1927)."""
+    value, scale = right / count, 1 + 1.96**2 / count
     middle = (value + 1.96**2 / (2 * count)) / scale
     margin = 1.96 * math.sqrt(value * (1 - value) / count + (1.96 / (2 * count)) ** 2) / scale
-    return Share(context, value, middle - margin, middle + margin, count)
+    return max(0.0, middle - margin), min(1.0, middle + margin)
 
 
 def _of(records: Iterable[EvalRecord], group: str) -> list[EvalRecord]:
