@@ -1,6 +1,7 @@
 """Tables and figures of runs: pure functions of run folders, traces and a selection, without page or state.
 
 table.py      a table with its run, its units, and a message if it is empty
+charts/       every recorded metric of one run or several, over steps, tokens or time; headline numbers
 runs.py       list of runs, metric curves, difference of two configurations
 tokens.py     pages of answers; one answer as a TokenView
 regimes.py    regime shares by tokens and by loss, over steps, kinds, visibilities and domains

@@ -25,6 +25,11 @@ SERIES = {
     "light": ("#0072b2", "#c25a00", "#00785a", "#b5588c", "#8a6d00", "#2b7bab", "#565e68"),
     "dark": ("#4aa9e6", "#f08f4c", "#3fbf97", "#dd93bd", "#e6c229", "#8ad0f5", "#a4adb7"),
 }
+# of runs and of metrics in charts: 3 : 1 on the page, and at least 30 apart in CIELAB for all kinds of color vision
+CURVES = {
+    "light": ("#304e88", "#da622d", "#00a299", "#3c002f", "#a17af2", "#594d3d"),
+    "dark": ("#71b1fd", "#c66618", "#c3ffc1", "#de99b6", "#535ace", "#6f6754"),
+}
 # without the hues of visibilities, which appear on the same page
 POLICIES = {
     theme: tuple(hue for hue_idx, hue in enumerate(hues) if hue_idx not in (2, 3)) for theme, hues in SERIES.items()

@@ -87,6 +87,47 @@ class Findings:
     steps: tuple[int, int]
 
 
+@dataclass(frozen=True)
+class Change:
+    """A measure of the student as it is used, at the first and the last evaluation.
+
+    measure     accuracy, or overconfidence (confidence minus accuracy)
+    group       visible, privileged, or "all" for data without marks
+    first       None with a single evaluation
+    difference  mean change over common questions with its 95% interval (paired, normal); None for fewer than two
+    count       questions of the last evaluation
+    """
+
+    measure: str
+    group: str
+    first: float | None
+    last: float
+    difference: tuple[float, float, float] | None
+    count: int
+    steps: tuple[int, int]
+
+
+def changes(records: list[EvalRecord]) -> list[Change]:
+    """Accuracy on visible and on privileged questions, and over-confidence on privileged ones; without marks on all."""
+    used = _as_used(records)
+    if not used:
+        return []
+    steps = min(record.step for record in used), max(record.step for record in used)
+    before, after = ([record for record in used if record.step == step] for step in steps)
+    groups = [group for group in (VISIBLE, PRIVILEGED) if _group(used, group) == group] or ["all"]
+    result = []
+    for measure_name, group in [*(("accuracy", group) for group in groups), ("overconfidence", groups[-1])]:
+        then, now = measure(_of(before, group)), measure(_of(after, group))
+        if then is None or now is None:
+            continue
+        first, last = getattr(then, measure_name), getattr(now, measure_name)
+        value = (lambda record: record.reward) if measure_name == "accuracy" else _excess
+        difference = None if steps[0] == steps[1] else _paired(_of(before, group), _of(after, group), value)
+        is_single = steps[0] == steps[1]
+        result.append(Change(measure_name, group, None if is_single else first, last, difference, now.count, steps))
+    return result
+
+
 def find(records: list[EvalRecord], privilege: str | None = None) -> Findings | None:
     """Compute the findings of a run; None without two evaluations of its student.
 
@@ -106,7 +147,7 @@ def find(records: list[EvalRecord], privilege: str | None = None) -> Findings | 
     more = _paired(
         _of(before, overconfidence_group),
         _of(after, overconfidence_group),
-        lambda record: record.confidence - record.reward,
+        _excess,
     )
     source, ends = source_of(records, privilege), (steps[0], steps[-1])
     return Findings(group, measured[0], measured[1], gain, overconfidence_group, overconfidence, more, source, ends)
@@ -203,7 +244,7 @@ def compare(
     (then, now), group = ends, _group(ends[1], VISIBLE)
     overconfidence = _group(ends[1], PRIVILEGED)
     return _paired(_of(then, group), _of(now, group)), _paired(
-        _of(then, overconfidence), _of(now, overconfidence), lambda record: record.confidence - record.reward
+        _of(then, overconfidence), _of(now, overconfidence), _excess
     )
 
 
@@ -277,6 +318,11 @@ def questions(group: str) -> str:
         VISIBLE: "questions that the image answers",
         PRIVILEGED: "questions that only the evidence answers",
     }.get(group, "questions")
+
+
+def _excess(record: EvalRecord) -> float:
+    """Confidence minus reward of a graded answer."""
+    return record.confidence - record.reward
 
 
 def _paired(
