@@ -9,6 +9,7 @@ movement.py   probes: regime changes of fixed tokens over training
 compare.py    two runs on the same example; their metrics and accuracies side by side
 illusion.py   accuracy, calibration, and loss on tokens that only the evidence explains
 leakage.py    the four verdicts: evidence, gain, over-confidence, loss that only the evidence explains
+changes.py    two scorings of an answer compared token by token
 addresses.py  the page's address of an answer; query.py, answers for scripts; quotes.py, quotes checked by the trace
 geometry/     the weight update of a run: size, sparsity, rank, location
 summary.py    summary of a run as text; report.py, as an HTML file

@@ -23,6 +23,7 @@ from workbench.config.schema import RunConfig, SamplingConfig, load_config
 from workbench.data.contexts import build_prompt, dummy_rollout, parse_context, require_promptable
 from workbench.data.examples import load_examples
 from workbench.data.grading import GRADERS, TOLERANCE, check_grading, grade
+from workbench.distill.method import Method
 from workbench.distill.rollouts import reply_in_turns
 from workbench.distill.scoring import Batch
 from workbench.distill.step import compute_step, score_batch
@@ -54,35 +55,53 @@ class Scorer:
         self.method = config.load_method()
         self.learner = build_learner(config, self.method, device=self.device, checkpoint=checkpoint)
         self._folder = tempfile.TemporaryDirectory(prefix="workbench-")  # traces of the scored answers, with images
+        self._views: dict[str, int] = {}
         self._num_scored = 0
 
-    def score(self, example: Example, answer: str | None = None, *, seed: int = 0) -> TracedRollout:
+    def score(
+        self,
+        example: Example,
+        answer: str | None = None,
+        *,
+        ids: Sequence[int] | None = None,
+        method: Method | None = None,
+        seed: int = 0,
+    ) -> TracedRollout:
         """Score every token of an answer under all views, and route it by the method.
 
         answer  the text to score; None: the student samples one with the configured options
+        ids     the tokens to score in place of a text
+        method  a method with the run's policies in place of the run's own
 
         Raises: DataError if the example lacks the evidence of a view.
         """
         (example,) = with_template([example], self.config)
-        for view in self.method.views.values():
+        method = self.method if method is None else method
+        for view in method.views.values():
             self.learner.policies[view.policy].check_prompt(build_prompt(example, view.context, dummy_rollout(example)))
-        rollout = self._sample(example, seed) if answer is None else self._given(example, answer, seed)
+        if ids is None and answer is None:
+            rollout = self._sample(example, seed)
+        else:
+            ids = self.learner.student.answer_ids(answer) if ids is None else tuple(ids)
+            rollout = self._given(example, ids, self.learner.student.text(ids) if answer is None else answer, seed)
         policies, config = self.learner.policies, self.config
         with torch.no_grad(), autocast(config, self.device):
             scored = compute_step(
-                self.method,
+                method,
                 policies,
-                score_batch(self.method, policies, Batch((rollout,))),
+                score_batch(method, policies, Batch((rollout,))),
                 seed=seed,
                 top_k=max(5, config.trace.top_k),
                 top_k_rollouts=1,
             )
-        # a new writer, since writers cache images by example and the caller may have changed this one
+        # a new writer, since writers cache images by example and the caller may have changed this one; a folder for
+        # each set of views, since the files of a trace have the same ones
         student = self.learner.student
-        writer = TraceWriter(Path(self._folder.name), method=self.method.name, policy_text=student.token_text)
+        folder = Path(self._folder.name) / f"views-{self._views.setdefault(repr(method.views), len(self._views))}"
+        writer = TraceWriter(folder, method=method.name, policy_text=student.token_text)
         self._num_scored += 1
         writer.write(to_traced_batch(scored, self._num_scored, student))
-        return open_traces(self._folder.name).rollout(self._num_scored, 0)
+        return open_traces(folder).rollout(self._num_scored, 0)
 
     def _sample(self, example: Example, seed: int) -> Rollout:
         student, replies = self.learner.student, self._replies(example, seed)
@@ -95,8 +114,8 @@ class Scorer:
         fields["stop_string"] = completion.stop_string
         return Rollout(example, 0, completion.ids, text, completion.finished, completion.logprobs, reward, **fields)
 
-    def _given(self, example: Example, answer: str, seed: int) -> Rollout:
-        ids, reward = self.learner.student.answer_ids(answer), self._grade(example, answer)
+    def _given(self, example: Example, ids: tuple[int, ...], answer: str, seed: int) -> Rollout:
+        reward = self._grade(example, answer)
         fields: dict[str, Any] = {
             "replies": self._replies(example, seed),
             "denoising": self.learner.student.denoising_schedule(ids),
