@@ -1,16 +1,23 @@
-"""Rows that data.held_out sets aside: by content, about the share, and not moved by other rows."""
+"""Rows that data.held_out sets aside: by image, about the share, and not moved by other rows."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from failures import raises
-from small import example
+from PIL import Image
+from small import example, run_config
 
-from workbench.data.held_out import content_of, split_held_out
+from workbench.data.held_out import split_held_out
 from workbench.errors import DataError
+from workbench.training.run_data import load_run_data
 
-EXAMPLES = [example(idx, question=f"What is {idx}?") for idx in range(600)]
+EXAMPLES = [example(idx, question=f"What is {idx}?", images=()) for idx in range(600)]
+
+
+def pictures(count: int) -> tuple[Image.Image, ...]:
+    return tuple(Image.new("RGB", (4, 4), (idx % 256, idx // 256, 0)) for idx in range(count))
 
 
 def questions(examples: list) -> list[str]:
@@ -25,10 +32,12 @@ def test_split_held_out_takes_about_the_share_in_order() -> None:
 
 
 def test_split_held_out_of_more_rows_moves_none() -> None:
-    held_out = questions(split_held_out(EXAMPLES[:300], 0.2)[1])
-    first = set(questions(EXAMPLES[:300]))
-    assert [text for text in questions(split_held_out(EXAMPLES, 0.2)[1]) if text in first] == held_out
-    assert set(held_out) < set(questions(split_held_out(EXAMPLES[:300], 0.4)[1]))
+    rows = [replace(row, images=(image,)) for row, image in zip(EXAMPLES, pictures(600), strict=True)]
+    for examples in (EXAMPLES, rows):
+        held_out = questions(split_held_out(examples[:300], 0.2)[1])
+        first = set(questions(examples[:300]))
+        assert [text for text in questions(split_held_out(examples, 0.2)[1]) if text in first] == held_out
+        assert set(held_out) < set(questions(split_held_out(examples[:300], 0.4)[1]))
 
 
 def test_split_held_out_keeps_equal_rows_together() -> None:
@@ -37,12 +46,47 @@ def test_split_held_out_keeps_equal_rows_together() -> None:
     assert questions(first) == questions(second)
 
 
-def test_content_of_differs_by_question_answer_and_image() -> None:
-    base = example(0)
-    changed = [replace(base, question="Who?"), replace(base, answer="4"), replace(base, images=example(1).images)]
-    paths = [replace(base, images=(Path(name),)) for name in ("x/a.png", "y/a.png", "x/b.png")]
-    assert len({content_of(row) for row in [base, *changed]}) == 4
-    assert content_of(paths[0]) == content_of(paths[1]) != content_of(paths[2])
+def test_split_held_out_keeps_questions_about_one_image_together() -> None:
+    rows = [replace(row, images=(pictures(60)[idx % 60],)) for idx, row in enumerate(EXAMPLES)]
+    train, held_out = split_held_out(rows, 0.3)
+    sides = [{row.images[0].tobytes() for row in side} for side in (train, held_out)]
+    assert not sides[0] & sides[1] and len(sides[0]) + len(sides[1]) == 60
+    assert len(sides[1]) == pytest.approx(18, abs=15)  # four standard deviations
+
+
+def test_split_held_out_follows_images_over_several_rows() -> None:
+    """By hand: rows of pictures (0), (1), ... of which every tenth has a neighbor's picture too."""
+    images = pictures(300)
+    rows = [
+        replace(row, images=(images[idx], *(images[idx - 1 : idx] if idx % 10 == 5 else ())))
+        for idx, row in enumerate(EXAMPLES[:300])
+    ]
+    held_out = set(questions(split_held_out(rows, 0.5)[1]))
+    is_held_out = [row.question in held_out for row in rows]
+    assert all(is_held_out[idx] == is_held_out[idx - 1] for idx in range(5, 300, 10))
+    assert len({is_held_out[idx] == is_held_out[idx - 1] for idx in range(6, 300, 10)}) == 2  # others are independent
+
+
+def test_split_held_out_compares_content_of_files(tmp_path: Path) -> None:
+    """Two folders with files of the same names: the names join nothing, and a copied file is the same picture."""
+    for idx, image in enumerate(pictures(80)):
+        folder = tmp_path / ("first" if idx % 2 else "second")
+        folder.mkdir(exist_ok=True)
+        image.save(folder / f"{idx // 2}.png")
+    rows = []
+    for idx in range(80):
+        name = f"{'first' if idx % 2 else 'second'}/{idx // 2}.png"
+        (tmp_path / f"copy-{idx}.png").write_bytes((tmp_path / name).read_bytes())
+        rows += [{"question": f"a {idx}", "images": [name]}, {"question": f"b {idx}", "images": [f"copy-{idx}.png"]}]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row | {"answer": "1"}) + "\n" for row in rows))
+    config = run_config(
+        {"student": "s", "teacher": "t"}, tmp_path, method={"name": "opd"}, data={"train": str(file), "held_out": 0.5}
+    )
+    chosen = {row.question for row in load_run_data(config).train}
+    assert all((f"a {idx}" in chosen) == (f"b {idx}" in chosen) for idx in range(80))
+    pairs = [(f"a {idx}" in chosen, f"a {idx + 1}" in chosen) for idx in range(0, 80, 2)]  # of equal names
+    assert any(first != second for first, second in pairs)
 
 
 @pytest.mark.parametrize("share", [1e-9, 0.9])

@@ -11,17 +11,10 @@ from failures import raises
 from PIL import Image
 from small import run_config
 
+from workbench.data.digests import BLOCK_BYTES, WHOLE_BYTES
 from workbench.data.examples import load_examples
 from workbench.errors import RunError
-from workbench.runs.fingerprints import (
-    BLOCK_BYTES,
-    FILE,
-    WHOLE_BYTES,
-    fingerprint,
-    models_read_again,
-    require_same_data,
-    require_same_models,
-)
+from workbench.runs.fingerprints import FILE, fingerprint, models_read_again, require_same_data, require_same_models
 from workbench.runs.folder import RunFolder
 from workbench.training.run import train
 

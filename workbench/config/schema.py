@@ -219,8 +219,8 @@ class DataConfig:
     held_out: Annotated[
         float,
         Option(
-            "Share of the training examples that is evaluated instead of trained on, drawn by a hash of each row, in "
-            "place of data.eval. 0 = none",
+            "Share of the training examples that is evaluated instead of trained on, in place of data.eval. Rows of "
+            "one image stay together. 0 = none",
             low=0,
             high=0.9,
         ),

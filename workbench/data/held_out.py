@@ -1,14 +1,14 @@
 """Rows of the training data that are set aside for evaluation: data.held_out.
 
-A hash of a row's content decides, so equal rows are on the same side, and appended rows move none of the others.
+Rows that share an image are on the same side, since a question about a picture of the training data is no new picture.
+A hash of the image's content decides, of rows without images that of their text. So equal rows are on the same side,
+files may be moved, and appended rows move none of the others, unless they join images that no row had together.
 """
 
-import hashlib
+import json
 from collections.abc import Iterable
-from pathlib import Path
 
-from PIL import Image
-
+from workbench.data.digests import picture_digest
 from workbench.errors import DataError
 from workbench.seeding import draw_uniform
 from workbench.types import Example
@@ -20,24 +20,37 @@ def split_held_out(examples: Iterable[Example], share: float) -> tuple[list[Exam
     Raises: DataError if one side is empty.
     """
     examples = list(examples)
-    held_out = [draw_uniform("held out", content_of(example)) < share for example in examples]
+    held_out = [draw_uniform("held out", key) < share for key in _groups([_contents(example) for example in examples])]
     train = [example for example, is_held_out in zip(examples, held_out, strict=True) if not is_held_out]
     rest = [example for example, is_held_out in zip(examples, held_out, strict=True) if is_held_out]
     if not train or not rest:
         raise DataError(
             f"data.held_out={share:g} of {len(examples):,} examples sets {len(rest):,} aside and leaves {len(train):,} "
-            "to train on. Choose another share, add rows, or name evaluation examples by data.eval."
+            "to train on. Rows of one image stay together. Choose another share, add rows, or name evaluation examples "
+            "by data.eval."
         )
     return train, rest
 
 
-def content_of(example: Example) -> str:
-    """Digest of question, turns, answer and images: the names of files, the pixels of embedded images."""
+def _contents(example: Example) -> list[str]:
+    """Digests of the example's images, of all turns; without any, its texts."""
+    images = [*example.images, *(image for turn in (*example.history, *example.turns) for image in turn.images)]
+    if images:
+        return [json.dumps(picture_digest(image)) for image in images]
     turns = [turn.text for turn in (*example.history, *example.turns)]
-    images = [_image(image) for image in (*example.images, *(image for turn in example.turns for image in turn.images))]
-    text = "\0".join([example.question, *turns, example.answer or "", *images])
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+    return ["\0".join([example.question, *turns, example.answer or ""])]
 
 
-def _image(image: Image.Image | Path) -> str:
-    return image.name if isinstance(image, Path) else hashlib.blake2b(image.tobytes(), digest_size=16).hexdigest()
+def _groups(contents: list[list[str]]) -> list[str]:
+    """Name of the group of each row: the first in the alphabet of all contents that link rows to it."""
+    parents: dict[str, str] = {}
+
+    def root(key: str) -> str:
+        while parents.setdefault(key, key) != key:
+            parents[key] = key = parents[parents[key]]
+        return key
+
+    for keys in contents:
+        first, *others = sorted(map(root, keys))
+        parents.update(dict.fromkeys(others, first))
+    return [root(keys[0]) for keys in contents]

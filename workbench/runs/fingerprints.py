@@ -1,21 +1,18 @@
 """Fingerprints of a run's data and models, so that a resumed run uses the same ones or stops.
 
 examples.jsonl has a line for each example of data.train, data.eval and data.probes, in their order: its use, its id,
-and a digest of each non-empty field. An image's digest covers its size and content; of a file of more than WHOLE_BYTES
-only the first, middle and last BLOCK_BYTES, so that 100,000 photos take seconds. run.json has the digests of model
-files.
+and a digest of each non-empty field (data/digests.py). run.json has the digests of model files.
 """
 
 import json
 import logging
-import os
 from dataclasses import fields, is_dataclass
-from hashlib import blake2b
 from pathlib import Path
 
 from PIL import Image
 
 from workbench.config.schema import RunConfig
+from workbench.data.digests import digest, file_digest, picture_digest
 from workbench.distill.method import Method
 from workbench.errors import RunError
 from workbench.policies.adapters import base_of, is_adapter
@@ -24,10 +21,7 @@ from workbench.runs.folder import RunFolder
 from workbench.types import Example
 
 FILE = "examples.jsonl"
-BLOCK_BYTES = 2**13
-WHOLE_BYTES = 2**17
 _LEFT_OUT = ("id", "origin", "others")  # may change when a file is moved
-_DIGEST_BYTES = 6
 _MODEL_FILES = (".safetensors", ".json", ".jinja", ".model")
 
 log = logging.getLogger("workbench")
@@ -39,7 +33,7 @@ def fingerprint(example: Example) -> dict[str, str]:
     for field in fields(example):
         value = getattr(example, field.name)
         if field.name not in _LEFT_OUT and value not in (None, "", (), field.default):
-            digests[field.name] = _digest(json.dumps(_plain(value)).encode())
+            digests[field.name] = digest(json.dumps(_plain(value)).encode())
     return digests
 
 
@@ -106,7 +100,7 @@ def _of_model(path: str) -> dict[str, list[object]]:
     """Return file -> size and digest of a model's folder and of its adapter's base; empty for a name on a hub."""
     folders = [folder for folder in dict.fromkeys((Path(path), Path(base_of(path)))) if folder.is_dir()]
     return {
-        file.name if folder == folders[0] else f"{folder.name}/{file.name}": _of_file(file)
+        file.name if folder == folders[0] else f"{folder.name}/{file.name}": file_digest(file)
         for folder in folders
         for file in sorted(folder.iterdir())
         if file.suffix in _MODEL_FILES and file.is_file()
@@ -139,31 +133,10 @@ def _compare(key: str, examples: list[Example], before: list[dict], now: list[di
 
 def _plain(value: object) -> object:
     """Convert a value to JSON types, images to their digests."""
-    if isinstance(value, Path):
-        return _of_file(value)
-    if isinstance(value, Image.Image):
-        return [value.mode, *value.size, _digest(value.tobytes())]
+    if isinstance(value, (Path, Image.Image)):
+        return picture_digest(value)
     if is_dataclass(value):
         return [_plain(getattr(value, field.name)) for field in fields(value) if field.compare]
     if isinstance(value, (tuple, list)):
         return [_plain(entry) for entry in value]
     return value
-
-
-def _of_file(path: Path) -> list[object]:
-    try:
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            if size <= WHOLE_BYTES:
-                return [size, _digest(file.read())]
-            blocks = []
-            for start in (0, (size - BLOCK_BYTES) // 2, size - BLOCK_BYTES):
-                file.seek(start)
-                blocks.append(file.read(BLOCK_BYTES))
-            return [size, _digest(b"".join(blocks))]
-    except OSError as error:
-        return [f"cannot be read: {error.strerror}"]
-
-
-def _digest(content: bytes) -> str:
-    return blake2b(content, digest_size=_DIGEST_BYTES).hexdigest()
