@@ -118,10 +118,21 @@ def test_template_argument_not_read_names_those_that_are(folders: dict, tmp_path
     folder = moved(folders["llava"], tmp_path / "model", "jinja", THINKS)
     with raises(ConfigError, "student", "enable_thinkin", 'mean "enable_thinking"'):
         load_policy(folder, "student", chat_template_kwargs={"enable_thinkin": False})
+    for unread in ("content", "bos_token", "message", "raise_exception"):  # words of the template
+        with raises(ConfigError, "student", unread, "Allowed: enable_thinking"):
+            load_policy(folder, "student", chat_template_kwargs={unread: "x"})
     with raises(ConfigError, "student", "enable_thinking", "none"):
         load_policy(folders["llava"], "student", chat_template_kwargs={"enable_thinking": False})
     with raises(ConfigError, "messages"):
         load_policy(folder, "student", chat_template_kwargs={"messages": []})
+
+
+def test_template_argument_of_assistant_text_or_with_default_is_read(folders: dict, tmp_path: Path) -> None:
+    default = "{% if style is not defined %}{% set style = 'plain' %}{% endif %}"
+    text = "{% for _ in [1] %}{% generation %}{{ style }}{{ name }}{% endgeneration %}{% break %}{% endfor %}"
+    folder = moved(folders["llava"], tmp_path / "model", "jinja", default + TEMPLATE.replace("IMAGE", "<image>") + text)
+    policy = load_policy(folder, "student", chat_template_kwargs={"style": "brief", "name": "me"})
+    assert text_of(policy, Prompt((), "what?")).replace(" ", "").endswith("assistant:briefme")
 
 
 def test_system_prompt_not_rendered_is_refused(folders: dict, tmp_path: Path) -> None:

@@ -48,6 +48,7 @@ def test_prompts_each_view_is_written_as_its_model_reads_it(models: dict, tmp_pa
     ("key", "value", "names"),
     [
         ("image_processor", {"crop_to_patches": True}, ["crop_to_patches"]),
+        ("image_processor", {"size": {"longest_edge": "large"}}, ["image_processor", "'large'", "'longest_edge': 96"]),
         ("teacher_chat_template_kwargs", {"enable_thinking": False}, ["enable_thinking"]),
     ],
 )

@@ -1,5 +1,6 @@
 """Parts of a model are trained, and have learning rates, by role."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,11 @@ from safetensors.torch import load_file
 from small import run_config
 from video_families import VIDEO_FAMILIES
 
-from workbench.config.schema import RunConfig
 from workbench.errors import ConfigError
 from workbench.policies.autoregressive import load_policy
 from workbench.policies.roles import describe_trained, roles
 from workbench.runs.folder import checkpoint_path
+from workbench.training.check import check_config
 from workbench.training.run import train
 
 ONE_STEP = {
@@ -119,16 +120,55 @@ def test_roles_faulty_values_are_refused_before_loading(values: dict, names: tup
         run_config(nowhere, tmp_path, **flat)
 
 
-def test_role_without_weights_names_those_that_the_model_has(tmp_path: Path) -> None:
-    folder = TEXT_FAMILIES["llama"](tmp_path / "llama")
+LACKING = {  # what a model without weights of it answers
+    "role": ("llama", {"models__train": ["vision"]}, ("models.train", "vision", "LlamaForCausalLM", "of language.")),
+    "rate": ("llama", {"training__learning_rates": {"vision": 1e-4}}, ("training.learning_rates", "of language.")),
+    "adapter of a role": (  # gemma3's connector is a matrix without a linear layer
+        "gemma3",
+        {"models__train": ["language", "connector"], "models__lora": {"rank": 2}},
+        ("models.train", "connector", "no adapters", "of language, vision.", "models.lora.target_modules"),
+    ),
+    "rate of an adapter": (
+        "gemma3",
+        {
+            "training__learning_rates": {"vision": 1e-4},
+            "models__lora": {"rank": 2, "target_modules": ".*language.*q_proj"},
+        },
+        ("training.learning_rates", "vision", "no adapters", "of language."),
+    ),
+    "target modules": (
+        "llama",
+        {"models__lora": {"rank": 2, "target_modules": "q_porj"}},
+        ("models.lora.target_modules", "q_porj", "models.student"),
+    ),
+    "faulty expression": ("llama", {"models__lora": {"rank": 2, "target_modules": "(q_proj"}}, ("(q_proj",)),
+}
+
+
+@pytest.mark.parametrize("start", [train, check_config])
+@pytest.mark.parametrize("case", LACKING)
+def test_part_without_weights_is_refused_before_loading(case: str, start: Callable, tmp_path: Path) -> None:
+    family, values, names = LACKING[case]
+    folder = (FAMILIES | TEXT_FAMILIES)[family](tmp_path / "model")
+    (folder / "model.safetensors").unlink()  # loading it would be another error
     (tmp_path / "rows.jsonl").write_text('{"question": "a", "answer": "b"}\n')
     config = run_config(
         {"student": folder, "teacher": folder},
         tmp_path,
         method={"name": "opd", "privilege": "plain"},
         data={"train": str(tmp_path / "rows.jsonl"), "eval": None},
-        models__train=["vision"],
+        **values,
     )
-    assert isinstance(config, RunConfig)
-    with raises(ConfigError, "vision", "LlamaForCausalLM", "language"):
-        train(config)
+    with raises(ConfigError, *names):
+        start(config)
+    assert not config.run_dir.exists()
+
+
+def test_role_of_adapter_folder_is_that_of_its_layers(models: dict, tmp_path: Path) -> None:
+    first = run_config(
+        models, tmp_path, name="first", **ONE_STEP, models__lora={"rank": 2, "target_modules": ".*text_model.*q_proj"}
+    )
+    train(first)
+    folders = {**models, "student": checkpoint_path(first.run_dir, 1) / "student"}
+    with raises(ConfigError, "vision", "no adapters", "of language."):
+        train(run_config(folders, tmp_path, name="second", **ONE_STEP, models__train=["vision"]))

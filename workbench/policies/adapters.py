@@ -77,8 +77,10 @@ def add_adapter(model: nn.Module, config: object) -> None:
     cast_adapter_dtype(model, NAME)
 
 
-def load_adapter(model: nn.Module, folder: str | Path, name: str) -> None:
+def load_adapter(model: nn.Module, folder: str | Path, name: str, *, weights: bool = True) -> None:
     """Load the adapter of a folder onto its base model; `name` is the policy's name, for messages.
+
+    weights  False = insert its layers alone, for a model on the meta device
 
     Raises: ConfigError if peft is missing; PolicyError listing weights that are missing, unused, or of another shape.
     """
@@ -88,7 +90,8 @@ def load_adapter(model: nn.Module, folder: str | Path, name: str) -> None:
 
     try:
         add_adapter(model, PeftConfig.from_pretrained(str(folder)))
-        load_adapter_weights(model, folder, name)
+        if weights:
+            load_adapter_weights(model, folder, name)
     except PolicyError:
         raise
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:

@@ -16,6 +16,7 @@ from PIL import Image
 from workbench.errors import ConfigError, unknown
 
 MAX_PIXELS = 1_003_520  # 1280 x 28 x 28: at most 1,280 image tokens of Qwen2.5-VL
+_TRIED = (320, 240)  # image with which changed options are tried
 _NOT_OF_SIZE = {"return_tensors", "data_format", "input_data_format", "device", "disable_grouping"}
 
 
@@ -46,7 +47,7 @@ def image_options(image_processor: Any) -> tuple[str, ...]:
 
 
 def set_image_options(processor: Any, options: dict[str, Any], name: str) -> None:
-    """Rebuild the image processor inside a processor with changed options; checkpoints then store them.
+    """Rebuild the image processor inside a processor with changed options, and try it; checkpoints then store them.
 
     name  of the policy, for messages
 
@@ -67,10 +68,12 @@ def set_image_options(processor: Any, options: dict[str, Any], name: str) -> Non
             raise ConfigError(unknown(f"{name}: option of {kind}", key, allowed))
     try:
         processor.image_processor = type(image_processor)(**{**image_processor.to_dict(), **options})
-    except (TypeError, ValueError, KeyError) as error:
+        processor.image_processor(images=[Image.new("RGB", _TRIED)])
+    except (TypeError, ValueError, KeyError, AttributeError, RuntimeError, ArithmeticError) as error:
+        before = {key: image_processor.to_dict().get(key) for key in options}
         raise ConfigError(
             f"{name}: {type(image_processor).__name__} refuses the image_processor options {options} ({error}). "
-            f"Its own values are { {key: getattr(image_processor, key, None) for key in options} }."
+            f"Its values before were {before}."
         ) from error
 
 

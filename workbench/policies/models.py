@@ -19,6 +19,7 @@ from transformers import (
     BitsAndBytesConfig,
     PretrainedConfig,
 )
+from transformers.initialization import no_init_weights
 
 from workbench.errors import ConfigError, PolicyError, WorkbenchError
 from workbench.files.gguf_paths import refuse_gguf
@@ -103,6 +104,26 @@ def load_model(
     if compiler:
         compile_parts(model, compiler, name)
     return model.requires_grad_(False).eval(), processor
+
+
+def load_skeleton(path: str | Path, name: str, *, trust_remote_code: bool = False) -> nn.Module:
+    """A model on the meta device: its modules and the shapes of its weights, with the adapter of its folder, if any.
+
+    Raises: as load_model for what the configuration alone shows.
+    """
+    base = base_of(path)
+    try:
+        config = AutoConfig.from_pretrained(base, trust_remote_code=trust_remote_code)
+        _refuse_out_of_scope(config, path, name)
+        with torch.device("meta"), no_init_weights():
+            model = auto_class(config).from_config(config, trust_remote_code=trust_remote_code)
+            if base is not path:
+                load_adapter(model, path, name, weights=False)
+    except (ImportError, OSError, ValueError, KeyError) as error:
+        if isinstance(error, WorkbenchError):
+            raise
+        raise _not_loaded(error, base, path, name, None) from error
+    return model
 
 
 def _keep_differentiable(model: nn.Module) -> None:

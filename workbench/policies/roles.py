@@ -4,9 +4,12 @@ The model says which module is its text decoder and which its image encoder. A m
 as Qwen-VL has it, is part of the connector, and so is every weight outside of both. Embeddings and head are language.
 """
 
+from collections.abc import Iterable, Sequence
+
 from torch import nn
 
 from workbench.errors import ConfigError
+from workbench.policies.adapters import has_adapter
 from workbench.policies.role_names import CONNECTOR, LANGUAGE, ROLES, VISION
 
 _CONNECTORS = ("merger", "projector", "connector", "aligner")  # in names of modules inside an image encoder
@@ -28,15 +31,31 @@ def roles(model: nn.Module) -> dict[str, str]:
     return by_name
 
 
-def require_roles(model: nn.Module, required: list[str], name: str) -> None:
-    """Raise ConfigError for a role in which the model has no weights; `name` is the policy's."""
-    present = set(roles(model).values())
-    for role in required:
-        if role not in present:
-            raise ConfigError(
-                f"{name}: models.train names {role}, and {type(model).__name__} has no such weights. It has "
-                f"{', '.join(role for role in ROLES if role in present)}."
-            )
+def set_trained(model: nn.Module, trained: Sequence[str], rates: Iterable[str], name: str) -> dict[str, str]:
+    """Require a gradient of the weights of some roles, and return the role of each weight by its name.
+
+    Of a model with adapters, only these are trained.
+
+    trained  roles, empty = all (models.train)
+    rates    roles with a learning rate of their own (training.learning_rates)
+    name     of the policy, for messages
+
+    Raises: ConfigError for a role, in either, of which the model has no weight to train.
+    """
+    by_name, what = roles(model), "adapters" if has_adapter(model) else "weights"
+    trainable = {key for key in by_name if "lora_" in key or what == "weights"}
+    for key, parameter in model.named_parameters():
+        parameter.requires_grad_(key in trainable and by_name[key] in (trained or ROLES))
+    present = {by_name[key] for key in trainable}
+    for option, chosen in (("models.train", trained), ("training.learning_rates", rates)):
+        for role in chosen:
+            if role not in present:
+                remedy = " or change models.lora.target_modules" if role in by_name.values() else ""
+                raise ConfigError(
+                    f"{name}: {option} names {role}, of which {type(model).__name__} has no {what}. It has {what} of "
+                    f"{', '.join(role for role in ROLES if role in present)}. Remove it{remedy}."
+                )
+    return by_name
 
 
 def describe_trained(model: nn.Module) -> str:

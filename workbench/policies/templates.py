@@ -3,14 +3,18 @@
 import re
 from typing import Any
 
-from jinja2 import TemplateError
+from jinja2 import Environment, TemplateError
+from jinja2.ext import Extension
+from jinja2.meta import find_undeclared_variables
+from jinja2.nodes import Node
+from jinja2.parser import Parser
 
 from workbench.errors import ConfigError, PolicyError, show, unknown
 
 PARTS, TEXT = "parts", "text"  # content as a list of images and texts, or as one string
 _QUESTION = "Which WORKBENCHPROBE?"
-_OPTIONAL = re.compile(r"\b(\w+) is (?:not )?defined")  # how templates read an optional argument
-_RESERVED = ("messages", "add_generation_prompt", "tokenize", "tools", "documents", "chat_template")
+_RESERVED = {"messages", "add_generation_prompt", "tools", "documents"}
+_FUNCTIONS = ("raise_exception", "strftime_now")  # that transformers gives to templates
 _PRINTED_LIST = re.compile(r"""['"]type['"]\s*:\s*['"]text['"]""")
 
 
@@ -58,11 +62,29 @@ def content_form(processor: Any) -> str:
 
 def check_template_kwargs(processor: Any, kwargs: dict[str, Any], name: str) -> None:
     """Raise ConfigError for an argument that the chat template does not read; `name` is the policy's."""
-    template = getattr(processor, "chat_template", None) or ""
+    allowed = _arguments(processor) if kwargs else ()
     for key in kwargs:
-        if key in _RESERVED or not re.search(rf"\b{re.escape(str(key))}\b", template):
-            optional = set(_OPTIONAL.findall(template)) - set(_RESERVED)
-            raise ConfigError(unknown(f"{name}: argument of the chat template (chat_template_kwargs)", key, optional))
+        if key not in allowed:
+            raise ConfigError(unknown(f"{name}: argument of the chat template (chat_template_kwargs)", key, allowed))
+
+
+def _arguments(processor: Any) -> set[str]:
+    """Variables that the chat template reads and that neither itself nor the processor sets."""
+    environment = Environment(extensions=[_Generation, "jinja2.ext.loopcontrols"])
+    environment.globals |= dict.fromkeys(_FUNCTIONS)
+    tokenizer = getattr(processor, "tokenizer", processor)
+    read = find_undeclared_variables(environment.parse(getattr(processor, "chat_template", None) or ""))
+    return read - _RESERVED - {name for name in read if name.endswith("_token") and hasattr(tokenizer, name)}
+
+
+class _Generation(Extension):
+    """The tag of transformers around the assistant's text, whose content counts as it stands."""
+
+    tags = frozenset(["generation"])  # type: ignore[assignment]
+
+    def parse(self, parser: Parser) -> list[Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
 def check_system_prompt(processor: Any, form: str | None, system_prompt: str, name: str) -> None:

@@ -37,7 +37,7 @@ from workbench.training.check_rows import count_pictures, describe_pictures, des
 from workbench.training.filter import split_by_teacher
 from workbench.training.learner import Learner, attach_engine, autocast, build_learner, check_engine
 from workbench.training.length import describe_steps, with_steps
-from workbench.training.prompts import require_processors
+from workbench.training.requirements import require_models
 from workbench.training.run_data import RunData, load_run_data
 from workbench.training.underflow import REMEDY
 from workbench.types import STUDENT, Example, Prompt, Rollout
@@ -64,6 +64,7 @@ def check_config(config: RunConfig) -> list[Check]:
     """
     method = config.load_method()
     check_engine(config, method)
+    require_models(config)
     device = str(choose_device(config.models.device))
     data = load_run_data(config)
     examples = data.train
@@ -77,7 +78,6 @@ def check_config(config: RunConfig) -> list[Check]:
         )
     require_every_source(usable, config.data.train_sources)
     length, config = describe_steps(config, len(usable)), with_steps(config, len(usable))
-    require_processors(config)
     learners = {name: build_learner(config, method, name, device=device) for name in config.models.learners}
     attach_engine(list(learners.values()), config)
     usable, row_checks = _row_checks(config, method, learners, usable, data)

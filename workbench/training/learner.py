@@ -19,14 +19,14 @@ from workbench.distill.step import NonFiniteError
 from workbench.distributed import ALONE, ProcessGroup
 from workbench.errors import ConfigError
 from workbench.policies import Policy
-from workbench.policies.adapters import adapts_tied_weights, base_of, has_adapter
+from workbench.policies.adapters import adapts_tied_weights, base_of
 from workbench.policies.autoregressive import AutoregressivePolicy
 from workbench.policies.dropout import enter_training_without_dropout, set_adapter_dropout
 from workbench.policies.fsdp import full_tensor, local_tensor, shard, single_policies
 from workbench.policies.loading import load_policies
 from workbench.policies.packages import require_bitsandbytes
 from workbench.policies.proven import agree
-from workbench.policies.roles import ROLES, require_roles, roles
+from workbench.policies.roles import set_trained
 from workbench.policies.vllm import VllmEngine, require_vllm
 from workbench.runs.checkpoints import Checkpoint, refuse_other_run
 from workbench.training.underflow import UpdateUnderflow
@@ -41,21 +41,13 @@ class Learner:
         self.name, self.policies, self.ema_rate = name, policies, ema_rate
         self.seed = () if name == STUDENT else (name,)  # seed suffix of its random draws, which differ between peers
         model = self.student.model
-        trained, by_name = config.models.train or ROLES, roles(model)
-        require_roles(model, config.models.train, self.name)
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(by_name[name] in trained and ("lora_" in name or not has_adapter(model)))
+        training = config.training
+        by_name = set_trained(model, config.models.train, training.learning_rates, self.name)
         self._dropout = config.training.dropout
         set_adapter_dropout(model, config.models.lora.dropout)
         if config.models.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        training = config.training
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        if not self.parameters:
-            raise ConfigError(
-                f"models.train={config.models.train} leaves no weight to train in {self.name}: "
-                f"models.lora.target_modules={config.models.lora.target_modules} adapts other parts. Change one."
-            )
         rule = {"lr": training.learning_rate, "weight_decay": training.weight_decay}
         groups, self._scales = self._parameter_groups(by_name, training)
         if training.optimizer == "sgd":

@@ -60,7 +60,6 @@ from workbench.training.learner import Learner, attach_engine, autocast, build_l
 from workbench.training.length import describe_steps, with_steps
 from workbench.training.metrics import StepTimer, prefix_by_learner, sampler_logprob_gap, step_metrics, thinking_metrics
 from workbench.training.probes import open_probes
-from workbench.training.prompts import require_processors
 from workbench.training.resume_records import resume_from_latest
 from workbench.training.rollout_source import RolloutSource
 from workbench.training.run_data import RunData, load_run_data
@@ -107,7 +106,6 @@ class Trainer:
         log.info("%s", describe_steps(config, len(examples)))
         self.config = config = with_steps(config, len(examples))
         report_leaks(examples, self.method, folder)
-        require_processors(config)
         checkpoint = process_group.broadcast_from_main(lambda: resume_from_latest(folder, config)) if resume else None
         self.step_done = checkpoint.step if checkpoint else 0
         self.device = choose_device(config.models.device, process_group)

@@ -8,14 +8,13 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from workbench.config.schema import QUANTIZED, RunConfig
+from workbench.config.schema import RunConfig
 from workbench.data.contexts import build_prompt, dummy_rollout, missing_evidence
 from workbench.data.mixture import load_mixture
 from workbench.distill.method import View
 from workbench.policies.by_domain import is_by_domain
 from workbench.policies.encoding import PromptEncoder
 from workbench.policies.loading import load_encoder
-from workbench.policies.packages import require_bitsandbytes
 from workbench.training.run_data import with_template
 from workbench.types import STUDENT, Example
 
@@ -53,31 +52,12 @@ def render_prompts(config: RunConfig, rows: int = 1) -> Iterator[tuple[Example, 
 
     Raises: WorkbenchError if the data, a processor or a prompt cannot be read.
     """
-    method, encoders = config.load_method(), _Encoders(config)
+    method, encoders = config.load_method(), Encoders(config)
     for example in with_template(load_mixture(config.data.train_sources, max_examples=rows), config):
         yield example, [_render(encoders, name, view, example) for name, view in method.views.items()]
 
 
-def require_processors(config: RunConfig) -> None:
-    """Load the processor and chat template of every model of a run, without weights; find the packages it needs.
-
-    Raises: ConfigError or PolicyError for an option that an image processor lacks, or an argument that a chat template
-    does not read.
-    """
-    encoders, models = _Encoders(config), config.models
-    for key, value in (("dtype", models.dtype), ("teacher_dtype", models.teacher_dtype)):
-        if value in QUANTIZED:
-            require_bitsandbytes(f"models.{key}={value} needs", f"choose models.{key}=bfloat16")
-    if config.training.optimizer == "adamw_8bit":
-        require_bitsandbytes("training.optimizer=adamw_8bit needs", "choose training.optimizer=adamw")
-    for name, path in models.learners.items():
-        encoders.load(path, name, is_teacher=False)
-    if any(policy.startswith("teacher") for policy in config.load_method().policies):
-        for path in filter(None, (models.teacher, *models.teachers.values())):
-            encoders.load(path, "teacher", is_teacher=True)
-
-
-def _render(encoders: "_Encoders", name: str, view: View, example: Example) -> ViewPrompt:
+def _render(encoders: "Encoders", name: str, view: View, example: Example) -> ViewPrompt:
     if column := missing_evidence(example, view.context):
         return ViewPrompt(name, view.policy, view.context, why=f"this example has no {column}")
     encoder = encoders.of(view.policy, example.domain)
@@ -103,7 +83,7 @@ def _pieces(encoder: PromptEncoder, ids: list[int]) -> Iterator[str]:
     yield encoder.tokenizer.decode(plain)
 
 
-class _Encoders:
+class Encoders:
     """Encoders of a configuration by policy, each model's processor loaded once."""
 
     def __init__(self, config: RunConfig) -> None:

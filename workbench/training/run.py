@@ -17,7 +17,6 @@ from pathlib import Path
 
 import torch
 
-from workbench.config.models import check_models
 from workbench.config.schema import RunConfig
 from workbench.data.mixture import load_mixture
 from workbench.distributed import LostProcess, ProcessGroup, choose_device, join
@@ -29,6 +28,7 @@ from workbench.runs.processes import identify
 from workbench.runs.threads import configured_threads
 from workbench.training.learner import require_shardable
 from workbench.training.loop import Trainer, TrainResult
+from workbench.training.requirements import require_models
 
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EIO)
 
@@ -84,8 +84,8 @@ def _prepare(config: RunConfig, resume: bool) -> None:
     if resume:
         refuse_scored(RunFolder.open(config.run_dir))
     else:
-        check_models(config)  # before creating the folder
         load_mixture(config.data.train_sources, max_examples=1)
+        require_models(config)  # before creating the folder
         facts = {"config": config.to_dict()}  # config.yaml can be edited
         RunFolder.create(config.run_dir, config.to_yaml(), seed=config.seed, method=config.method["name"], extra=facts)
 

@@ -17,8 +17,7 @@ from workbench.policies.adapters import add_adapter, base_of
 from workbench.policies.by_domain import is_by_domain
 from workbench.policies.heads import output_layer
 from workbench.policies.models import DTYPES, INT8, NF4, QUANTIZED, auto_class, is_masked_lm
-from workbench.policies.role_names import ROLES
-from workbench.policies.roles import require_roles, roles
+from workbench.policies.roles import set_trained
 from workbench.training.learner import adapter_config
 from workbench.training.planning.depths import Depths, own_depths, with_depths
 from workbench.training.planning.dry_run import DryRun
@@ -160,15 +159,6 @@ def _modules_stay() -> Iterator[None]:
         nn.Module.to = move
 
 
-def set_trained(model: nn.Module, models: ModelsConfig) -> list[nn.Parameter]:
-    """Require a gradient of the weights that a run trains, as in Learner, and return them."""
-    require_roles(model, models.train, STUDENT)
-    wanted, by_name = models.train or ROLES, roles(model)
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(by_name[name] in wanted and ("lora_" in name or not models.lora.rank))
-    return [parameter for parameter in model.parameters() if parameter.requires_grad]
-
-
 def depths_of(spec: ModelSpec, models: ModelsConfig) -> Depths:
     """Numbers of layers of a model that may be run in fewer."""
     return own_depths(read_config(spec.path, spec.names[0], trust_remote_code=models.trust_remote_code))
@@ -189,7 +179,9 @@ def _sizes(spec: ModelSpec, train: tuple[str, ...], attention: str | None, trust
         lora=spec.lora or LoraConfig(),
     )
     model = build_shallow(spec, models, Depths(), DryRun())
-    trained = {id(weight) for weight in set_trained(model, models)} if spec.learns else set()
+    if spec.learns:
+        set_trained(model, train, (), STUDENT)
+    trained = {id(weight) for weight in model.parameters() if weight.requires_grad}
     quantized = _quantized(model) if spec.dtype in QUANTIZED else frozenset()
     sizes = {id(weight): _bytes(weight, spec.dtype * (id(weight) in quantized)) for weight in _tensors(model)}
     layers = getattr(model.get_decoder(), "layers", None)

@@ -26,11 +26,11 @@ from workbench.distill.method import Method
 from workbench.distill.scoring import Batch
 from workbench.policies.dropout import enter_training_without_dropout
 from workbench.policies.image_features import cached_image_features
+from workbench.policies.roles import set_trained
 from workbench.policies.sampling import sample_tokens
 from workbench.policies.view_output import ViewOutput, chunk_size, join_outputs
 from workbench.training.learner import autocast
 from workbench.training.planning.dry_run import ACTIVATIONS, CACHE, GRADIENT, MOMENTS, WEIGHTS, DryRun
-from workbench.training.planning.models import set_trained
 from workbench.training.planning.policies import PlannedPolicy
 from workbench.training.planning.residency import Residency
 from workbench.types import STUDENT, Example, Prompt, Rollout, Routing
@@ -63,12 +63,14 @@ class PlannedStep:
         self.config, self.method, self.run, self.policies = config, method, run, policies
         self.residency, self.num_prompts = residency, num_prompts
         self.student, self.measured, self.phase = policies[STUDENT], Measured(), ""
-        self.trained = set_trained(self.student.model, config.models)
+        model = self.student.model
+        set_trained(model, config.models.train, config.training.learning_rates, STUDENT)
+        self.trained = [weight for weight in model.parameters() if weight.requires_grad]
         if config.training.mixed_precision == "bf16":
             run.copied = {weight.shape for policy in policies.values() for weight in policy.model.parameters()}
         run.vocabularies = {policy.vocabulary for policy in policies.values()}
         if config.models.gradient_checkpointing:
-            self.student.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         self.length, self.generations = config.sampling.max_completion_length, config.sampling.num_generations
         self.shape = StepShape.of(config, num_prompts)
         self.outputs: dict[str, ViewOutput] = {}
