@@ -250,6 +250,11 @@ def _app(options: argparse.Namespace) -> None:
     served.block_thread()
 
 
+def _teacher(options: argparse.Namespace) -> None:
+    _quiet()
+    _module("policies.serving.command").serve_teacher(options)
+
+
 def _import(options: argparse.Namespace) -> None:
     if options.destination is None and not options.preview:
         raise ConfigError("the destination is missing. Give a new folder, or --preview to show the converted rows.")
@@ -421,6 +426,7 @@ COMMANDS = {
     "quote-check": _quote_check,
     "summary": _summary,
     "app": _app,
+    "teacher": _teacher,
     "report": _report,
     "geometry": _geometry,
     "methods": _methods,

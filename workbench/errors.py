@@ -4,7 +4,8 @@
     ├── ConfigError   (ValueError)    a key, option or value of a configuration
     ├── DataError     (ValueError)    a file, row, column, image or box of the data
     ├── PolicyError   (RuntimeError)  a model, processor, tokenizer or template
-    │   └── PromptTooLongError        a prompt of more tokens than fit
+    │   ├── PromptTooLongError        a prompt of more tokens than fit
+    │   └── UnavailableError          a server that does not answer, or has another model now
     ├── TraceError    (RuntimeError)  a trace that is missing, truncated or of another schema
     └── RunError      (RuntimeError)  a run folder, a checkpoint, a loss that is not a number
 
@@ -40,6 +41,10 @@ class PolicyError(WorkbenchError, RuntimeError):
 
 class PromptTooLongError(PolicyError):
     """A prompt has more tokens than the models' context or data.max_prompt_length leaves."""
+
+
+class UnavailableError(PolicyError):
+    """A server of a model does not answer, or has another model now. A run can be resumed when it is back."""
 
 
 class TraceError(WorkbenchError, RuntimeError):

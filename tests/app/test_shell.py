@@ -21,9 +21,10 @@ from workbench.app.layout import (
     page_style,
     refresh_runs,
 )
-from workbench.app.server import check_host, check_port, is_local, read_users, serve
+from workbench.app.server import check_host, read_users, serve
 from workbench.cli import main
 from workbench.errors import ConfigError, RunError
+from workbench.files.hosts import check_port, is_local
 
 
 @pytest.fixture

@@ -7,9 +7,7 @@
 4. Other pages in the same browser can neither read this page nor act through it: see origins.py.
 """
 
-import ipaddress
 import os
-import socket
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,10 +20,9 @@ from workbench.app.layout import build_app, early_head, page_style
 from workbench.app.limits import MAX_SESSIONS, MAX_WAITING, LoginDelay, RequestLimits
 from workbench.app.origins import OriginGuard, Origins, read_allowed, read_frames
 from workbench.errors import ConfigError, RunError
+from workbench.files.hosts import check_port, is_local
 from workbench.files.shipped import RECIPES
 from workbench.runs.run_queue import default_limit, set_limit
-
-_LOCAL = ("localhost", "localhost.localdomain")
 
 
 def serve(
@@ -151,31 +148,3 @@ def check_host(host: str, *, has_password: bool, read_only: bool) -> None:
         f"--host {host} would let other machines start runs here. Add --auth FILE with lines of user:password, or "
         "--read-only."
     )
-
-
-def is_local(host: str) -> bool:
-    """Whether a host is reachable from this machine only."""
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host in _LOCAL
-
-
-def check_port(host: str, port: int) -> None:
-    """Raises ConfigError if the port or host does not exist, RunError if the port is in use."""
-    if not 1 <= port <= 65535:
-        raise ConfigError(f"--port must be from 1 to 65535, got {port}.")
-    try:
-        addresses = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except OSError:
-        raise ConfigError(f'--host "{host}" cannot be resolved. Use 127.0.0.1 for this machine alone.') from None
-    family, kind, _, _, address = addresses[0]
-    with socket.socket(family, kind) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(address)
-        except OSError as error:
-            raise RunError(
-                f"port {port} on {host} cannot be used ({error.strerror}). Another app may be using it: open "
-                f"http://{host}:{port}, or choose another port with --port {port % 65535 + 1}."
-            ) from None

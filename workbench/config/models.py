@@ -5,6 +5,7 @@ from pathlib import Path
 from workbench.config.schema import RunConfig
 from workbench.errors import ConfigError
 from workbench.files.gguf_paths import refuse_gguf
+from workbench.policies.serving.addresses import is_served
 
 _FILES = ("config.json", "adapter_config.json")
 
@@ -20,6 +21,8 @@ def check_models(config: RunConfig) -> None:
         needed |= {"teacher": models.teacher or ""}
         needed |= {f"teachers.{domain}": path for domain, path in models.teachers.items()}
     for key, model in needed.items():
+        if is_served(model):
+            continue
         folder = Path(model)
         refuse_gguf(f"models.{key}", model)
         if not model or any((folder / name).is_file() for name in _FILES) or not (folder.is_dir() or _is_path(model)):

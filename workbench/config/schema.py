@@ -36,6 +36,7 @@ from workbench.policies import SamplingOptions
 from workbench.policies.by_domain import is_by_domain
 from workbench.policies.image_size import MAX_PIXELS
 from workbench.policies.role_names import ROLES
+from workbench.policies.serving.addresses import Patience, is_served, split_addresses
 from workbench.types import STUDENT
 
 BACKENDS = ("transformers", "vllm")
@@ -50,6 +51,8 @@ RESUMABLE = (
     "training.save_total_limit",
     "training.report_to",
     "models.device",
+    "models.teacher_timeout",
+    "models.teacher_wait",
 )  # every other key defines the run
 _LENGTHS = {"training.steps": "training.epochs", "training.epochs": "training.steps"}  # each replaces the other
 _WARMUP = ("training.schedule", "training.warmup_steps")
@@ -79,9 +82,18 @@ class ModelsConfig:
     student: Annotated[str, Option("Model to train")] = ""
     teacher: Annotated[
         str | None,
-        Option("Frozen teacher. null = the method needs none. With models.teachers: the teacher of all other domains"),
+        Option(
+            "Frozen teacher: a model, or where `workbench teacher` serves it, as in http://host:8000 (several servers "
+            "with commas). null = the method needs none. With models.teachers: the teacher of all other domains"
+        ),
     ] = None
     teachers: Annotated[dict, Option("Frozen teachers by domain, as domain: model")] = field(default_factory=dict)
+    teacher_timeout: Annotated[
+        float, Option("A served teacher that does not answer for so long hangs", unit="s", low=0.1)
+    ] = Patience.timeout
+    teacher_wait: Annotated[
+        float, Option("Time in which a served teacher that fails may come back", unit="s", low=0)
+    ] = Patience.wait
     peers: Annotated[
         dict, Option("Further students, as name: model. They train in the same run on the same prompts")
     ] = field(default_factory=dict)
@@ -173,11 +185,26 @@ class ModelsConfig:
                 f'models.attn_implementation="{self.attn_implementation}" would load a kernel from a hub and run its '
                 "code. Set models.trust_remote_code=true if you trust it, or choose eager, sdpa or flash_attention_2."
             )
+        self._check_served()
         for domain, model in self.teachers.items():
             if not (isinstance(domain, str) and isinstance(model, str) and model):
                 raise ConfigError(
                     f"models.teachers must map domain names to models, both texts; got {show(domain)}: {show(model)}."
                 )
+
+    def _check_served(self) -> None:
+        """Raise ConfigError for addresses that are none, and for keys that are options of a server."""
+        for key, model in self.served_teachers.items():
+            split_addresses(model, key)
+            for option, value in (("teacher_dtype", self.teacher_dtype), ("offload_teachers", self.offload_teachers)):
+                if value:
+                    raise ConfigError(
+                        f"models.{option}={value} is for a teacher in the run's own process, and {key} is served. "
+                        "Remove it; `workbench teacher` has --dtype and --device."
+                    )
+        for key, model in {"models.student": self.student, **self.peers}.items():
+            if is_served(model):
+                raise ConfigError(f"{key}={model} is the address of a server, and students train here. Name a model.")
 
     @property
     def student_options(self) -> dict[str, Any]:
@@ -189,7 +216,15 @@ class ModelsConfig:
     def teacher_options(self) -> dict[str, Any]:
         """Options of teachers that differ from those of students."""
         options = {name: getattr(self, f"teacher_{name}") for name in _TEACHERS_TOO}
+        if self.served_teachers:
+            options["patience"] = Patience(self.teacher_timeout, self.teacher_wait)
         return {name: value for name, value in options.items() if value is not None}
+
+    @property
+    def served_teachers(self) -> dict[str, str]:
+        """Teachers that servers hold, by configuration key."""
+        models = {"models.teacher": self.teacher} | {f"models.teachers.{key}": at for key, at in self.teachers.items()}
+        return {key: model for key, model in models.items() if is_served(model)}
 
     @property
     def learners(self) -> dict[str, str]:

@@ -16,7 +16,7 @@ from workbench.data.contexts import build_prompt, depends_on_rollout, is_missing
 from workbench.distill.losses import missing_scores, score
 from workbench.distill.method import Method
 from workbench.distill.micro_batches import PassTokens, split_by_tokens
-from workbench.policies import Policy
+from workbench.policies import Policy, prefetches
 from workbench.policies.fsdp import unsharded
 from workbench.policies.pass_counts import add_pass
 from workbench.policies.row_sizes import RowSize, padded_tokens
@@ -186,20 +186,42 @@ def forward_view(policy: Policy, prompts: Prompts, batch: Batch) -> ViewOutput |
     return output if all(has_prompt) else output.spread(torch.tensor(has_prompt)[batch.sequence].to(output.device))
 
 
-def score_views(
+def prefetch_views(
     method: Method, policies: dict[str, Policy], prompts: dict[str, Prompts], batch: Batch
-) -> tuple[dict[str, ViewOutput], dict[str, TokenScores]]:
-    """Outputs and scores of all views but the learner's; a view that scores no rollout has scores of NaN only."""
-    outputs, scores = {}, {}
+) -> tuple[str, ...]:
+    """Begin the passes of all views whose policies compute elsewhere, such as a served teacher; return their names."""
+    begun = []
     for name, view in method.views.items():
-        if not view.learns:
-            with unsharded(policies[view.policy]):
-                output = forward_view(policies[view.policy], prompts[name], batch)
-            if output is None:
-                scores[name] = missing_scores(batch.num_positions)
-            else:
-                outputs[name] = output
-                scores[name] = score(output, batch.token_ids.to(output.device))
+        policy = policies[view.policy]
+        if not view.learns and prefetches(policy):
+            scored = of_view(policy, prompts[name], batch)
+            completions = [rollout.ids for rollout in scored.rollouts]
+            policy.prefetch([prompt for prompt in prompts[name] if prompt is not None], completions, scored.rows)
+            begun.append(name)
+    return tuple(begun)
+
+
+def score_views(
+    method: Method,
+    policies: dict[str, Policy],
+    prompts: dict[str, Prompts],
+    batch: Batch,
+    names: Sequence[str] | None = None,
+) -> tuple[dict[str, ViewOutput], dict[str, TokenScores]]:
+    """Outputs and scores of views; a view that scores no rollout has scores of NaN only.
+
+    names  of views; None = all but the learner's
+    """
+    outputs, scores = {}, {}
+    for name in [name for name, view in method.views.items() if not view.learns] if names is None else names:
+        policy = policies[method.views[name].policy]
+        with unsharded(policy):
+            output = forward_view(policy, prompts[name], batch)
+        if output is None:
+            scores[name] = missing_scores(batch.num_positions)
+        else:
+            outputs[name] = output
+            scores[name] = score(output, batch.token_ids.to(output.device))
     return outputs, scores
 
 

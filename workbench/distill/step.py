@@ -27,6 +27,7 @@ from workbench.distill.scoring import (
     forward_view,
     loss_normalizers,
     of_view,
+    prefetch_views,
     route,
     score_views,
     slice_routing,
@@ -58,12 +59,16 @@ class TopKTokens:
 
 @dataclass(frozen=True)
 class ScoredBatch:
-    """A batch with the outputs and scores of all views but the learner's."""
+    """A batch with the outputs and scores of all views but the learner's.
+
+    awaited  views whose policies compute elsewhere and are still at it; `compute_step` waits for them
+    """
 
     batch: Batch
     prompts: dict[str, Prompts]
     outputs: dict[str, ViewOutput]
     scores: dict[str, TokenScores]
+    awaited: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -88,19 +93,37 @@ class StepResult:
 
 
 def score_batch(
-    method: Method, policies: dict[str, Policy], batch: Batch, peers: tuple[tuple[Rollout, ...], ...] = ()
+    method: Method,
+    policies: dict[str, Policy],
+    batch: Batch,
+    peers: tuple[tuple[Rollout, ...], ...] = (),
+    *,
+    waits: bool = True,
 ) -> ScoredBatch:
     """Add the method's feedback to the rollouts, if any, then score them under all views but the learner's.
 
     peers  rollouts of each other learner for the same examples
+    waits  for views whose policies compute elsewhere; otherwise these are `awaited`
     """
     if method.annotate is not None:
         batch = replace(batch, rollouts=method.annotate(batch.rollouts, *peers))
         batch = replace(batch, rollouts=tuple(_clean_feedback(method, policies, rollout) for rollout in batch.rollouts))
     prompts = view_prompts(method, batch.rollouts)
     batch = of_view(policies[method.views[method.learner_view].policy], prompts[method.learner_view], batch)
-    outputs, scores = score_views(method, policies, prompts, batch)
-    return ScoredBatch(batch, prompts, outputs, scores)
+    awaited = prefetch_views(method, policies, prompts, batch)
+    local = [name for name, view in method.views.items() if not view.learns and name not in awaited]
+    scored_batch = ScoredBatch(batch, prompts, *score_views(method, policies, prompts, batch, local), awaited)
+    return _score_awaited(method, policies, scored_batch) if waits else scored_batch
+
+
+def _score_awaited(method: Method, policies: dict[str, Policy], scored_batch: ScoredBatch) -> ScoredBatch:
+    """The batch with the outputs and scores of the views that it awaits."""
+    if not scored_batch.awaited:
+        return scored_batch
+    outputs, scores = score_views(method, policies, scored_batch.prompts, scored_batch.batch, scored_batch.awaited)
+    return replace(
+        scored_batch, outputs=scored_batch.outputs | outputs, scores=scored_batch.scores | scores, awaited=()
+    )
 
 
 def _clean_feedback(method: Method, policies: dict[str, Policy], rollout: Rollout) -> Rollout:
@@ -144,10 +167,14 @@ def compute_step(
     student, learner, batch = policies["student"], method.learner_view, scored_batch.batch
     num_passes = batch.num_micro_batches if backward is None else num_synced_passes(student, batch.num_micro_batches)
     passes = _LearnerPasses(method, student, scored_batch, num_passes, backward)
-    scores, learner_output = dict(scored_batch.scores), None
+    learner_scores, learner_output = {}, None
     with torch.set_grad_enabled(backward is not None):
         if learner in method.router_views:
-            scores[learner], learner_output = passes.score()
+            learner_scores[learner], learner_output = passes.score()
+        elif scored_batch.awaited and num_passes == 1:
+            learner_output = passes.forward()
+        scored_batch = _score_awaited(method, policies, scored_batch)
+        passes, scores = replace(passes, scored_batch=scored_batch), scored_batch.scores | learner_scores
         _require_numbers(method, scored_batch, scores)
         global_batch = _all_gather_scores(process_group, batch, scores)
         global_routing = route(method, global_batch.scores, global_batch.batch, seed, student.token_texts)
@@ -193,12 +220,16 @@ class _LearnerPasses:
         """Scores for the routing rule, and the output if that forward pass, a single one, also serves the loss."""
         batch, prompts = self.scored_batch.batch, self.scored_batch.prompts[self.method.learner_view]
         if self.num_passes == 1:
-            with self._lockstep():
-                output = self._forward(next(batch.micro_batches())[0])
+            output = self.forward()
         else:
             with unsharded(self.student):
                 output = forward_view(self.student, prompts, batch)
         return score(output, batch.token_ids.to(output.device)), output if self.num_passes == 1 else None
+
+    def forward(self) -> ViewOutput:
+        """Output of the only pass over the batch."""
+        with self._lockstep():
+            return self._forward(next(self.scored_batch.batch.micro_batches())[0])
 
     def forward_backward(
         self,

@@ -93,3 +93,20 @@ class Policy(Protocol):
 
     def token_texts(self, ids: tuple[int, ...]) -> list[str]:
         """Decode each token, with special tokens; joined, the texts are the completion."""
+
+
+@runtime_checkable
+class Prefetching(Protocol):
+    """A policy that may compute elsewhere (`prefetches`), and can begin before `forward` waits for the result."""
+
+    prefetches: bool
+
+    def prefetch(
+        self, prompts: list[Prompt], completions: list[tuple[int, ...]], passes: list[list[int]] | None = None
+    ) -> None:
+        """Begin to compute the rows of later calls of `forward`; `passes` are the rows of each call."""
+
+
+def prefetches(policy: Policy) -> bool:
+    """Return whether a policy computes elsewhere."""
+    return isinstance(policy, Prefetching) and policy.prefetches

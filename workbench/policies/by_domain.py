@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from workbench.errors import PolicyError
-from workbench.policies import Completion, Policy, SamplingOptions
+from workbench.policies import Completion, Policy, SamplingOptions, prefetches
 from workbench.policies.row_sizes import RowSize, padded_tokens
 from workbench.policies.view_output import ViewOutput, join_outputs
 from workbench.types import DenoisingTrace, Prompt
@@ -57,6 +57,21 @@ class PolicyByDomain:
             for row, completions in zip(rows, group_completions, strict=True):
                 sampled[row] = completions
         return sampled
+
+    @property
+    def prefetches(self) -> bool:
+        """Whether one of the policies computes elsewhere."""
+        return any(map(prefetches, self._all))
+
+    def prefetch(
+        self, prompts: list[Prompt], completions: list[tuple[int, ...]], passes: list[list[int]] | None = None
+    ) -> None:
+        """Begin the passes of policies that compute elsewhere."""
+        for policy, rows in self._groups(prompts):
+            if prefetches(policy):
+                position = {row: idx for idx, row in enumerate(rows)}
+                parts = [[position[row] for row in part if row in position] for part in passes or [rows]]
+                policy.prefetch([prompts[row] for row in rows], [completions[row] for row in rows], parts)
 
     def forward(
         self,

@@ -106,6 +106,12 @@ class PromptEncoder:
             self._keep(prompt, encoded)
         return encoded
 
+    def forget(self) -> None:
+        """Forget encoded prompts and pictures, after a change of the template or of the image processor."""
+        self._kept.clear()
+        self._pictures.clear()
+        self._kept_bytes = 0
+
     def open(self, source: Image.Image | Path) -> Image.Image:
         """Open an image as the processor gets it: upright, as RGB, of at most max_pixels pixels."""
         image = open_image(source)

@@ -29,6 +29,7 @@ from workbench.policies import Policy
 from workbench.policies.autoregressive import AutoregressivePolicy
 from workbench.policies.by_domain import PolicyByDomain
 from workbench.policies.diffusion import DiffusionPolicy
+from workbench.policies.serving.served import ServedPolicy
 
 
 class FsdpModel:
@@ -141,7 +142,9 @@ def shard(policies: Iterable[Policy], process_group: ProcessGroup, device: str) 
     mesh = init_device_mesh(torch.device(device).type, (process_group.size,))
     of_model: dict[int, FsdpModel] = {}  # with LoRA, student@start shares the student's model
     for policy in single_policies(policies):
-        if policy.shards is None:
+        if isinstance(policy, ServedPolicy):
+            policy.to(device)
+        elif policy.shards is None:
             if isinstance(policy, DiffusionPolicy):
                 raise PolicyError(
                     f"cannot shard {policy.name}, a masked diffusion model, whose number of forward passes differs "

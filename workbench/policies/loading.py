@@ -16,6 +16,8 @@ from workbench.policies.image_size import MAX_PIXELS
 from workbench.policies.models import is_masked_lm, load_model, load_model_processor
 from workbench.policies.offload import offload
 from workbench.policies.proven import prove_all
+from workbench.policies.serving.addresses import USUAL, Patience, is_served
+from workbench.policies.serving.served import load_served, load_served_encoder
 from workbench.types import STUDENT
 
 
@@ -27,20 +29,27 @@ def load_policy(
     system_prompt: str | None = None,
     chat_template_kwargs: dict[str, Any] | None = None,
     packing: bool = False,
+    patience: Patience = USUAL,
     **options: Any,
 ) -> AutoregressivePolicy:
-    """Load a model folder or hub name as a policy; options as in models.load_model.
+    """Load a model folder or hub name as a policy, or connect to a served teacher; options as in models.load_model.
 
     max_pixels     larger images are reduced to it before they are encoded; None = no limit
     system_prompt  of prompts without a system turn; None = that of the chat template
     chat_template_kwargs  arguments of the chat template, such as {"enable_thinking": False}
     packing        put several sequences into a row where that takes fewer tokens, once proven
+    patience       limits of requests to a served teacher; dtype, attention, compiler and packing are the server's
     """
-    model, processor = load_model(path, name, **options)
-    kind = DiffusionPolicy if is_masked_lm(model.config) else AutoregressivePolicy
-    policy = kind(model, processor, name)
-    policy.source, policy.encoder.max_pixels = path, max_pixels
-    policy.shortcuts = replace(policy.shortcuts, packing=packing)
+    if is_served(path):
+        of_runs = {key: options[key] for key in ("device", "trust_remote_code", "image_processor") if key in options}
+        policy: AutoregressivePolicy = load_served(path, name, patience=patience, **of_runs)
+    else:
+        model, processor = load_model(path, name, **options)
+        kind = DiffusionPolicy if is_masked_lm(model.config) else AutoregressivePolicy
+        policy = kind(model, processor, name)
+        policy.source = path
+        policy.shortcuts = replace(policy.shortcuts, packing=packing)
+    policy.encoder.max_pixels = max_pixels
     policy.encoder.set_template(system_prompt, chat_template_kwargs or {}, name)
     return policy
 
@@ -52,13 +61,17 @@ def load_encoder(
     max_pixels: int | None = MAX_PIXELS,
     system_prompt: str | None = None,
     chat_template_kwargs: dict[str, Any] | None = None,
+    patience: Patience = USUAL,
     **options: Any,
 ) -> PromptEncoder:
     """Load only what encodes prompts, without weights; arguments as in load_policy."""
-    processor, config = load_model_processor(path, name, **options)
-    encoder = PromptEncoder(
-        processor, max_prompt_length=getattr(config.get_text_config(), "max_position_embeddings", None)
-    )
+    if is_served(path):
+        encoder = load_served_encoder(path, name, patience=patience, **options)
+    else:
+        processor, config = load_model_processor(path, name, **options)
+        encoder = PromptEncoder(
+            processor, max_prompt_length=getattr(config.get_text_config(), "max_position_embeddings", None)
+        )
     encoder.max_pixels = max_pixels
     encoder.set_template(system_prompt, chat_template_kwargs or {}, name)
     return encoder

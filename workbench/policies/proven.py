@@ -16,11 +16,11 @@ from workbench.distributed import ProcessGroup
 from workbench.errors import ConfigError, PolicyError
 from workbench.policies.adapters import base_of
 from workbench.policies.autoregressive import AutoregressivePolicy
+from workbench.policies.cache_folder import cache_folder
 from workbench.policies.diffusion import DiffusionPolicy
 from workbench.policies.proof import Proof
 from workbench.policies.shortcuts import Shortcuts
 
-FOLDER = "WORKBENCH_CACHE"  # overrides ~/.cache/vlm-distillation-workbench
 _CODE = (
     "passes.py",
     "packing.py",
@@ -165,8 +165,7 @@ def _code() -> str:
 
 
 def _file(key: str) -> Path:
-    folder = os.environ.get(FOLDER) or Path.home() / ".cache" / "vlm-distillation-workbench"
-    return Path(folder) / "proofs" / f"{key}.json"
+    return cache_folder() / "proofs" / f"{key}.json"
 
 
 def _read(key: str) -> Proof | None:

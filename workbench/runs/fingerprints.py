@@ -96,6 +96,27 @@ def require_same_models(folder: RunFolder, models: dict[str, str], *, resume: bo
             )
 
 
+def require_same_served(folder: RunFolder, served: dict[str, dict[str, str]], *, resume: bool) -> None:
+    """Store what servers state of their teachers, by policy; compare those of a resumed run.
+
+    served  of each policy: fingerprint, model, dtype, engine, ...
+    Raises  RunError naming a teacher with other weights
+    """
+    before = folder.status.get("served_teachers") if resume else None
+    for name, facts in served.items():
+        kept = (before or {}).get(name, facts)
+        if kept["fingerprint"] != facts["fingerprint"]:
+            raise RunError(
+                f"the served {name} has changed since the run started: its server has {facts['model']} "
+                f"({facts['dtype']}), and had {kept['model']} ({kept['dtype']}). A resumed run must equal an "
+                "uninterrupted one. Serve that model again, or start a new run (name=...)."
+            )
+        if kept != facts:
+            log.warning("the served %s: %s at the start of the run, and %s now", name, kept, facts)
+    if served:
+        folder.update(served_teachers=served)
+
+
 def _of_model(path: str) -> dict[str, list[object]]:
     """Return file -> size and digest of a model's folder and of its adapter's base; empty for a name on a hub."""
     folders = [folder for folder in dict.fromkeys((Path(path), Path(base_of(path)))) if folder.is_dir()]

@@ -221,6 +221,12 @@ def recorded_steps(run_folder: Path) -> dict[str, set[int]]:
     return steps
 
 
+def has_probes(run_folder: Path, step: int) -> bool:
+    """Return whether probes of a step were recorded; no file's content is read."""
+    parts = list_parts(traces_folder(run_folder) / WRITE_ORDER[-1])
+    return any(step == recorded for part in parts for recorded, _ in part.pairs)
+
+
 def _pair_of(name: str) -> Pair | None:
     """Parse step and process of a step file's name; None for a merged file."""
     match = _STEP_FILE.fullmatch(name)

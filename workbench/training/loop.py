@@ -31,7 +31,7 @@ from workbench.distill.scoring import Batch
 from workbench.distill.step import NonFiniteError, StepResult, compute_step, join_collectives, score_batch
 from workbench.distill.usable import encoding_problem, filter_encodable
 from workbench.distributed import ALONE, ProcessGroup, choose_device
-from workbench.errors import RunError, TraceError
+from workbench.errors import RunError, TraceError, UnavailableError
 from workbench.evals.evaluate import Evaluation, teachers
 from workbench.policies.by_domain import covers
 from workbench.policies.fsdp import single_policies, unsharded, unsharded_root
@@ -39,11 +39,17 @@ from workbench.policies.image_features import cached_image_features
 from workbench.policies.pass_counts import PassCounts, count_passes, sum_counts
 from workbench.policies.proven import keep_shortcuts
 from workbench.policies.roles import describe_trained
+from workbench.policies.serving.served import ServedPolicy
 from workbench.runs.checkpoints import Checkpoint
-from workbench.runs.fingerprints import models_read_again, require_same_data, require_same_models
+from workbench.runs.fingerprints import (
+    models_read_again,
+    require_same_data,
+    require_same_models,
+    require_same_served,
+)
 from workbench.runs.folder import RunFolder, StopSignal, checkpoint_path
 from workbench.seeding import derive_seed
-from workbench.traces.parts import compact
+from workbench.traces.parts import compact, has_probes
 from workbench.traces.writer import TraceWriter, to_traced_batch
 from workbench.training.checkpointing import Gathered, gather, load_optimizer, save_checkpoint
 from workbench.training.early_stopping import EarlyStopping
@@ -191,7 +197,14 @@ class Trainer:
         if bare:
             log.warning("%s: no chat template, so prompts are images and plain text", ", ".join(bare))
         recorded = self.folder.status.get("proofs") or {}
-        self.folder.update(proofs=keep_shortcuts(list(single_policies(self.policies)), recorded))
+        singles = list(single_policies(self.policies))
+        in_process = [policy for policy in singles if not isinstance(policy, ServedPolicy)]
+        self.folder.update(proofs=keep_shortcuts(in_process, recorded))
+        self.served = [policy for policy in singles if isinstance(policy, ServedPolicy)]
+        facts = {policy.name: policy.facts for policy in self.served}
+        self.process_group.broadcast_from_main(
+            lambda: require_same_served(self.folder, facts, resume=self.step_done > 0)
+        )
 
     def _build_rollout_sources(self) -> list[RolloutSource]:
         """The source of each learner's rollouts; some sample all sequences here, before the first step."""
@@ -261,6 +274,8 @@ class Trainer:
             self._probe(0)
         elif self.process_group.broadcast_from_main(lambda: self.evaluation.is_missing(self.step_done)):
             self._evaluate(self.step_done)
+        if self.step_done and self.process_group.broadcast_from_main(lambda: self._lacks_probes(self.step_done)):
+            self._probe(self.step_done)
         if self.early_stopping.exhausted:
             log.info("nothing is left to train")
             self._stop_early()
@@ -336,6 +351,8 @@ class Trainer:
             grad_norms = [learner.clip_gradients() for learner in self.learners]
         except NonFiniteError as error:
             raise self._save_and_explain(step, error) from None
+        except UnavailableError as error:
+            raise self._save_and_wait(step, error, f"step {step}: ", done=step - 1) from None
         metrics = {}
         for learner, result, grad_norm in zip(self.learners, results, grad_norms, strict=True):
             metrics |= self._update(learner, result, grad_norm, step)
@@ -354,6 +371,8 @@ class Trainer:
         """Tokens of answers per second, and what the forward passes of all ranks had beside tokens."""
         counts = sum_counts(self.process_group.all_gather_object(counts))
         values = {"tokens_per_second": metrics["tokens"] / metrics["seconds/step"]}
+        if self.served:
+            values["teacher_retries"] = sum(policy.retries for policy in self.served)
         if counts.tokens:
             values["padding_share"] = counts.padding_share
         budget = self.config.training.tokens_per_micro_batch
@@ -408,7 +427,7 @@ class Trainer:
         config, method = self.config, self.method
         batch = self._batch(rollouts[learner.name])
         with self._autocast():
-            scored_batch = score_batch(method, learner.policies, batch, _of_peers(rollouts, learner))
+            scored_batch = score_batch(method, learner.policies, batch, _of_peers(rollouts, learner), waits=False)
             timer.mark("score")
             torch.manual_seed(derive_seed("dropout", config.seed, step, *learner.seed, *self.process_group.seed))
             with learner.training_mode():
@@ -441,8 +460,16 @@ class Trainer:
         return autocast(self.config, self.device)
 
     def _probe(self, step: int) -> None:
-        with self._between_steps.lap("probe"):
-            self._score_probes(step)
+        try:
+            with self._between_steps.lap("probe"), self.process_group.propagate_errors():
+                self._score_probes(step)
+        except UnavailableError as error:
+            raise self._save_and_wait(step, error, f"probes of step {step}: ", done=step) from None
+
+    def _lacks_probes(self, step: int) -> bool:
+        """Whether probes of a step were due and are missing: the teacher did not answer."""
+        is_due = step == self.config.training.steps or step % self.config.trace.probe_every == 0
+        return is_due and not has_probes(self.folder.path, step)
 
     def _score_probes(self, step: int) -> None:
         """Score and route the probes with all views; rank 0 has the probes and records the results."""
@@ -522,6 +549,19 @@ class Trainer:
             "training.max_grad_norm, or in float32 if this is half precision. It can start from a checkpoint of this "
             "run (models.student=CHECKPOINT/student); choose an earlier one if the newest is damaged."
         )
+
+    def _save_and_wait(self, step: int, error: UnavailableError, where: str, done: int) -> RunError:
+        """Save the weights after step `done` and build the error of a teacher that does not answer at `step`."""
+        for learner in self.learners:
+            learner.optimizer.zero_grad(set_to_none=True)
+        saved = ""
+        if done:
+            checkpoint = checkpoint_path(self.folder.path, done)
+            if not self.process_group.broadcast_from_main(checkpoint.is_dir):
+                self._save(done)
+            saved = f" The weights before that are in {checkpoint}."
+        again = self.process_group.remedy if self.process_group.size > 1 else f"`workbench resume {self.folder.path}`"
+        return RunError(f"{where}{error}{saved} When it is back, continue: {again}")
 
     def _report(self, step: int, metrics: dict[str, float], bar: tqdm) -> None:
         """Update progress bar, warnings, run.json and trackers with the metrics of a step."""

@@ -46,7 +46,8 @@ def missing_records(folder: RunFolder, config: RunConfig, last: int) -> list[str
     sentences.append(_sentence("metrics.jsonl", "lacks training steps", [step for step in done if not steps[step]]))
     traces = recorded_steps(folder.path)
     traced = [step for step in done if every and step % every == 0]
-    probed = [0, *(step for step in done if step % probe_every == 0 or step == config.training.steps)]
+    # those of the last step run again if they are missing
+    probed = [0, *(step for step in done if step < last and step % probe_every == 0)]
     kept_steps = {table: probed if table.startswith(PROBE) else traced for table in traces}
     for table, table_steps in kept_steps.items():
         if last >= 0 and (not table.startswith(PROBE) or folder.probes()):

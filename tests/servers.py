@@ -1,0 +1,64 @@
+"""Servers of `workbench teacher` as processes of their own."""
+
+import http.client
+import os
+import signal
+import socket
+import time
+from pathlib import Path
+
+from processes import Program
+
+SERVE = """
+import sys, torch
+torch.set_num_threads(1)
+from workbench.cli import main
+sys.exit(main(["teacher", *sys.argv[1:]]))
+"""
+READY_S = 120.0
+
+
+def free_port() -> int:
+    """A port that nothing listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+class TeacherServer:
+    """A model behind a port of this machine, ready to answer."""
+
+    def __init__(self, folder: Path, model: Path, port: int = 0, *options: str, **environment: str) -> None:
+        self.port = port or free_port()
+        self.address = f"http://127.0.0.1:{self.port}"
+        self.program = Program(folder, SERVE, str(model), "--port", str(self.port), *options, **environment)
+        self.wait()
+
+    def wait(self) -> None:
+        """Return when the server answers."""
+        deadline = time.monotonic() + READY_S
+        while time.monotonic() < deadline and self.program.process.is_alive():
+            connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=READY_S)
+            try:
+                connection.request("GET", "/info")
+                connection.getresponse().read()
+                return
+            except ConnectionError:
+                time.sleep(0.05)
+            finally:
+                connection.close()
+        raise AssertionError(self.program.err.read_text())
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to the server's process."""
+        os.kill(self.program.process.pid, number)
+
+    def stop(self) -> int:
+        """Stop it as a user does; returns its exit status."""
+        self.signal(signal.SIGTERM)
+        return self.program.wait()
+
+    def kill(self) -> None:
+        """End it at once."""
+        self.signal(signal.SIGKILL)
+        self.program.wait()

@@ -1,0 +1,12 @@
+"""A frozen teacher in a process of its own: `workbench teacher MODEL`, and models.teacher=http://HOST:PORT.
+
+    addresses.py  addresses of servers in a configuration
+    wire.py       requests and answers as bytes, and what pins prompts and pictures
+    engine.py     the model behind a server
+    door.py       the server
+    client.py     requests of a run, with retries
+    served.py     the policy of a run whose hidden states a server computes
+
+The server returns last hidden states of answer tokens; the run applies the teacher's head itself. So every divergence
+and every routing rule is that of a teacher in the run's own process.
+"""

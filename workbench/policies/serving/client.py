@@ -1,0 +1,180 @@
+"""Requests to the servers of one teacher, in turn, with bounded retries.
+
+A read changes nothing on a server, so a request may be sent again: to the next server, or to the same one after a
+pause. A server that does not answer in time is not asked again, since it may hang for ever.
+"""
+
+import http.client
+import json
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+from torch import Tensor
+
+from workbench.errors import PolicyError, UnavailableError
+from workbench.policies.serving.addresses import TOKEN, Patience
+from workbench.policies.serving.wire import PROTOCOL, SERVICE, WireError, unpack
+
+CONNECT_S = 10.0
+PAUSES_S = (0.2, 0.5, 1.0, 2.0, 5.0)  # between tries; the last one repeats
+START = "Start it with `workbench teacher`"
+_BUSY = (502, 503)
+Answer = tuple[dict[str, Tensor], dict[str, Any]]  # tensors and facts of a message
+T = TypeVar("T")
+
+log = logging.getLogger("workbench")
+
+
+class _Failed(Exception):
+    """A try that may succeed later. hangs: no answer within the time limit."""
+
+    def __init__(self, reason: str, *, hangs: bool = False) -> None:
+        super().__init__(reason)
+        self.hangs = hangs
+
+
+class TeacherClient:
+    """Client of one teacher on one or several servers. `retries` counts repeated requests.
+
+    name  of the policy, for messages
+    """
+
+    def __init__(self, addresses: tuple[str, ...], name: str, patience: Patience) -> None:
+        self.addresses, self.name, self.patience = addresses, name, patience
+        self.retries = 0
+        self._turn = int(os.environ.get("RANK", "0"))
+        self._fingerprint = ""
+
+    def info(self) -> dict[str, Any]:
+        """Facts of the servers, which must all have one model.
+
+        Raises: PolicyError for a server that is not a teacher's, has another protocol, or another model than the first;
+        UnavailableError if it does not answer.
+        """
+        infos = {address: self._info_of(address) for address in self.addresses}
+        first = infos[self.addresses[0]]
+        for address, info in infos.items():
+            if info["fingerprint"] != first["fingerprint"]:
+                raise PolicyError(
+                    f"{self.name}: {address} has another model ({info['model']}) than {self.addresses[0]} "
+                    f"({first['model']}). Expected one model on all servers of a teacher."
+                )
+        self._fingerprint = first["fingerprint"]
+        return first
+
+    def _info_of(self, address: str) -> dict[str, Any]:
+        try:
+            info = json.loads(self._persist("GET", "/info", (address,), parse=bytes)[0])
+        except (ValueError, UnicodeDecodeError):
+            info = None
+        if not isinstance(info, dict) or info.get("service") != SERVICE:
+            raise PolicyError(f"{self.name}: {address} answers, but is not a teacher. {START}, or correct the address.")
+        if info.get("protocol") != PROTOCOL:
+            raise PolicyError(
+                f"{self.name}: {address} has protocol {info.get('protocol')}, and this run {PROTOCOL}. Install one "
+                "version of the workbench on both sides."
+            )
+        return info
+
+    def fetch(self, path: str) -> dict[str, Tensor]:
+        """Tensors of /head or /files."""
+        return self._persist("GET", path, self.addresses, parse=unpack)[0][0]
+
+    def send(self, body: bytes, path: str) -> "Future[Answer]":
+        """Send a request to the next server; the future has tensors and facts of its answer, or the error."""
+        self._turn += 1
+        start = self._turn % len(self.addresses)
+        answer: Future[Answer] = Future()
+        order = self.addresses[start:] + self.addresses[:start]
+        # a daemon: a run that stops need not wait for it
+        threading.Thread(target=self._fulfil, args=(answer, path, body, order), name=self.name, daemon=True).start()
+        return answer
+
+    def _fulfil(self, answer: "Future[Answer]", path: str, body: bytes, order: tuple[str, ...]) -> None:
+        try:
+            answer.set_result(self._read(path, body, order))
+        except BaseException as error:
+            answer.set_exception(error)
+
+    def _read(self, path: str, body: bytes, order: tuple[str, ...]) -> Answer:
+        (tensors, facts), address = self._persist("POST", path, order, body, parse=unpack)
+        if facts.get("fingerprint") != self._fingerprint:
+            raise UnavailableError(
+                f"{self.name}: {address} has another model than at the start of the run. {START} and that model."
+            )
+        return tensors, facts
+
+    def _persist(
+        self,
+        method: str,
+        path: str,
+        order: tuple[str, ...],
+        body: bytes | None = None,
+        *,
+        parse: Callable[[bytes], T],
+    ) -> tuple[T, str]:
+        """Parsed answer and address of the server that gave it, after as many tries as patience allows."""
+        alive, tries, first_failure = list(order), 0, 0.0
+        while True:
+            address = alive[tries % len(alive)]
+            try:
+                return parse(self._once(method, address, path, body)), address
+            except (_Failed, WireError) as failure:
+                tries += 1
+                now = time.monotonic()
+                first_failure = first_failure or now
+                if getattr(failure, "hangs", False):
+                    alive.remove(address)
+                if not alive or now - first_failure >= self.patience.wait:
+                    count = f"{tries} request{'s' * (tries != 1)}, {now - first_failure:.0f} s after the first failure"
+                    raise UnavailableError(
+                        f"{self.name}: {address} does not answer ({failure}; {count}). {START} and its model."
+                    ) from None
+                self.retries += 1
+                log.warning("%s: %s: %s; request %d follows", self.name, address, failure, tries + 1)
+                if tries % len(alive) == 0:
+                    time.sleep(PAUSES_S[min(tries // len(alive), len(PAUSES_S)) - 1])
+
+    def _once(self, method: str, address: str, path: str, body: bytes | None) -> bytes:
+        """The body of an answer with status 200.
+
+        Raises: _Failed for what may pass; PolicyError for what a server refuses.
+        """
+        parts = urlsplit(address)
+        kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+        connection = kind(parts.hostname, parts.port, timeout=CONNECT_S)
+        headers = {"Content-Type": "application/octet-stream"} if body is not None else {}
+        if token := os.environ.get(TOKEN):
+            headers["Authorization"] = f"Bearer {token}"
+        try:
+            connection.connect()
+            connection.sock.settimeout(self.patience.timeout)
+            connection.request(method, path, body, headers)
+            response = connection.getresponse()
+            answer, status = response.read(), response.status
+        except TimeoutError:
+            hangs = connection.sock is not None
+            seconds = self.patience.timeout if hangs else CONNECT_S
+            raise _Failed(f"no answer within {seconds:g} s", hangs=hangs) from None
+        except (OSError, http.client.HTTPException) as error:
+            raise _Failed(getattr(error, "strerror", None) or str(error) or type(error).__name__) from None
+        finally:
+            connection.close()
+        if status in _BUSY:
+            raise _Failed(f"status {status}")
+        if status != 200:
+            raise PolicyError(f"{self.name}: {address}{path} answers with status {status}: {_sentence(answer)}")
+        return answer
+
+
+def _sentence(answer: bytes) -> str:
+    try:
+        return str(json.loads(answer)["error"])
+    except (ValueError, KeyError, TypeError, UnicodeDecodeError):
+        return answer[:200].decode(errors="replace").strip() or "no text"

@@ -1,0 +1,245 @@
+"""What runs and servers send each other: safetensors with JSON facts in their header.
+
+request   facts: the distinct prompts (turns, which pictures), the prompt and the length of each row, the passes
+          tensors: `ids` of all answers end to end, `picture.0`, `picture.1`, ... as (height, width, 3) bytes
+answer    facts: fingerprint of the model, digests of each prompt's ids and pictures, as the server read them
+          tensors: `hidden` (N, D), one row per answer token, in the server's precision
+"""
+
+import contextlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from hashlib import blake2b
+from typing import Any
+
+import numpy
+import safetensors.torch
+import torch
+from PIL import Image
+from safetensors import SafetensorError
+from torch import Tensor
+
+from workbench.policies import Completion, SamplingOptions
+from workbench.policies.encoding import Encoded, image_inputs
+from workbench.types import Prompt, Turn
+
+PROTOCOL = 1
+SERVICE = "workbench teacher"
+TEMPLATE = ("system_prompt", "chat_template_kwargs", "image_processor")  # how a run encodes prompts
+_FACTS = "facts"
+_DIGEST_BYTES = 16
+
+
+class WireError(ValueError):
+    """Bytes that are truncated, or not of this protocol."""
+
+
+@dataclass(frozen=True)
+class ReadRequest:
+    """Rows to read: answers to prompts, each row with the index of its prompt.
+
+    passes     rows of each forward pass
+    template   how to encode prompts, by the names of TEMPLATE
+    pixels     whether the answer has digests of processed pictures
+    """
+
+    prompts: list[Prompt]
+    rows: list[int]
+    completions: list[tuple[int, ...]]
+    passes: list[list[int]]
+    template: dict[str, Any]
+    pixels: bool = False
+
+
+@dataclass(frozen=True)
+class SampleRequest:
+    """Prompts to answer, with the seeds of each one's answers."""
+
+    prompts: list[Prompt]
+    seeds: list[list[int]]
+    options: SamplingOptions
+    template: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Pin:
+    """What a prompt was read as: digests of token ids, of pictures as sent, and of pictures as processed."""
+
+    ids: str
+    length: int
+    pictures: str
+    pixels: str = ""
+
+
+def pack(tensors: dict[str, Tensor], facts: dict[str, Any]) -> bytes:
+    """Tensors and facts as bytes."""
+    return safetensors.torch.save(
+        {name: value.contiguous() for name, value in tensors.items()}, {_FACTS: json.dumps(facts)}
+    )
+
+
+def unpack(body: bytes) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and facts of `pack`. Raises WireError for truncated or other bytes."""
+    try:
+        size = int.from_bytes(body[:8], "little")
+        header = json.loads(body[8 : 8 + size]) if size < len(body) else {}
+        return safetensors.torch.load(body), json.loads(header["__metadata__"][_FACTS])
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise WireError(
+            f"{len(body):,} bytes are not a complete message ({str(error) or type(error).__name__})"
+        ) from None
+
+
+def pack_request(request: ReadRequest) -> bytes:
+    """A request as bytes; equal picture objects are sent once."""
+    tensors, prompts = _pack_prompts(request.prompts)
+    tensors["ids"] = torch.tensor([token for ids in request.completions for token in ids], dtype=torch.int32)
+    facts = {
+        "protocol": PROTOCOL,
+        "prompts": prompts,
+        "rows": request.rows,
+        "lengths": [len(ids) for ids in request.completions],
+        "passes": request.passes,
+        "template": request.template,
+        "pixels": request.pixels,
+    }
+    return pack(tensors, facts)
+
+
+def unpack_request(body: bytes) -> ReadRequest:
+    """The request in a body. Raises WireError naming what is wrong."""
+    with _parsing():
+        tensors, facts = _message(body)
+        prompts = _unpack_prompts(tensors, facts)
+        rows, lengths, passes = facts["rows"], facts["lengths"], facts["passes"]
+        completions = [tuple(ids.tolist()) for ids in tensors["ids"].long().split(lengths)]
+        if sorted(row for part in passes for row in part) != list(range(len(rows))) or len(rows) != len(lengths):
+            raise WireError("rows, lengths and passes do not cover the same rows")
+        if not all(0 <= row < len(prompts) for row in rows):
+            raise WireError(f"rows refer to prompts beyond the {len(prompts)} of the request")
+        return ReadRequest(prompts, rows, completions, passes, _template(facts), bool(facts["pixels"]))
+
+
+def pack_sample(request: SampleRequest) -> bytes:
+    """A request for samples as bytes."""
+    tensors, prompts = _pack_prompts(request.prompts)
+    facts = {
+        "protocol": PROTOCOL,
+        "prompts": prompts,
+        "seeds": request.seeds,
+        "options": asdict(request.options),
+        "template": request.template,
+    }
+    return pack(tensors or {"ids": torch.zeros(0)}, facts)
+
+
+def unpack_sample(body: bytes) -> SampleRequest:
+    """The request in a body. Raises WireError naming what is wrong."""
+    with _parsing():
+        tensors, facts = _message(body)
+        options = facts["options"] | {"stop_strings": tuple(facts["options"]["stop_strings"])}
+        prompts = _unpack_prompts(tensors, facts)
+        if len(facts["seeds"]) != len(prompts):
+            raise WireError(f"seeds are for {len(facts['seeds'])} prompts, and there are {len(prompts)}")
+        return SampleRequest(prompts, facts["seeds"], SamplingOptions(**options), _template(facts))
+
+
+def unpack_completions(facts: list[list[dict[str, Any]]]) -> list[list[Completion]]:
+    """Completions of each prompt, from JSON values."""
+    return [
+        [
+            Completion(
+                **values
+                | {name: tuple(values[name]) for name in ("ids", "logprobs")}
+                | {"entropies": None if values["entropies"] is None else tuple(values["entropies"])}
+            )
+            for values in completions
+        ]
+        for completions in facts
+    ]
+
+
+def _pack_prompts(prompts: list[Prompt]) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+    """Pictures as tensors, and the prompts with indices of their pictures."""
+    pictures: dict[int, tuple[int, Image.Image]] = {}
+
+    def indices(images: Sequence[Image.Image]) -> list[int]:
+        return [pictures.setdefault(id(image), (len(pictures), image))[0] for image in images]
+
+    facts = [
+        {
+            "key": prompt.key,
+            "text": prompt.text,
+            "images": indices(prompt.images),
+            "history": [{"role": t.role, "text": t.text, "images": indices(t.images)} for t in prompt.history],
+        }
+        for prompt in prompts
+    ]
+    return {f"picture.{idx}": torch.from_numpy(numpy.array(image)) for idx, image in pictures.values()}, facts
+
+
+def _unpack_prompts(tensors: dict[str, Tensor], facts: dict[str, Any]) -> list[Prompt]:
+    images = {name: _image(value) for name, value in tensors.items() if name.startswith("picture.")}
+
+    def of(indices: list[int]) -> tuple[Image.Image, ...]:
+        return tuple(images[f"picture.{idx}"] for idx in indices)
+
+    return [
+        Prompt(
+            of(prompt["images"]),
+            prompt["text"],
+            tuple(Turn(turn["role"], turn["text"], of(turn["images"])) for turn in prompt["history"]),
+            key=prompt["key"],
+        )
+        for prompt in facts["prompts"]
+    ]
+
+
+def _message(body: bytes) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    tensors, facts = unpack(body)
+    if facts.get("protocol") != PROTOCOL:
+        raise WireError(f"protocol {facts.get('protocol')} is unknown; this server has {PROTOCOL}")
+    return tensors, facts
+
+
+def _template(facts: dict[str, Any]) -> dict[str, Any]:
+    return {name: facts["template"][name] for name in TEMPLATE}
+
+
+@contextlib.contextmanager
+def _parsing() -> Iterator[None]:
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
+        raise WireError(f"a part is missing or of another kind ({type(error).__name__}: {error})") from None
+
+
+def _image(pixels: Tensor) -> Image.Image:
+    if pixels.dtype != torch.uint8 or pixels.ndim != 3 or pixels.shape[-1] != 3:
+        raise WireError(f"a picture has shape {list(pixels.shape)} and {pixels.dtype}; expected RGB bytes")
+    return Image.fromarray(pixels.numpy())
+
+
+def pin(encoded: Encoded, pictures: Sequence[Image.Image], *, pixels: bool) -> Pin:
+    """Digests of an encoded prompt and of the pictures that it was made from."""
+    ids, inputs = encoded["input_ids"], image_inputs(encoded)
+    return Pin(
+        _digest(ids),
+        ids.shape[1],
+        _digest(*(torch.from_numpy(numpy.array(picture)) for picture in pictures)),
+        _digest(*(inputs[name] for name in sorted(inputs))) if pixels else "",
+    )
+
+
+def pin_facts(pins: Sequence[Pin]) -> list[dict[str, Any]]:
+    """Pins as JSON values."""
+    return [asdict(entry) for entry in pins]
+
+
+def _digest(*values: Tensor) -> str:
+    digest = blake2b(digest_size=_DIGEST_BYTES)
+    for value in values:
+        digest.update(f"{value.dtype}{list(value.shape)}".encode())
+        digest.update(value.contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
