@@ -13,6 +13,7 @@
     python -m benchmarks recorded   what recording a step of TRL as a run adds to it
     python -m benchmarks traces     the trace files alone: bytes per token, time per query
     python -m benchmarks big_run    a run of ten million positions with the queries of the app
+    python -m benchmarks run_table  the table of a thousand runs: first and second call
     python -m benchmarks study      overhead of a study, and of two runs at once: study parts, study beside
     python -m benchmarks together   runs at once against the same runs one after the other
     python -m benchmarks app        first page, drawing in the browser, watching a run: app page, app draw, app monitor
@@ -44,6 +45,7 @@ NAMES = (
     "recorded",
     "traces",
     "big_run",
+    "run_table",
     "study",
     "together",
     "app",

@@ -33,3 +33,12 @@ def clear_temporaries(folder: Path) -> None:
     for file in folder.glob(".*.*"):
         if TEMPORARY.fullmatch(file.name) and file.is_file():
             file.unlink()
+
+
+def stamp(file: Path) -> tuple[int, int] | None:
+    """Modification time in ns and size in bytes of a file, which change with its content; None if it is missing."""
+    try:
+        status = os.stat(file)
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_size

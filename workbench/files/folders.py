@@ -44,12 +44,30 @@ def new_folder(target: Path) -> Iterator[Path]:
 def _locked_folder(target: Path, stack: contextlib.ExitStack) -> Path:
     """Create and lock a folder; again if `clear_remains` of another process took it before the lock."""
     while True:
-        folder = target.parent / f".{target.name[:100]}.{uuid.uuid4().hex[:8]}.partial"
+        folder = _partial_name(target)
         folder.mkdir(parents=True)
         with contextlib.suppress(FileNotFoundError, BlockingIOError):
             stack.enter_context(lock(folder, wait=False, create=False))
             if folder.exists():
                 return folder
+
+
+def discard(folder: Path) -> None:
+    """Delete a folder. It gets the name of a partial one first, so that no reader sees half of it.
+
+    What a killed process leaves of it is deleted with the remains of new folders.
+
+    Raises: OSError if it cannot be renamed, or if some of its files cannot be deleted.
+    """
+    trash = _partial_name(folder)
+    folder.rename(trash)
+    # another process may be deleting it as remains already
+    with contextlib.suppress(FileNotFoundError, BlockingIOError), lock(trash, wait=False, create=False):
+        shutil.rmtree(trash)
+
+
+def _partial_name(target: Path) -> Path:
+    return target.parent / f".{target.name[:100]}.{uuid.uuid4().hex[:8]}.partial"
 
 
 def clear_remains(parent: Path) -> None:

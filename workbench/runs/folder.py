@@ -44,6 +44,7 @@ _PACKAGES = ("torch", "transformers", "accelerate", "peft", "pillow", "pyarrow",
 _KINDS: dict[str, Any] = {
     "status": str,
     "method": str,
+    "seed": int,
     "steps_done": int,
     "steps": int,
     "skipped": dict,
@@ -59,6 +60,8 @@ _KINDS: dict[str, Any] = {
     "scored": dict,
     "remaining_s": (int, float),
 }
+
+_OF_TRAINING = (".claim", "examples.jsonl", "train.log", "metrics.jsonl", "traces", "evals")
 
 log = logging.getLogger("workbench")
 
@@ -333,6 +336,22 @@ def _failed_at_start(path: Path) -> bool:
         return False
 
 
+def subfolders(folder: Path) -> list[Path]:
+    """List the folders in a folder, without hidden ones; none if it cannot be read."""
+    try:
+        with os.scandir(folder) as entries:
+            return [folder / entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir()]
+    except OSError:
+        return []
+
+
+def is_run_folder(path: Path) -> bool:
+    """Whether a folder holds a run, or what is left of one: a configuration and another file that training writes."""
+    return os.path.isfile(path / "run.json") or (
+        os.path.isfile(path / "config.yaml") and any(os.path.exists(path / name) for name in _OF_TRAINING)
+    )
+
+
 def list_runs(output_dir: str | Path) -> list[RunFolder]:
     """List the runs in a folder, newest first."""
     runs = [RunFolder(path.parent) for path in Path(output_dir).glob("*/run.json")]
@@ -344,7 +363,7 @@ def safe_run_dir(runs_dir: str | Path, name: str) -> Path:
     if not is_plain_name(name):
         raise RunError(f"run name {show(name)} must be a plain folder name: {PLAIN_NAME}.")
     path = Path(runs_dir) / name
-    if path.resolve().parent != Path(runs_dir).resolve():
+    if path.is_symlink() and path.resolve().parent != Path(runs_dir).resolve():
         raise RunError(f"{path} leads out of the runs folder {runs_dir}. Choose a run inside it.")
     return path
 

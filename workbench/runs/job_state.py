@@ -25,6 +25,7 @@ class JobState:
     run_dir: Path
     status: str
     method: str | None = None
+    seed: int | None = None
     step: int = 0
     steps: int | None = None
     remaining_s: float | None = None

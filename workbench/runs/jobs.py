@@ -27,18 +27,26 @@ from workbench.config.models import check_models, refuse_remote_code
 from workbench.config.schema import RunConfig, read_yaml
 from workbench.data.picture_bounds import as_variable
 from workbench.errors import ConfigError, RunError
-from workbench.files.atomic import write_text
+from workbench.files.atomic import stamp, write_text
 from workbench.files.locks import lock
 from workbench.files.parsing import read_object
 from workbench.runs.checkpoints import list_checkpoints
 from workbench.runs.commands import unedited_config
-from workbench.runs.folder import RunFolder, find_run_dir, safe_run_dir, status_fault
+from workbench.runs.folder import (
+    RunFolder,
+    find_run_dir,
+    is_run_folder,
+    safe_run_dir,
+    status_fault,
+    subfolders,
+)
 from workbench.runs.job_state import ALIVE, JobState
 from workbench.runs.printed import is_exception, tail
 from workbench.runs.processes import born_at, child_environment, identify, send
 from workbench.runs.run_queue import limit_of, place_of, refuse_full
 
 _FOLDER = ".jobs"
+_resting: dict[Path, tuple[tuple, JobState]] = {}  # states of runs at rest, with the stamps of their files
 
 
 @dataclass(frozen=True)
@@ -49,6 +57,7 @@ class _Record:
     seen_ns   modification time of run.json at the start; unchanged = the process has not written it yet
     offset    start of its output in train.out
     queue     runs folder of its queue; empty if it started at once
+    method, seed, steps   of its configuration; None in records of older versions
     """
 
     pid: int
@@ -60,6 +69,9 @@ class _Record:
     offset: int = 0
     stop_asked: bool = False
     queue: str = ""
+    method: str | None = None
+    seed: int | None = None
+    steps: int | None = None
 
 
 def start_run(
@@ -84,8 +96,8 @@ def start_run(
     refuse_remote_code(config, "workbench train RECIPE")
     check_models(config)
     refuse_full(queue)
-    folder = _job_folder(run_dir, make=True)
-    with _lock(folder):
+    folder = job_folder(run_dir, make=True)
+    with lock_job(folder):
         if run_dir.exists():
             raise RunError(f"run folder {run_dir} exists. Resume that run, or choose another name.")
         record = _read_record(run_dir)
@@ -93,7 +105,7 @@ def start_run(
             raise RunError(f'run "{config.name}" is already starting (process {record.pid}). Choose another name.')
         file = folder / "config.yaml"
         file.write_text(config.to_yaml(), encoding="utf-8")
-        _spawn(run_dir, ["train", str(file.resolve())], Path.cwd(), folders, queue)
+        _spawn(run_dir, ["train", str(file.resolve())], config, Path.cwd(), folders, queue)
     return read_job(run_dir)
 
 
@@ -117,7 +129,7 @@ def resume_run(
     safe_run_dir(run_dir.parent, run_dir.name)
     folder = RunFolder.open(run_dir)
     refuse_full(queue)
-    with _lock(_job_folder(run_dir, make=True)):
+    with lock_job(job_folder(run_dir, make=True)):
         state = read_job(run_dir)
         if state.is_alive:
             raise RunError(f"run {run_dir} is {state.status} (process {state.pid}). Stop it first.")
@@ -129,7 +141,7 @@ def resume_run(
         refuse_remote_code(config, f"workbench resume {run_dir}")
         record = _read_record(run_dir)
         start = Path(record.folder) if record and Path(record.folder).is_dir() else Path.cwd()
-        _spawn(run_dir, ["resume", str(run_dir.resolve()), *overrides], start, folders, queue)
+        _spawn(run_dir, ["resume", str(run_dir.resolve()), *overrides], config, start, folders, queue)
     return read_job(run_dir)
 
 
@@ -142,8 +154,8 @@ def stop_run(run_dir: str | Path, *, at_once: bool = False) -> JobState:
     """
     run_dir = Path(run_dir)
     safe_run_dir(run_dir.parent, run_dir.name)
-    with _lock(_job_folder(run_dir, make=True)):
-        record = _living(run_dir)
+    with lock_job(job_folder(run_dir, make=True)):
+        record = _living(_read_record(run_dir), _read_status(run_dir)[0])
         if record is None:
             raise RunError(f"run {run_dir} cannot be stopped: its status is {read_job(run_dir).status}.")
         if at_once:
@@ -154,28 +166,50 @@ def stop_run(run_dir: str | Path, *, at_once: bool = False) -> JobState:
 
 
 def find_jobs(runs_dir: str | Path) -> list[JobState]:
-    """List all runs of a folder, newest first, including runs without a run folder; those of studies as study/name."""
-    runs_dir = Path(runs_dir)
-    names = {path.parent.name for path in runs_dir.glob("*/run.json")}
-    nested = {
-        f"{path.parent.parent.name}/{path.parent.name}"
-        for path in runs_dir.glob("*/*/run.json")
-        if path.parent.parent.name not in names
-    }
-    started = {path.parent.name for path in (runs_dir / _FOLDER).glob("*/job.json")}
+    """List all runs of a folder, newest first, including runs without a run folder; those of studies as study/name.
+
+    The state of a run at rest is read again only after one of its files has changed.
+    """
     jobs = []
-    for name in names | nested | started:
+    for name in job_names(runs_dir):
         with contextlib.suppress(RunError):  # a link out of the folder, or a run deleted meanwhile
-            jobs.append(replace(read_job(find_run_dir(runs_dir, name)), name=name))
+            jobs.append(replace(_state_of(find_run_dir(runs_dir, name)), name=name))
     return sorted(jobs, key=lambda state: (state.started or 0.0, state.name), reverse=True)
+
+
+def job_names(runs_dir: str | Path) -> set[str]:
+    """Names of all runs of a folder, also of half-written ones and of links; those of studies as study/name."""
+    names = set()
+    for folder in subfolders(Path(runs_dir)):
+        if is_run_folder(folder):
+            names.add(folder.name)
+        else:
+            names |= {f"{folder.name}/{nested.name}" for nested in subfolders(folder) if is_run_folder(nested)}
+    return names | {path.parent.name for path in Path(runs_dir, _FOLDER).glob("*/job.json")}
+
+
+def _state_of(run_dir: Path) -> JobState:
+    """As read_job, from memory while the run is at rest and its files are unchanged."""
+    job = job_folder(run_dir)
+    files = (run_dir / "run.json", run_dir / "config.yaml", job / "job.json", job / "train.out", job / "config.yaml")
+    now = tuple(map(stamp, files))
+    before, state = _resting.get(run_dir, (None, None))
+    if before != now:
+        state = read_job(run_dir)
+        if state.is_alive:
+            _resting.pop(run_dir, None)
+        else:
+            _resting[run_dir] = now, state
+    return state
 
 
 def read_job(run_dir: str | Path) -> JobState:
     """Return the state of one run. Raises RunError if it does not exist."""
     run_dir = Path(run_dir)
-    record, living = _read_record(run_dir), _living(run_dir)
-    process = living or record
+    record = _read_record(run_dir)
     facts, change_ns, fault = _read_status(run_dir)
+    living = _living(record, facts)
+    process = living or record
     if facts is None and record is None and fault is None:
         raise RunError(f"run {run_dir} does not exist. It may have been deleted; choose another run.")
     if facts is None and fault is None and living is None and _has_run(run_dir, record):
@@ -199,19 +233,21 @@ def read_job(run_dir: str | Path) -> JobState:
         limit = limit_of(Path(living.queue))
         facts["doing"] = f"queued, position {position[0]} of {position[1]}: at most {limit} runs at once"
     updated = _epoch(facts.get("updated"))
+    configured = record or _Record(0, None, 0.0)
     return JobState(
         name=run_dir.name,
         run_dir=run_dir,
         status=status,
-        method=facts.get("method") or _configured(run_dir, "method", "name", str),
+        method=facts.get("method") or configured.method or _configured(run_dir, "method", "name", str),
+        seed=facts.get("seed", configured.seed),
         step=facts.get("steps_done") or 0,
-        steps=facts.get("steps") or _configured(run_dir, "training", "steps", int),
+        steps=facts.get("steps") or configured.steps or _configured(run_dir, "training", "steps", int),
         remaining_s=_remaining(facts, updated) if status == "running" else None,
         started=_epoch(facts.get("started")) or (record.started if record else None),
         updated=updated,
         pid=process.pid if process else facts.get("pid"),
         doing=facts.get("doing") if status in ALIVE else None,
-        error=fault or _error(run_dir, status, facts, record),
+        error=fault or _error(run_dir, status, None if is_stale else facts.get("error"), record),
         warnings=tuple(map(str, [*(facts.get("missing") or ()), *(facts.get("warnings") or ())])),
         skipped=dict(facts.get("skipped") or {}),
         command=tuple(map(str, process.command if process and process.command else facts.get("command") or ())),
@@ -220,25 +256,30 @@ def read_job(run_dir: str | Path) -> JobState:
 
 def config_file(run_dir: str | Path) -> Path | None:
     """Return the path of a run's config.yaml, or of its job's if it has no run folder; None if both are missing."""
-    files = (Path(run_dir) / "config.yaml", _job_folder(Path(run_dir)) / "config.yaml")
+    files = (Path(run_dir) / "config.yaml", job_folder(Path(run_dir)) / "config.yaml")
     return next((file for file in files if file.is_file()), None)
 
 
 def log_tail(run_dir: str | Path) -> str:
     """Return the last 200 lines of a run's output, with only the last state of a progress bar."""
     run_dir = Path(run_dir)
-    for file in (_job_folder(run_dir) / "train.out", run_dir / "train.log"):
+    for file in (job_folder(run_dir) / "train.out", run_dir / "train.log"):
         if file.is_file():
             return "\n".join(tail(file)[-200:])
     return ""
 
 
 def _spawn(
-    run_dir: Path, arguments: list[str], start: Path, folders: Sequence[Path] | None = None, queue: Path | None = None
+    run_dir: Path,
+    arguments: list[str],
+    config: RunConfig,
+    start: Path,
+    folders: Sequence[Path] | None = None,
+    queue: Path | None = None,
 ) -> None:
     """Start the process and write its record. No shell is involved."""
     command = (sys.executable, "-m", "workbench", *arguments)
-    out = _job_folder(run_dir) / "train.out"
+    out = job_folder(run_dir) / "train.out"
     seen_ns = _read_status(run_dir)[1]
     bounds = {} if folders is None else as_variable(folders)
     waits: tuple[str, ...] = ()
@@ -260,16 +301,20 @@ def _spawn(
     # reap it when it exits, or it stays in the process table as long as the app runs
     threading.Thread(target=process.wait, name=f"reap {process.pid}", daemon=True).start()
     root = "" if queue is None else str(queue.resolve())
-    record = _Record(process.pid, identify(process.pid), time.time(), command, str(start), seen_ns, offset, queue=root)
-    _write_record(run_dir, record)
+    facts = {"method": config.method["name"], "seed": config.seed, "steps": config.training.steps}
+    _write_record(
+        run_dir,
+        _Record(
+            process.pid, identify(process.pid), time.time(), command, str(start), seen_ns, offset, queue=root, **facts
+        ),
+    )
 
 
-def _living(run_dir: Path) -> _Record | None:
-    """Return the run's living process: the one in job.json, or the one in run.json, started in a terminal."""
-    record = _read_record(run_dir)
+def _living(record: _Record | None, facts: dict | None) -> _Record | None:
+    """Return the run's living process: the one in job.json, or the one in run.json (`facts`), started in a terminal."""
     if record is not None and _is_alive(record):
         return record
-    facts = _read_status(run_dir)[0] or {}
+    facts = facts or {}
     pid, updated = facts.get("pid"), _epoch(facts.get("updated"))
     if facts.get("status") != "running" or not isinstance(pid, int) or updated is None:
         return None
@@ -285,33 +330,35 @@ def _is_alive(record: _Record) -> bool:
     return record.identity is not None and identify(record.pid) == record.identity
 
 
-def _job_folder(run_dir: Path, *, make: bool = False) -> Path:
+def job_folder(run_dir: Path, *, make: bool = False) -> Path:
+    """Return the folder beside the runs for the files of a run's process. Raises RunError if it leads elsewhere."""
     folder = run_dir.parent / _FOLDER / run_dir.name
     if make:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RunError(f"{folder} cannot be created ({error.strerror}). Choose another runs folder.") from None
-    if folder.resolve() != run_dir.parent.resolve() / _FOLDER / run_dir.name:
+    is_link = folder.is_symlink() or folder.parent.is_symlink()
+    if is_link and folder.resolve() != run_dir.parent.resolve() / _FOLDER / run_dir.name:
         raise RunError(f"{folder} leads out of the runs folder {run_dir.parent}. Remove the link.")
     return folder
 
 
-def _lock(folder: Path) -> AbstractContextManager[None]:
+def lock_job(folder: Path) -> AbstractContextManager[None]:
     """Serialize starts, stops and resumes of a run, also between two apps."""
     return lock(folder / "lock")
 
 
 def _read_record(run_dir: Path) -> _Record | None:
     try:
-        values = json.loads((_job_folder(run_dir) / "job.json").read_text())
+        values = json.loads((job_folder(run_dir) / "job.json").read_text())
         return _Record(**{**values, "command": tuple(values["command"])})
     except (OSError, ValueError, TypeError, KeyError):
         return None
 
 
 def _write_record(run_dir: Path, record: _Record) -> None:
-    file = _job_folder(run_dir) / "job.json"
+    file = job_folder(run_dir) / "job.json"
     write_text(file, json.dumps(asdict(record), indent=1))
 
 
@@ -322,6 +369,8 @@ def _read_status(run_dir: Path) -> tuple[dict | None, int, str | None]:
         change_ns = file.stat().st_mtime_ns
         facts = read_object(file)
     except FileNotFoundError:
+        if is_run_folder(run_dir):
+            return None, 0, f"{file} is missing. Restore the file, or delete the run's folder."
         return None, 0, None
     except (OSError, ValueError) as error:
         why = f"truncated or damaged, {error}" if isinstance(error, ValueError) else error.strerror
@@ -334,7 +383,7 @@ def _read_status(run_dir: Path) -> tuple[dict | None, int, str | None]:
 
 def _configured(run_dir: Path, section: str, key: str, kind: type) -> Any:
     """Read a value of the run's or the job's configuration; None if missing or of another type."""
-    for folder in (run_dir, _job_folder(run_dir)):
+    for folder in (run_dir, job_folder(run_dir)):
         with contextlib.suppress(ConfigError):
             values = read_yaml(folder / "config.yaml").get(section)
             if isinstance(values, dict):
@@ -345,9 +394,10 @@ def _configured(run_dir: Path, section: str, key: str, kind: type) -> Any:
 
 def _epoch(text: object) -> float | None:
     try:
-        return datetime.strptime(str(text), "%Y-%m-%dT%H:%M:%S%z").timestamp()
+        time_of = datetime.fromisoformat(text) if isinstance(text, str) else None
     except ValueError:
         return None
+    return time_of.timestamp() if time_of is not None and time_of.tzinfo is not None else None
 
 
 def _remaining(facts: dict, updated: float | None) -> float | None:
@@ -357,14 +407,13 @@ def _remaining(facts: dict, updated: float | None) -> float | None:
     return max(0.0, remaining - (time.time() - updated))
 
 
-def _error(run_dir: Path, status: str, facts: dict, record: _Record | None) -> str | None:
-    """Return the error of a failed run: its own message, else the last exception in its output."""
+def _error(run_dir: Path, status: str, error: str | None, record: _Record | None) -> str | None:
+    """Return the error of a failed run: its own message, `error`, else the last exception in its output."""
     if status not in ("failed", "died"):
         return None
-    is_current = record is None or _read_status(run_dir)[1] != record.seen_ns
-    if status == "failed" and is_current and facts.get("error"):
-        return facts["error"]
-    out = _job_folder(run_dir) / "train.out"
+    if status == "failed" and error:
+        return error
+    out = job_folder(run_dir) / "train.out"
     lines = tail(out, record.offset) if record is not None and out.is_file() else []
     raised = [line for line in lines if is_exception(line)]
     if raised:
@@ -379,6 +428,6 @@ def _error(run_dir: Path, status: str, facts: dict, record: _Record | None) -> s
 
 def _has_run(run_dir: Path, record: _Record) -> bool:
     """Whether a process without run.json had created one: it has output without an exception."""
-    out = _job_folder(run_dir) / "train.out"
+    out = job_folder(run_dir) / "train.out"
     lines = list(filter(None, tail(out, record.offset))) if out.is_file() else []
     return bool(lines) and not any(map(is_exception, lines))
