@@ -346,6 +346,10 @@ def _summary(options: argparse.Namespace) -> None:
     print(wb.summarize_run(options.run_dir))
 
 
+def _runs(options: argparse.Namespace) -> None:
+    print(_module("analysis.run_command").run_command(options))
+
+
 def _report(options: argparse.Namespace) -> None:
     print(
         _module("analysis.report").write_report(
@@ -425,6 +429,7 @@ COMMANDS = {
     "open": _open,
     "quote-check": _quote_check,
     "summary": _summary,
+    "runs": _runs,
     "app": _app,
     "teacher": _teacher,
     "report": _report,

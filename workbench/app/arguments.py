@@ -49,6 +49,7 @@ def build_parser(commands: Mapping[str, Callable[[argparse.Namespace], int | Non
         _add_training,
         _add_evaluation,
         _add_viewing,
+        _add_runs,
         _add_answers,
         _add_geometry,
         _add_reference,
@@ -212,6 +213,31 @@ def _add_viewing(add: Add) -> None:
     command.add_argument("--out", help="file to write; default: report.html in the run's folder")
     command.add_argument("--answers", type=int, default=8, help="number of answers shown token by token, 0 to 24")
     command.add_argument("--theme", default="light", choices=("light", "dark"), help="colors of the page")
+
+
+def _add_runs(add: Add) -> None:
+    """Add the command that lists the runs of a folder, and names, labels and deletes them."""
+    command = add("runs", "list all runs of a folder with state, accuracy, over-confidence and speed, or change one")
+    command.add_argument("--json", action="store_true", help="print JSON")
+    command.add_argument("--sort", default="-started", metavar="KEY", help="column; --sort=-KEY: largest first")
+    command.add_argument("--filter", default="", metavar="TEXT", help="only runs in which all these words occur")
+    command.add_argument("--archived", action="store_true", help="list archived runs too")
+    command.add_argument("--runs", default="runs", metavar="FOLDER", help="folder of the runs, default runs")
+    actions = command.add_subparsers(title="actions", dest="action", metavar="ACTION")
+    for name, help, argument in (
+        ("rename", "give a run another name", "new_name"),
+        ("tag", "set the tags of a run, and remove those it had", "tags"),
+        ("note", "set the note of a run", "text"),
+        ("archive", "leave a run out of the table", ""),
+        ("unarchive", "list an archived run again", ""),
+        ("delete", "delete a run with everything that it recorded", ""),
+    ):
+        action = actions.add_parser(name, help=help, description=help)
+        action.add_argument("name", help="the run's name, of a study STUDY/NAME")
+        if argument:
+            action.add_argument(argument, nargs="*" if name == "tag" else None, metavar=argument.upper())
+        if name == "delete":
+            action.add_argument("--yes", action="store_true", help="delete without asking")
 
 
 def _add_answers(add: Add) -> None:
