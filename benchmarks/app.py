@@ -37,12 +37,12 @@ from workbench.runs.jobs import read_job, start_run, stop_run
 
 ROOT = Path(__file__).parent.parent
 DRAWN = {  # what a tab has when it is drawn
-    "monitor": "#monitor-gaps .main-svg",
-    "tokens": "#tokens-answer .wb-detail .wb-views",
+    "training": "#training-gaps .main-svg",
+    "answers": "#answers-answer .wb-detail .wb-views",
     "movement": "#movement-shares .main-svg",
-    "illusion": "#illusion-worst tbody tr",
+    "leakage": "#leakage-worst tbody tr",
     "report": "#report-about h2",
-    "launch": "#launch-start",
+    "new-run": "#new-run-start",
 }
 TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -76,28 +76,28 @@ def page(browser: Browser, runs: Path, repeats: int) -> None:
     with serving(runs) as (address, server):
         print_costs(
             "first page: the run's state (2 s)",
-            [seen(browser, server.pid, f"{address}/", "#app-first h2, #monitor-status h2") for _ in range(repeats)],
+            [seen(browser, server.pid, f"{address}/", "#app-first h2, #training-status h2") for _ in range(repeats)],
         )
         print_costs(
             "first page: it can be used",
-            [seen(browser, server.pid, f"{address}/", "#monitor-status h2") for _ in range(repeats)],
+            [seen(browser, server.pid, f"{address}/", "#training-status h2") for _ in range(repeats)],
         )
         print_costs(
             "first page: all its curves",
-            [seen(browser, server.pid, f"{address}/", DRAWN["monitor"]) for _ in range(repeats)],
+            [seen(browser, server.pid, f"{address}/", DRAWN["training"]) for _ in range(repeats)],
         )
         print_costs(
             "a link to Tokens: the answer",
-            [seen(browser, server.pid, f"{address}/?run=big&tab=tokens", DRAWN["tokens"]) for _ in range(repeats)],
+            [seen(browser, server.pid, f"{address}/?run=big&tab=answers", DRAWN["answers"]) for _ in range(repeats)],
         )
         opened = browser.new_page(viewport={"width": 1280, "height": 1000})
-        opened.goto(f"{address}/?run=big&tab=tokens")
-        opened.locator(DRAWN["tokens"]).first.wait_for()
+        opened.goto(f"{address}/?run=big&tab=answers")
+        opened.locator(DRAWN["answers"]).first.wait_for()
         opened.wait_for_timeout(2000)
         print_costs(
             "another answer, click to drawn", [choose(opened, server.pid, idx) for idx in range(1, 2 * repeats)]
         )
-        for name in ("movement", "illusion", "monitor", "report", "launch"):
+        for name in ("movement", "leakage", "training", "new-run"):
             with Meter(server.pid) as meter:
                 opened.locator("#app-tabs button[role=tab]", has_text=name.capitalize()).first.click()
                 opened.locator(DRAWN[name]).first.wait_for()
@@ -127,13 +127,13 @@ def rest(pid: int) -> None:
 
 def choose(opened: Page, server: int, row_idx: int) -> "Cost":
     """Measure the time from the click on a row to its answer on the page."""
-    row = opened.locator("#tokens-list tr[data-key]").nth(row_idx % 20)
+    row = opened.locator("#answers-list tr[data-key]").nth(row_idx % 20)
     key = json.loads(row.get_attribute("data-key"))
     with Meter(server) as meter:
         opened.evaluate(
             """async ([place, wanted]) => {
-                const row = document.querySelectorAll('#tokens-list tr[data-key]')[place];
-                const parts = () => [...document.querySelector('#tokens-answer .wb-meta').children];
+                const row = document.querySelectorAll('#answers-list tr[data-key]')[place];
+                const parts = () => [...document.querySelector('#answers-answer .wb-meta').children];
                 const is_there = () => parts().some(one => one.textContent.replace(/\\s+/g, ' ').trim() === wanted);
                 row.click();
                 while (!is_there()) await new Promise(requestAnimationFrame);
@@ -240,8 +240,8 @@ def watch(browser: Browser, folder: Path, pairs: int, seconds: float) -> None:
                 turns["closed"].append(turn(lines, pid, server.pid, seconds))
                 context = browser.new_context(viewport={"width": 1280, "height": 1000})
                 opened = context.new_page()
-                opened.goto(f"{address}/?run=watched&tab=monitor")
-                opened.locator(DRAWN["monitor"]).first.wait_for()
+                opened.goto(f"{address}/?run=watched&tab=training")
+                opened.locator(DRAWN["training"]).first.wait_for()
                 opened.wait_for_timeout(3000)  # `page` measures what opening costs
                 turns["open"].append(turn(lines, pid, server.pid, seconds))
                 context.close()

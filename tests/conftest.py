@@ -22,7 +22,7 @@ shapes.install()
 TESTS = Path(__file__).parent
 # Begun first, so that none of them runs alone at the end: the files that take longest.
 LONGEST = (
-    "app/test_browser_tokens.py",
+    "app/test_browser_answers.py",
     "studies/test_study.py",
     "app/test_browser_figures.py",
     "app/test_browser_runs.py",
@@ -31,7 +31,7 @@ LONGEST = (
     "training/test_train.py",
     "test_notebooks.py",
     "training/families/test_model_families.py",
-    "app/test_browser_launch.py",
+    "app/test_browser_new_run.py",
     "runs/test_jobs.py",
     "app/test_browser_origins.py",
     "app/test_browser_states.py",
@@ -61,7 +61,7 @@ SUBPROCESS = (
     "training/test_train.py",
     "test_your_models_your_data.py",
     "traces/test_parts.py",
-    "app/test_launch.py",
+    "app/test_new_run.py",
     "app/test_limits.py",
     "app/test_remote_code.py",
     "app/test_shell.py",

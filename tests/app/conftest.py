@@ -96,7 +96,7 @@ def open_page(visitor: BrowserContext, server: Server) -> Iterator[Callable[...,
 
         def open_query(query: str) -> Page:
             page = open_at(query)
-            page.locator("#app-run").wait_for()
+            page.locator("#app-runs :is(li, p)").first.wait_for()
             return page
 
         yield open_query

@@ -7,18 +7,19 @@ from contextlib import contextmanager
 
 from playwright.sync_api import BrowserContext, Page, expect
 
+from workbench.app.layout import PLACES, place_of
+
 PATIENCE_MS = 120_000  # a busy machine is slow, and a wrong page stays wrong
 SHOWS = {  # what a tab has when it is drawn
-    "launch": "#launch-start",
-    "tokens": "#tokens-answer .wb-detail .wb-views",
+    "new-run": "#new-run-start",
+    "answers": "#answers-answer .wb-detail .wb-views",
     "movement": "#movement-shares .js-plotly-plot .main-svg",
     "compare": "#compare-config table",
-    "illusion": "#illusion-accuracy .js-plotly-plot",
+    "leakage": "#leakage-accuracy .js-plotly-plot",
     "geometry": "#geometry-about h2",
     "data": "#data-example .wb-figure",
     "studies": "#studies-figure .js-plotly-plot .main-svg",
-    "report": "#report-about h2",
-    "monitor": "#monitor-shares .js-plotly-plot .main-svg",
+    "training": "#training-shares .js-plotly-plot .main-svg",
 }
 FITS = """tab => document.documentElement.scrollWidth <= innerWidth
     && [...document.querySelectorAll(`${tab} .js-plotly-plot`)].every(plot => {
@@ -37,7 +38,7 @@ OUTSIDE = """tab => {
     const isScrolled = one => ['auto', 'scroll'].includes(getComputedStyle(one).overflowX);
     const scrolls = one => one && (isScrolled(one) || scrolls(one.parentElement));
     const name = one => `${one.tagName} ${one.className?.baseVal ?? one.className} ${one.textContent.slice(0, 40)}`;
-    const result = [...document.querySelectorAll(`#app-header *, ${tab} *`)]
+    const result = [...document.querySelectorAll(`#app-header *, #app-runs *, ${tab} *`)]
         .filter(one => one.checkVisibility() && !one.closest('svg') && box(one).width > 0)
         .filter(one => (box(one).right > innerWidth + 1 || box(one).left < -1) && !scrolls(one.parentElement))
         .map(name);
@@ -66,6 +67,20 @@ REFERENCES = """() => {
     }
     return found;
 }"""  # of the visible figures: references to their own areas, clips and gradients, and those that lead elsewhere
+
+
+def click_tab(page: Page, tab: str) -> None:
+    """Open a tab by its place and, within it, by its own name."""
+    place = place_of(tab)
+    page.locator(f"#place-{place}-button").click()
+    if len(PLACES[place][1]) > 1:
+        page.locator(f"#tab-{tab}-button").click()
+
+
+def open_tab(page: Page, tab: str) -> None:
+    """Open a tab and wait until it is drawn."""
+    click_tab(page, tab)
+    page.locator(SHOWS[tab]).first.wait_for()
 
 
 def nameless(page: Page, part: str) -> list[str]:

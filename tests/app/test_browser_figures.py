@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import uvicorn
-from page_checks import FITS, OUTSIDE, REFERENCES, SHOWS, free_port
+from page_checks import FITS, OUTSIDE, REFERENCES, SHOWS, free_port, open_tab
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 from small import run_config
@@ -20,11 +20,6 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from workbench.app.server import serve
 from workbench.evals.records import load_records
 from workbench.training.run import train
-
-
-def open_tab(page: Page, name: str) -> None:
-    page.get_by_role("tab", name=name, exact=True).click()
-    page.locator(SHOWS[name.lower()]).first.wait_for()
 
 
 def whole_figures(page: Page, least: int = 1) -> None:
@@ -37,7 +32,7 @@ def whole_figures(page: Page, least: int = 1) -> None:
 
 def change_every_control(page: Page, tab: str) -> int:
     """Choose the last option of every list and switch of a tab, check its figures each time; return their number."""
-    lists = page.locator(f'#tab-{tab} input[role="combobox"]:not(#compare-other *)').filter(visible=True)
+    lists = page.locator(f'#tab-{tab} input[role="combobox"]').filter(visible=True)
     switches = page.locator(f"#tab-{tab} fieldset").filter(visible=True)
     num_lists, num_switches = lists.count(), switches.count()
     for idx in range(num_lists):
@@ -52,43 +47,43 @@ def change_every_control(page: Page, tab: str) -> int:
 
 
 def test_figures_every_control_and_theme_keep_references(visit) -> None:
-    page = visit("run=dopd&other=opd", "movement")
-    controls = {"movement": 6, "monitor": 1, "compare": 2, "illusion": 1, "studies": 3}
+    page = visit("run=dopd&with=opd", "movement")
+    controls = {"movement": 6, "training": 1, "compare": 2, "leakage": 1, "studies": 3}
     for tab, least in controls.items():
-        open_tab(page, tab.capitalize())
+        open_tab(page, tab)
         assert change_every_control(page, tab) >= least, tab
         page.locator("#app-theme").click()
         whole_figures(page)
-    open_tab(page, "Movement")
+    open_tab(page, "movement")
     expect(page).to_have_url(re.compile("color=entropy_student"))
     page.locator("#movement-probes tr[data-key]").nth(1).click()
     expect(page).to_have_url(re.compile("probe=1"))
     whole_figures(page)
     page.locator("#movement-moved tr[data-key]").first.click()
-    page.locator(SHOWS["tokens"]).wait_for()
-    expect(page).to_have_url(re.compile("tab=tokens.*probe=1"))
-    expect(page.locator("#tokens-probe input")).to_be_checked()
-    open_tab(page, "Movement")
+    page.locator(SHOWS["answers"]).wait_for()
+    expect(page).to_have_url(re.compile("tab=answers.*probe=1"))
+    expect(page.locator("#answers-probe input")).to_be_checked()
+    open_tab(page, "movement")
     whole_figures(page)
     page.evaluate("localStorage.removeItem('workbench-theme')")  # the next visitor is the same
 
 
 def test_figures_other_answer_opened_keep_references(visit) -> None:
-    page = visit("run=dopd&other=opd", "tokens")
-    for rollout, tab in enumerate(("Monitor", "Illusion", "Compare", "Studies")):
+    page = visit("run=dopd&with=opd", "answers")
+    for rollout, tab in enumerate(("training", "leakage", "compare", "studies")):
         open_tab(page, tab)
-        open_tab(page, "Tokens")
-        page.locator("#tokens-list tr[data-key]").nth(rollout).click()
-        expect(page.locator("#tokens-answer .wb-meta")).to_contain_text(f"rollout {rollout}")
-        page.locator("#tokens-answer .wb-t").nth(1).click()
+        open_tab(page, "answers")
+        page.locator("#answers-list tr[data-key]").nth(rollout).click()
+        expect(page.locator("#answers-answer .wb-meta")).to_contain_text(f"rollout {rollout}")
+        page.locator("#answers-answer .wb-t").nth(1).click()
         expect(page).to_have_url(re.compile("token=1"))
         open_tab(page, tab)
         whole_figures(page)
-    open_tab(page, "Compare")
+    open_tab(page, "compare")
     expect(page.locator("#compare-views .wb-tokens")).to_have_count(2)
     expect(page.locator("#compare-aligned .wbu-token").first).to_be_visible()
     page.locator("#compare-examples tr[data-key]").nth(1).click()
-    expect(page).to_have_url(re.compile("other=opd.*example="))
+    expect(page).to_have_url(re.compile("with=opd.*example="))
     page.locator("#compare-layout").get_by_text("side by side").click()
     expect(page.locator("#compare-views .wbu-sides")).to_be_visible()
     expect(page).to_have_url(re.compile("layout=beside"))
@@ -178,10 +173,10 @@ def range_of(page: Page, title: str, axis: str = "yaxis") -> list[float]:
 
 
 def test_long_run_answers_are_clipped_and_constant_rate_starts_at_zero(visit, long_run: str) -> None:
-    page = visit(f"run={long_run}", "monitor")
+    page = visit(f"run={long_run}", "training")
     low, high = range_of(page, "Learning rate")
     assert low == 0 and 1e-3 <= high < 2e-3, "a rate of 1e-3, drawn from zero"
-    text = page.locator("#monitor-answers .wbu-clip.wbu-cut").first
+    text = page.locator("#training-answers .wbu-clip.wbu-cut").first
     cut = text.bounding_box()["height"]
     assert cut < 120
     text.click()
@@ -189,7 +184,7 @@ def test_long_run_answers_are_clipped_and_constant_rate_starts_at_zero(visit, lo
     assert text.bounding_box()["height"] > 1.5 * cut
     text.press("Enter")
     expect(text).not_to_have_class(re.compile("wbu-whole"))
-    for tab, rows in (("Movement", "#movement-probes tr[data-key]"), ("Tokens", "#tokens-list tr[data-key]")):
+    for tab, rows in (("movement", "#movement-probes tr[data-key]"), ("answers", "#answers-list tr[data-key]")):
         open_tab(page, tab)
         row = page.locator(rows).first
         assert row.bounding_box()["height"] < 130, tab
@@ -197,11 +192,11 @@ def test_long_run_answers_are_clipped_and_constant_rate_starts_at_zero(visit, lo
         assert question.evaluate("one => getComputedStyle(one).whiteSpace") == "pre-wrap"
         assert question.text_content() == LONG_QUESTION
     # colors and legend stay in sight while a long answer is scrolled
-    page.locator("#tokens-answer .wb-t").nth(150).scroll_into_view_if_needed()
-    expect(page.locator("#tokens-answer .wb-chips")).to_be_in_viewport()
-    expect(page.locator("#tokens-answer .wb-legends")).to_be_in_viewport()
+    page.locator("#answers-answer .wb-t").nth(150).scroll_into_view_if_needed()
+    expect(page.locator("#answers-answer .wb-chips")).to_be_in_viewport()
+    expect(page.locator("#answers-answer .wb-legends")).to_be_in_viewport()
     # a heat map of hundreds of tokens fits the page, and its words do not overlap
-    open_tab(page, "Movement")
+    open_tab(page, "movement")
     assert page.locator("#movement-map svg").first.bounding_box()["width"] < 1400
     page.locator("#movement-value").get_by_text("capability gap").click()
     ticks = page.locator("#tab-movement .js-plotly-plot:has(.hm) .xtick text")
@@ -211,22 +206,22 @@ def test_long_run_answers_are_clipped_and_constant_rate_starts_at_zero(visit, lo
 
 
 def test_tabs_on_phone_fit_window(visit) -> None:
-    page = visit("run=dopd&other=opd", "report")
+    page = visit("run=dopd&with=opd", "data")
     for tab in SHOWS:
-        open_tab(page, tab.capitalize())
+        open_tab(page, tab)
         page.set_viewport_size({"width": 390, "height": 800})
         page.wait_for_function(FITS, arg=f"#tab-{tab}")
         assert page.evaluate(OUTSIDE, f"#tab-{tab}") == [], tab
-        if tab != "monitor":
+        if tab != "training":
             page.set_viewport_size({"width": 1280, "height": 800})
-    assert page.locator("#monitor-status .app-facts").bounding_box()["width"] > 300
-    stop, facts = (page.locator(name).bounding_box() for name in ("#monitor-stop", "#monitor-status .app-facts"))
+    assert page.locator("#training-status .app-facts").bounding_box()["width"] > 300
+    stop, facts = (page.locator(name).bounding_box() for name in ("#training-stop", "#training-status .app-facts"))
     assert stop["y"] >= facts["y"] + facts["height"], "below the facts of the run, not over them"
 
 
 def test_wrong_answer_clicked_opens_its_picture(visit, runs: Path) -> None:
-    page = visit("run=dopd", "illusion")
-    row = page.locator("#illusion-wrong tr[data-key]").nth(1)
+    page = visit("run=dopd", "leakage")
+    row = page.locator("#leakage-wrong tr[data-key]").nth(1)
     key = json.loads(row.get_attribute("data-key"))
     answered = [record for record in load_records(runs / "dopd") if (record.step, record.policy) == (4, "student")]
     given = next(item.text for item in answered if (item.example_id, item.context) == (key["example"], key["context"]))
@@ -240,12 +235,12 @@ def test_wrong_answer_clicked_opens_its_picture(visit, runs: Path) -> None:
 
 
 def test_illusion_figures_titles_match_axes_and_colors(visit, runs: Path) -> None:
-    drawn = """() => [...document.querySelectorAll('#tab-illusion .js-plotly-plot')].map(one => ({
+    drawn = """() => [...document.querySelectorAll('#tab-leakage .js-plotly-plot')].map(one => ({
         title: one._fullLayout.title.text, axis: one._fullLayout.xaxis?.title?.text || '',
         tints: one.data.map(trace => [trace.name, trace.line?.color || trace.marker?.color]),
         bars: one.data[0]?.y }))"""
     for run in ("dopd", "photos"):
-        page = visit(f"run={run}", "illusion")
+        page = visit(f"run={run}", "leakage")
         result = page.evaluate(drawn)
         tints: dict[str, set] = {}
         for figure in result:

@@ -17,7 +17,7 @@ from workbench.app.server import serve
 
 ASK = """async ([address, path, method, mode]) => {
     const event = path.includes("join") ? {fn_index: 1} : {}
-    const json = {data: ["?tab=monitor"], session_hash: "other", ...event}, form = new FormData()
+    const json = {data: ["?tab=training"], session_hash: "other", ...event}, form = new FormData()
     form.append("files", new Blob(["x".repeat(4000)]), "theirs.png")
     const body = method === "GET" ? undefined : path.includes("upload") ? form : JSON.stringify(json)
     const headers = path.includes("upload") || mode === "no-cors" ? {} : {"content-type": "application/json"}
@@ -113,7 +113,7 @@ def test_frame_foreign_page_is_empty_and_link_opens(visitor: BrowserContext, por
     page.goto(foreign)
     page.wait_for_timeout(1500)
     assert page.frame_locator("iframe").locator("#app-title").count() == 0
-    page.evaluate(f"() => {{ location.href = 'http://127.0.0.1:{port}/?tab=launch' }}")
+    page.evaluate(f"() => {{ location.href = 'http://127.0.0.1:{port}/?tab=new-run' }}")
     expect(page.locator("#app-title h1")).to_have_text("Distillation workbench", timeout=PATIENCE_MS)
     page.close()
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from app_process import Server, wait_for
+from page_checks import click_tab
 from playwright.sync_api import Page, expect
 
 from workbench.runs.jobs import JobState
@@ -15,59 +16,59 @@ SAMPLES = Path(__file__).parents[2] / "data/samples/samples.jsonl"
 
 def launch(page: Page, name: str, *, steps: int, more: str = "") -> None:
     """Fills the form by mouse and keyboard and starts the run."""
-    page.locator("#launch-name input, #launch-name textarea").fill(name)
-    page.locator("#launch-training-steps input").fill(str(steps))
+    page.locator("#new-run-name input, #new-run-name textarea").fill(name)
+    page.locator("#new-run-training-steps input").fill(str(steps))
     if more:
-        if not page.locator("#launch-more textarea").is_visible():
+        if not page.locator("#new-run-more textarea").is_visible():
             page.get_by_role("button", name="More overrides").click()
-        page.locator("#launch-more textarea").fill(more)
-    expect(page.locator("#launch-command textarea")).to_have_value(re.compile(f"name={name}.*training.steps={steps}"))
-    page.locator("#launch-start").click()
-    expect(page.locator("#monitor-status h2")).to_have_text(name)
+        page.locator("#new-run-more textarea").fill(more)
+    expect(page.locator("#new-run-command textarea")).to_have_value(re.compile(f"name={name}.*training.steps={steps}"))
+    page.locator("#new-run-start").click()
+    expect(page.locator("#training-status h2")).to_have_text(name)
 
 
 def badge(page: Page, state: str) -> None:
-    expect(page.locator("#monitor-status .app-badge")).to_have_text(state)
+    expect(page.locator("#training-status .app-badge")).to_have_text(state)
 
 
 def check_finished(page: Page, state: JobState) -> None:
     """Assert what Monitor shows of a run of three steps that the page launched and that has ended."""
-    assert f"run={state.name}" in page.url and "tab=monitor" in page.url
+    assert f"run={state.name}" in page.url and "tab=training" in page.url
     assert page.locator("#app-first").count() == 0, "what was shown while the page was loading"
     badge(page, "finished")
-    expect(page.locator("#monitor-status")).to_contain_text("3 of 3")
-    expect(page.locator("#monitor-status [role=progressbar]")).to_have_attribute("aria-valuenow", "100")
+    expect(page.locator("#training-status")).to_contain_text("3 of 3")
+    expect(page.locator("#training-status [role=progressbar]")).to_have_attribute("aria-valuenow", "100")
     expect(page.locator(".app-plots .js-plotly-plot .scatterlayer .trace").first).to_be_attached()
-    expect(page.locator("#app-run input")).to_have_value(f"{state.name}  ·  finished")
-    assert page.locator("#monitor-stop").is_disabled() and page.locator("#monitor-resume").is_disabled()
+    expect(page.locator(f"#app-runs li[data-run='{state.name}']")).to_contain_text("finished")
+    assert page.locator("#training-stop").is_disabled() and page.locator("#training-resume").is_disabled()
     page.get_by_role("button", name="Log").click()
-    expect(page.locator("#monitor-log textarea")).to_have_value(re.compile("accuracy"))
-    expect(page.locator("#monitor-answers tbody tr").first).to_be_attached()
+    expect(page.locator("#training-log textarea")).to_have_value(re.compile("accuracy"))
+    expect(page.locator("#training-answers tbody tr").first).to_be_attached()
 
 
 def browse_to_illusion(page: Page) -> None:
     """From Monitor to a case of illusion by mouse alone."""
-    page.get_by_role("tab", name="Tokens", exact=True).click()
-    token = page.locator("#tokens-answer .wb-t").nth(1)
+    click_tab(page, "answers")
+    token = page.locator("#answers-answer .wb-t").nth(1)
     token.hover()
     expect(page.locator(".wb-card:popover-open [data-logprob]").first).to_be_visible()
     token.click()
-    expect(page.locator("#tokens-answer .wb-detail")).to_contain_text("token 2 of")
-    expect(page.locator("#tokens-answer .wb-detail .wb-fall svg")).to_be_visible()
+    expect(page.locator("#answers-answer .wb-detail")).to_contain_text("token 2 of")
+    expect(page.locator("#answers-answer .wb-detail .wb-fall svg")).to_be_visible()
 
-    page.get_by_role("tab", name="Movement", exact=True).click()
+    click_tab(page, "movement")
     expect(page.locator("#movement-flow .js-plotly-plot .sankey-node").first).to_be_attached()
 
-    page.get_by_role("tab", name="Illusion", exact=True).click()
-    worst = page.locator("#illusion-worst tr[data-key]").first
+    click_tab(page, "leakage")
+    worst = page.locator("#leakage-worst tr[data-key]").first
     position = json.loads(worst.get_attribute("data-key"))["position"]
     worst.click()
-    expect(page.locator("#tokens-answer .wb-detail")).to_contain_text(f"token {position + 1} of")
-    expect(page).to_have_url(re.compile(f"run=first.*tab=tokens.*token={position}"))
+    expect(page.locator("#answers-answer .wb-detail")).to_contain_text(f"token {position + 1} of")
+    expect(page).to_have_url(re.compile(f"run=first.*tab=answers.*token={position}"))
 
 
 def test_launched_run_leads_to_illusion_and_next_survives_server(server: Server, open_page: Callable) -> None:
-    page = open_page("tab=launch")
+    page = open_page("tab=new-run")
     # the visibility of photos' tokens is unknown, so a model of random weights has cases of illusion, too
     launch(page, "first", steps=3, more=f"data.train={SAMPLES}\ntrace.probes=2\ntrace.probe_every=1")
     badge(page, "finished")
@@ -75,11 +76,11 @@ def test_launched_run_leads_to_illusion_and_next_survives_server(server: Server,
     check_finished(page, server.state("first"))
     browse_to_illusion(page)
 
-    page.get_by_role("tab", name="Launch", exact=True).click()
+    click_tab(page, "new-run")
     launch(page, "long", steps=5000, more="data.eval=null\ntrace.probes=0\ntraining.save_every=1000")
     badge(page, "running")
     page.reload()
-    expect(page.locator("#monitor-status h2")).to_have_text("long")
+    expect(page.locator("#training-status h2")).to_have_text("long")
     badge(page, "running")
 
     server.kill()
@@ -88,14 +89,14 @@ def test_launched_run_leads_to_illusion_and_next_survives_server(server: Server,
     server.start()
     page.locator("#app-refresh").click()  # the page that was open goes on
     badge(page, "running")
-    expect(page.locator("#monitor-stop")).to_be_enabled()
-    page.locator("#monitor-stop").click()
+    expect(page.locator("#training-stop")).to_be_enabled()
+    page.locator("#training-stop").click()
     badge(page, "stopped")
     state = server.state("long")
     assert state.status == "stopped" and (state.run_dir / f"checkpoint-{state.step:06d}").is_dir()
 
-    page.locator("#monitor-resume").click()
+    page.locator("#training-resume").click()
     badge(page, "running")
     wait_for(lambda: server.state("long").step > state.step)
-    page.locator("#monitor-stop").click()
+    page.locator("#training-stop").click()
     badge(page, "stopped")

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from page_checks import free_port, watched_pages
+from page_checks import click_tab, free_port, watched_pages
 from playwright.sync_api import BrowserContext, Page, expect
 
 from workbench.app import layout, live_updates
@@ -51,37 +51,37 @@ def test_tokens_run_just_begun_shows_answers_once_recorded(opened, folder: Path,
     status |= {"status": "running", "pid": os.getpid(), "process": identify(os.getpid()), "steps_done": 0}
     status |= {"updated": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "doing": "evaluating student: 6 questions"}
     (run_dir / "run.json").write_text(json.dumps(status))
-    page = opened("run=living&tab=tokens")
-    expect(page.locator("#tokens-list")).to_contain_text("No training answer is recorded yet")
-    expect(page.locator("#tokens-list")).not_to_contain_text("filter")
-    expect(page.locator("#tokens-news")).to_contain_text(
+    page = opened("run=living&tab=answers")
+    expect(page.locator("#answers-list")).to_contain_text("No training answer is recorded yet")
+    expect(page.locator("#answers-list")).not_to_contain_text("filter")
+    expect(page.locator("#answers-news")).to_contain_text(
         "living is running: evaluating student: 6 questions; step 0 of 4"
     )
-    other = opened("run=living&tab=illusion")
-    expect(other.locator("#illusion-news")).to_contain_text("living is running")
-    expect(other.locator("#tab-illusion")).not_to_contain_text("nats per token")
+    other = opened("run=living&tab=leakage")
+    expect(other.locator("#leakage-news")).to_contain_text("living is running")
+    expect(other.locator("#tab-leakage")).not_to_contain_text("nats per token")
     for table in TABLES:  # whole at once, as a run records
         copy = shutil.copytree(trained / "dopd/traces" / table, folder / "copies" / table)
         copy.rename(run_dir / "traces" / table)
-    expect(page.locator("#tokens-list tr[data-key]").first).to_be_visible()
-    expect(page.locator("#tokens-answer .wb-detail")).to_contain_text("token")
-    expect(page.locator("#tokens-news")).not_to_contain_text("is running")
-    expect(other.locator("#illusion-news")).not_to_contain_text("is running")
-    expect(other.locator("#tab-illusion")).to_contain_text("nats per token")  # the student's entropy
+    expect(page.locator("#answers-list tr[data-key]").first).to_be_visible()
+    expect(page.locator("#answers-answer .wb-detail")).to_contain_text("token")
+    expect(page.locator("#answers-news")).not_to_contain_text("is running")
+    expect(other.locator("#leakage-news")).not_to_contain_text("is running")
+    expect(other.locator("#tab-leakage")).to_contain_text("nats per token")  # the student's entropy
     shutil.rmtree(run_dir)
 
 
 def test_monitor_run_deleted_clears_figures(opened, folder: Path) -> None:
     shutil.copytree(folder / "runs/done", folder / "runs/doomed")
-    page = opened("run=doomed&tab=monitor")
-    expect(page.locator("#monitor-status h2")).to_have_text("doomed")
+    page = opened("run=doomed&tab=training")
+    expect(page.locator("#training-status h2")).to_have_text("doomed")
     expect(page.locator(".app-plots .js-plotly-plot").first).to_be_visible()
     shutil.rmtree(folder / "runs/doomed")
-    gone = page.locator("#monitor-status [role=alert]")
+    gone = page.locator("#training-status [role=alert]")
     expect(gone).to_contain_text("does not exist")  # by itself
-    expect(page.locator("#monitor-status h2")).to_have_count(0)
+    expect(page.locator("#training-status h2")).to_have_count(0)
     expect(page.locator(".app-plots .js-plotly-plot")).to_have_count(0)
-    page.get_by_role("tab", name="Tokens", exact=True).click()
-    expect(page.locator("#tokens-list")).to_contain_text("does not exist")
-    page.get_by_role("tab", name="Monitor", exact=True).click()
+    click_tab(page, "answers")
+    expect(page.locator("#answers-list")).to_contain_text("does not exist")
+    click_tab(page, "training")
     expect(gone).to_contain_text("does not exist")

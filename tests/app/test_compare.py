@@ -4,22 +4,22 @@ import json
 import re
 import shutil
 
-from test_tokens import keys
+import pytest
+from test_answers import keys
 
 from workbench.app.context import AppContext
 from workbench.app.tabs import compare
+from workbench.errors import RunError
 
-OTHER, LAYOUT, LISTED, ALIGNED, VIEWS, METRIC, CURVES, ACCURACY, DIFFERENCE = range(9)
-
-
-def draw(context: AppContext, run: str = "dopd", **address: str) -> tuple:
-    return compare.draw(context, run, "light", address)
+LAYOUT, LISTED, ALIGNED, VIEWS, METRIC, CURVES, ACCURACY, DIFFERENCE = range(8)
 
 
-def test_compare_runs_offered_with_methods_except_own(context: AppContext) -> None:
-    drawn = draw(context)
-    assert {value for _, value in drawn[OTHER].choices} == {"opd", "begun", "photos"} and "second run" in drawn[LISTED]
-    assert any(label == "opd  ·  opd, finished" for label, _ in drawn[OTHER].choices)
+def draw(context: AppContext, run: str = "dopd", other: str = "", **address: str) -> tuple:
+    return compare.draw(context, run, "light", {"with": other, **address})
+
+
+def test_compare_one_run_asks_for_second_tick(context: AppContext) -> None:
+    assert "Tick a second run" in draw(context)[LISTED]
 
 
 def test_compare_probes_of_two_runs_are_aligned(context: AppContext) -> None:
@@ -66,11 +66,12 @@ def test_compare_same_name_in_two_studies_stay_apart(context: AppContext) -> Non
         shutil.rmtree(context.runs_dir / study)
 
 
-def test_compare_run_missing_or_untraced_shows_message(context: AppContext) -> None:
-    assert "does not exist" in draw(context, other="gone")[LISTED]
+def test_compare_run_missing_raises_and_untraced_shows_message(context: AppContext) -> None:
+    with pytest.raises(RunError):
+        draw(context, other="gone")
     drawn = draw(context, other="begun")
     assert "no recorded example in common" in drawn[LISTED] and drawn[VIEWS] == ""
 
 
 def test_compare_example_chosen_keeps_second_run() -> None:
-    assert compare.chosen_example({"other": "opd", "step": "3"}, {"example": "e"}) == {"other": "opd", "example": "e"}
+    assert compare.chosen_example({"with": "opd", "step": "3"}, {"example": "e"}) == {"with": "opd", "example": "e"}

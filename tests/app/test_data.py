@@ -9,7 +9,7 @@ import pytest
 from failures import raises
 from PIL import Image
 from small import run_config
-from test_tokens import keys
+from test_answers import keys
 
 from workbench.app.context import AppContext
 from workbench.app.tabs import data

@@ -10,7 +10,7 @@ from playwright.sync_api import expect
 
 from workbench.app.context import AppContext
 from workbench.app.finding_cards import findings_html
-from workbench.app.tabs import illusion
+from workbench.app.tabs import leakage
 from workbench.evals.findings import find, sentences
 from workbench.evals.records import EvalRecord, save_records
 from workbench.runs.folder import RunFolder
@@ -83,14 +83,14 @@ def test_cards_useless_evidence_answers_no(tmp_path: Path) -> None:
 
 
 def test_headline_run_without_evaluations_names_config_key(context: AppContext) -> None:
-    head = illusion.draw(context, "photos", "light", "")[0]
+    head = leakage.draw(context, "photos", "light", "")[0]
     assert "data.eval=SOURCE" in head and "wbu-findings" not in head
 
 
 def test_cards_on_desk_and_phone_fit_page(visit) -> None:
     """Three cards side by side on a desk, one below the other on a phone, none wider than the page."""
-    page = visit("run=dopd", "illusion")
-    sections = page.locator("#illusion-headline .wbu-findings section")
+    page = visit("run=dopd", "leakage")
+    sections = page.locator("#leakage-headline .wbu-findings section")
     expect(sections).to_have_count(3)
     expect(sections.first).to_contain_text("Does the evidence help?")
     assert len({round(card.bounding_box()["y"]) for card in sections.all()}) == 1

@@ -1,7 +1,7 @@
 """The tab of movement: probes over training, as fragments and figures."""
 
 from failures import raises
-from test_tokens import keys
+from test_answers import keys
 
 from workbench.app.components import TRACES
 from workbench.app.context import AppContext

@@ -21,7 +21,7 @@ from workbench.app.layout import build_app
 from workbench.errors import ConfigError
 from workbench.runs import jobs
 
-DOORS = {"launch-check", "launch-start", "monitor-resume", "data-score", "data-own-score"}
+DOORS = {"new-run-check", "new-run-start", "training-resume", "data-score", "data-own-score"}
 LOADERS = (
     "AutoConfig",
     "AutoProcessor",
@@ -94,7 +94,7 @@ def test_page_events_remote_code_refused_by_all(
         "data-own-given": "a",
         "data-given": "a",
     }
-    trust = next(item for item in app.blocks.values() if item.elem_id == "launch-models-trust_remote_code")
+    trust = next(item for item in app.blocks.values() if item.elem_id == "new-run-models-trust_remote_code")
     assert trust.value is True
     for event in app.fns.values():
         text = call(app, event, values) if event.fn is not None else None

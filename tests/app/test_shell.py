@@ -10,7 +10,7 @@ from failures import raises
 from page_checks import free_port
 
 from workbench.app.components import TRACES
-from workbench.app.context import ADDRESS_KEYS, AppContext, run_choices
+from workbench.app.context import ADDRESS_KEYS, AppContext, run_names
 from workbench.app.layout import (
     TABS,
     alert_html,
@@ -38,34 +38,37 @@ def context(tmp_path: Path) -> AppContext:
 
 
 def opened(context: AppContext, search: str) -> tuple[str | None, str, dict]:
-    run, tabs, tab, address, _ = open_address(context, search, "light")
-    assert tab == tabs.selected
-    return run.value, tab, address
+    run, tab, address, _ = open_address(context, search, "light")
+    return run, tab, address
 
 
 def test_open_address_full_opens_run_tab_and_parameters(context: AppContext) -> None:
     rest = "&".join(f"{key}={idx}" for idx, key in enumerate(ADDRESS_KEYS))
-    run, tab, address = opened(context, f"?run=old&tab=monitor&{rest}&__theme=dark&foreign=1")
-    assert (run, tab) == ("old", "monitor")
+    run, tab, address = opened(context, f"?run=old&tab=training&{rest}&__theme=dark&foreign=1")
+    assert (run, tab) == ("old", "training")
     assert address == {key: str(idx) for idx, key in enumerate(ADDRESS_KEYS)}
 
 
 def test_open_address_empty_opens_newest_run_or_launch(context: AppContext, tmp_path: Path) -> None:
-    assert opened(context, "") == ("new", "monitor", {})
-    assert opened(AppContext(tmp_path / "none", tmp_path), "?tab=nonsense") == (None, "launch", {})
+    assert opened(context, "") == ("new", "training", {})
+    assert opened(AppContext(tmp_path / "none", tmp_path), "?tab=nonsense") == (None, "new-run", {})
 
 
 def test_open_address_missing_run_warns_and_opens_newest(context: AppContext) -> None:
     with pytest.warns(UserWarning, match="Run &quot;&lt;b&gt;&quot; does not exist"):
-        assert opened(context, "?run=%3Cb%3E&tab=monitor")[0] == "new"
+        assert opened(context, "?run=%3Cb%3E&tab=training")[0] == "new"
     with pytest.warns(UserWarning, match="does not exist"):
         assert opened(context, "?run=../../etc")[0] == "new"
 
 
 def test_first_paint_loading_page_shows_run_state(context: AppContext, tmp_path: Path) -> None:
-    assert "<h2>new</h2>" in first_paint(context, "") and "<h2>old</h2>" in first_paint(context, "?run=old&tab=monitor")
+    assert "<h2>new</h2>" in first_paint(context, "") and "<h2>old</h2>" in first_paint(
+        context, "?run=old&tab=training"
+    )
     assert "<h2>new</h2>" in first_paint(context, "?run=%3Cb%3E"), "as the page, when the address names no run"
-    assert first_paint(context, "?run=old&tab=tokens") == "" == first_paint(AppContext(tmp_path / "none", tmp_path), "")
+    assert (
+        first_paint(context, "?run=old&tab=answers") == "" == first_paint(AppContext(tmp_path / "none", tmp_path), "")
+    )
 
 
 def test_open_address_long_value_is_cut(context: AppContext) -> None:
@@ -81,7 +84,7 @@ def test_run_dir_outside_folder_raises(context: AppContext, name: str) -> None:
 def test_open_address_run_of_study_opens(context: AppContext) -> None:
     (context.runs_dir / "study").mkdir()
     (context.runs_dir / "old").rename(context.runs_dir / "study" / "dopd-s0")
-    assert opened(context, "?run=study%2Fdopd-s0&tab=monitor")[0] == "study/dopd-s0"
+    assert opened(context, "?run=study%2Fdopd-s0&tab=training")[0] == "study/dopd-s0"
     assert context.run_dir("study/dopd-s0") == context.runs_dir / "study" / "dopd-s0"
 
 
@@ -90,25 +93,28 @@ def test_run_dir_symlink_out_of_folder_raises(context: AppContext, tmp_path: Pat
     (context.runs_dir / "link").symlink_to(tmp_path / "secret")
     with raises(RunError, "leads out"):
         context.run_dir("link")
-    assert [name for _, name in run_choices(context)] == ["new", "old"]
+    assert run_names(context) == ["new", "old"]
 
 
 def test_refresh_runs_existing_choice_is_kept(context: AppContext) -> None:
-    assert refresh_runs(context, "old").value == "old"
-    assert refresh_runs(context, "gone").value == "new"
-    assert refresh_runs(context, None).choices == [("new  ·  finished", "new"), ("old  ·  finished", "old")]
+    assert refresh_runs(context, "old") == "old" and refresh_runs(context, None) == "new"
+    with pytest.warns(UserWarning, match="was deleted or renamed"):
+        assert refresh_runs(context, "gone") == "new"
 
 
 def test_alert_html_failed_run_names_error_on_drawing_tabs(context: AppContext) -> None:
     (context.runs_dir / "old" / "run.json").write_text('{"status": "failed", "steps": 9, "error": "no <model> there"}')
-    assert "old failed before its first step: no &lt;model&gt; there" in alert_html(context, "old", "tokens")
-    assert not alert_html(context, "old", "monitor") and not alert_html(context, "new", "tokens")
+    assert "old failed before its first step: no &lt;model&gt; there" in alert_html(context, "old", "answers")
+    assert not alert_html(context, "old", "training") and not alert_html(context, "new", "answers")
 
 
-def test_build_app_tabs_are_in_order(context: AppContext) -> None:
+def test_build_app_places_and_views_are_in_order(context: AppContext) -> None:
     app = build_app(context)
-    labels = [block.label for block in app.blocks.values() if isinstance(block, gr.Tab) and block.id in TABS]
-    assert labels[:2] == ["Launch", "Monitor"] and labels == [label for label, _ in TABS.values()]
+    tabs = [
+        block.elem_id.removeprefix("tab-") for block in app.blocks.values() if str(block.elem_id).startswith("tab-")
+    ]
+    places = [block.label for block in app.blocks.values() if str(block.elem_id).startswith("place-")]
+    assert tabs == TABS and places == ["Runs", "Training", "Answers", "Leakage", "Data"]
 
 
 def test_callbacks_on_error_answer_for_every_output(context: AppContext) -> None:
@@ -140,12 +146,12 @@ def shown_instead(context: AppContext, run: str) -> dict[str, str]:
 def test_tabs_deleted_or_old_schema_run_show_error(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     context = AppContext(runs, runs)
     gone = shown_instead(context, "gone")
-    for tab in ("monitor", "tokens", "movement", "compare", "illusion", "data", "report"):
+    for tab in ("training", "answers", "movement", "compare", "leakage", "data"):
         assert "does not exist" in gone[tab] and 'role="alert"' in gone[tab], tab
     TRACES.close()
     monkeypatch.setattr("workbench.traces.schema.READABLE", (98, 99))
     older = shown_instead(context, "dopd")
-    for tab in ("tokens", "movement", "illusion"):
+    for tab in ("answers", "movement", "leakage"):
         assert "has trace version" in older[tab] and "wb-t " not in older[tab], tab
 
 
@@ -168,7 +174,7 @@ def test_password_page_requires_login_and_serves_no_file(runs: Path, tmp_path: P
     visitor = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60)
     try:
         assert visitor.get("/config").status_code == 401
-        first = {"url": "/gradio_api/run/first_paint", "json": {"data": ["?tab=monitor"]}}
+        first = {"url": "/gradio_api/run/first_paint", "json": {"data": ["?tab=training"]}}
         assert visitor.post(**first).status_code == 401
         page = visitor.get("/").text
         assert (

@@ -95,9 +95,9 @@ def test_read_study_living_process_is_running(context: AppContext) -> None:
     assert read_study(context.runs_dir, "small").state == "running"
 
 
-def test_run_address_row_clicked_opens_monitor(context: AppContext) -> None:
-    run, address, tabs = studies.run_address({"study": "small", "list_page": "2"}, "small", {"run": "dopd-s1"})
-    assert (run, address, tabs.selected) == ("small/dopd-s1", {"list_page": "2"}, "monitor")
+def test_run_address_row_clicked_opens_training(context: AppContext) -> None:
+    opened = studies.run_address({"study": "small", "list_page": "2"}, "small", {"run": "dopd-s1"})
+    assert opened == ("small/dopd-s1", {"list_page": "2"}, "training")
 
 
 def test_read_study_invalid_folder_raises(context: AppContext) -> None:

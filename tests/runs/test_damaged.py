@@ -12,7 +12,7 @@ from failures import raises
 
 from workbench.analysis.summary import summarize_run
 from workbench.app.context import AppContext
-from workbench.app.tabs import monitor, tokens
+from workbench.app.tabs import answers, training
 from workbench.cli import main
 from workbench.errors import TraceError, WorkbenchError
 from workbench.evals.records import load_records
@@ -133,7 +133,7 @@ def test_summary_report_and_page_name_damaged_trace(run: Path, table: str, capsy
     assert main(["report", str(run)]) == 2
     assert fault.search(capsys.readouterr().err) and not (run / "report.html").exists()
     try:
-        page = html.unescape("".join(map(str, tokens.draw(AppContext(run.parent, run.parent), run.name, {}))))
+        page = html.unescape("".join(map(str, answers.draw(AppContext(run.parent, run.parent), run.name, {}))))
     except TraceError as error:  # which the page shows in the tab's place
         page = str(error)
     assert fault.search(page)
@@ -143,7 +143,7 @@ def test_figures_of_damaged_traces_say_so_and_others_draw(run: Path) -> None:
     file = min((run / "traces" / "aggregates").glob("*.parquet"))
     raw = file.read_bytes()
     file.write_bytes(raw[:-60] + bytes([raw[-60] ^ 0x10]) + raw[-59:])  # in its footer
-    figures = monitor.draw(run, *monitor.read_traces(run)[:1], "light", monitor.read_traces(run)[1])
+    figures = training.draw(run, *training.read_traces(run)[:1], "light", training.read_traces(run)[1])
     texts = [" ".join(note.text or "" for note in figure.layout.annotations).replace("<br>", " ") for figure in figures]
     assert ["truncated or damaged" in text for text in texts[-3:]] == [True, True, True]
     assert not any("damaged" in text for text in texts[:-3]) and figures[0].data

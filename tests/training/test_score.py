@@ -10,7 +10,7 @@ from small import example, run_config
 
 from workbench.analysis.summary import summarize_run
 from workbench.app.context import AppContext
-from workbench.app.tabs import tokens as tokens_tab
+from workbench.app.tabs import answers as answers_tab
 from workbench.cli import main
 from workbench.config.schema import RunConfig
 from workbench.data.examples import load_examples
@@ -100,7 +100,7 @@ def test_scored_run_opens_everywhere(
     assert "12 of 12 rollouts" in text and "the file's, which are all 0 or 1" in text
     assert main(["show", str(run_dir), "--step", "2", "--rollout", "1"]) == 0
     assert "rollout 1" in capsys.readouterr().out
-    drawn = tokens_tab.draw(AppContext(tmp_path / "runs", Path("configs")), "scored", {"step": "2", "rollout": "1"})
+    drawn = answers_tab.draw(AppContext(tmp_path / "runs", Path("configs")), "scored", {"step": "2", "rollout": "1"})
     assert "scored" in str(drawn)
     assert [json.loads(line)["origin"][-2:] for line in (run_dir / "scored.jsonl").open()][:2] == [":1", ":2"]
     scored = open_scorer(run_dir).score(load_examples(DATA)[0], "red")

@@ -1,7 +1,7 @@
 """The web app over a folder of runs. Tabs show results of workbench.analysis and compute nothing themselves.
 
 server.py        the web server: hosts, origins, limits on requests
-layout.py        header, tabs, address
+layout.py        header, the five places and their views, address
 context.py       folders, components shared by all tabs, errors as messages
 components.py    pieces of HTML that tabs share
 form.py          a configuration as a form

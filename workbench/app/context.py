@@ -4,7 +4,7 @@ A tab is `build_tab(context, shared)`. Its callbacks are functions of (context, 
 them:
 
     draw = show_errors(partial(draw_answer, context))
-    shared.on_show("tokens", draw, inputs=[shared.run, shared.theme, shared.address], outputs=[picture])
+    shared.on_show("answers", draw, inputs=[shared.run, shared.theme, shared.address], outputs=[picture])
 
 `on_show` calls `draw` when the tab is open and the run, the theme or the address has changed since the last drawing,
 and when the user presses Refresh. The browser keeps the page's state (run, theme, address), so it survives a restart of
@@ -28,7 +28,7 @@ from workbench.runs.folder import find_run_dir
 from workbench.runs.jobs import JobState, find_jobs, read_job
 
 CHOICES = {  # by tab: the parameters that its lists and switches have in the address, with their defaults
-    "tokens": {
+    "answers": {
         "at_step": "",
         "regime": "",
         "domain": "",
@@ -41,11 +41,12 @@ CHOICES = {  # by tab: the parameters that its lists and switches have in the ad
     "compare": {"metric": "", "layout": "under"},
 }
 # parameters of the address that stay when another answer is opened
-PERSISTENT_PARAMS = ("other", "study", *(name for defaults in CHOICES.values() for name in defaults))
+PERSISTENT_PARAMS = ("with", "study", *(name for defaults in CHOICES.values() for name in defaults))
 ADDRESS_KEYS = ("step", "rollout", "process", "probe", "token", "example", "context", "list_page", *PERSISTENT_PARAMS)
 MAX_UPLOAD_MB = 20
 MAX_PARAM_LENGTH = 200  # characters of one parameter of an address
-NO_RUN = "No run selected. Choose one above, or start one in Launch."
+MAX_RUNS_LENGTH = 4000  # of the parameter "with", which names the further ticked runs
+NO_RUN = "No run selected. Choose one at the left, or start one in Runs, New run."
 
 
 @dataclass(frozen=True)
@@ -90,19 +91,19 @@ class AppContext:
 class Shared:
     """Components of the page that all tabs share.
 
-    run              the selected run's name
+    run              the selected run's name; `further_runs` has the others that are ticked
     theme            "light" or "dark", for figures
     address          parameters of the address: a mapping with some of ADDRESS_KEYS, values as text
-    tab              the open tab's name
-    tabs             return gr.Tabs(selected="tokens") to open another tab
+    tab              the open tab's name; return another to open it
+    sidebar          the list of runs
     refresh_trigger  by tab: a hidden text that changes when the open tab has to be drawn; see on_show
     """
 
-    run: gr.Dropdown
+    run: gr.Textbox
     theme: gr.Textbox
     address: gr.JSON
     tab: gr.Textbox
-    tabs: gr.Tabs
+    sidebar: gr.HTML
     refresh_trigger: dict[str, gr.Textbox]
 
     def on_show(self, tab: str, draw: Callable, inputs: Sequence[Component], outputs: Sequence[Component]) -> Any:
@@ -143,8 +144,14 @@ class Shared:
         )
 
 
+def further_runs(address: Mapping | None, run: str | None) -> list[str]:
+    """The runs that are ticked beside `run`, in the order of their ticks."""
+    names = str((address or {}).get("with") or "").split(",")
+    return list(dict.fromkeys(name for name in names if name and name != run))
+
+
 def persistent_params(address: Mapping | None, but: str = "") -> dict:
-    """Parameters that stay in the address when another answer is opened: second run, study, and each tab's choices.
+    """Parameters that stay in the address when another answer is opened: ticked runs, study, and each tab's choices.
 
     but  tab whose choices are dropped: the answer may be outside its filters
     """
@@ -179,8 +186,11 @@ def sync_to_url(
 
 
 def read_address(search: str | None) -> dict[str, str]:
-    """The parameters of an address such as "?run=a&tab=tokens"; of a repeated parameter the last value."""
-    return {key: values[-1][:MAX_PARAM_LENGTH] for key, values in parse_qs((search or "").lstrip("?")).items()}
+    """The parameters of an address such as "?run=a&tab=answers"; of a repeated parameter the last value."""
+    return {
+        key: values[-1][: MAX_RUNS_LENGTH if key == "with" else MAX_PARAM_LENGTH]
+        for key, values in parse_qs((search or "").lstrip("?")).items()
+    }
 
 
 def requested_run(params: Mapping[str, str], runs: Sequence[str]) -> str | None:
@@ -190,12 +200,12 @@ def requested_run(params: Mapping[str, str], runs: Sequence[str]) -> str | None:
 
 def first_tab(runs: Sequence) -> str:
     """The tab that opens if the address names none."""
-    return "monitor" if runs else "launch"
+    return "training" if runs else "new-run"
 
 
-def run_choices(context: AppContext) -> list[tuple[str, str]]:
-    """Choices of the run picker, newest first: (label with state, name)."""
-    return [(f"{state.name}  ·  {state.status}", state.name) for state in find_jobs(context.runs_dir)]
+def run_names(context: AppContext) -> list[str]:
+    """Names of all runs, newest first."""
+    return [state.name for state in find_jobs(context.runs_dir)]
 
 
 def show_errors(callback: Callable, outputs: int = 1) -> Callable:

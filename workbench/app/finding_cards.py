@@ -1,4 +1,4 @@
-"""Three cards above the figures of Illusion: does the evidence help, accuracy gain, over-confidence.
+"""Three cards above the figures of Leakage: does the evidence help, accuracy gain, over-confidence.
 
 The numbers are those at the end of `workbench summary` (workbench.evals.findings). A card without a number names the
 key that records it.

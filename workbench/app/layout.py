@@ -1,6 +1,6 @@
-"""The page around the tabs: header, run picker, theme and address.
+"""The page: five places, each with its views, a list of runs at the left, a header, theme and address.
 
-Every view has an address, `?run=...&tab=tokens&step=20&rollout=3`, and a link opens it again. The browser writes the
+Every view has an address, `?run=...&tab=answers&step=20&rollout=3`, and a link opens it again. The browser writes the
 address (assets/app.js) whenever the run, the tab or one of a tab's parameters changes. The server reads it on load and
 when the user goes back or forward in the browser's history.
 """
@@ -20,28 +20,30 @@ from workbench.app.context import (
     AppContext,
     Shared,
     first_tab,
+    further_runs,
     note,
     read_address,
     requested_run,
-    run_choices,
+    run_names,
     show_errors,
 )
-from workbench.app.tabs import compare, data, geometry, illusion, launch, monitor, movement, report, studies, tokens
+from workbench.app.sidebar import build_sidebar, connect_sidebar, sidebar_html
+from workbench.app.tabs import answers, compare, data, geometry, leakage, movement, new_run, report, studies, training
 from workbench.errors import RunError
 from workbench.render import page_head
 
-TABS: dict[str, tuple[str, ModuleType]] = {
-    "launch": ("Launch", launch),
-    "monitor": ("Monitor", monitor),
-    "tokens": ("Tokens", tokens),
-    "movement": ("Movement", movement),
-    "compare": ("Compare", compare),
-    "illusion": ("Illusion", illusion),
-    "geometry": ("Geometry", geometry),
-    "data": ("Data", data),
-    "studies": ("Studies", studies),
-    "report": ("Report", report),
+PLACES: dict[str, tuple[str, dict[str, tuple[str, ModuleType]]]] = {  # place: label, its views
+    "runs": ("Runs", {"new-run": ("New run", new_run), "studies": ("Studies", studies)}),
+    "training": (
+        "Training",
+        {"training": ("Charts", training), "movement": ("Movement", movement), "geometry": ("Geometry", geometry)},
+    ),
+    "answers": ("Answers", {"answers": ("Browse", answers), "compare": ("Compare", compare)}),
+    "leakage": ("Leakage", {"leakage": ("Leakage", leakage)}),
+    "data": ("Data", {"data": ("Examples", data)}),
 }
+TABS = [tab for _, views in PLACES.values() for tab in views]
+WITHOUT_RUN = ("", "new-run", "studies")  # tabs that draw no run
 POLL_S = 10.0  # seconds between looks for new runs, and at whether the shown run has died or was deleted
 ACCENT = gr.themes.Color(
     "#eef6fb",
@@ -73,41 +75,34 @@ INK = gr.themes.Color(
 
 def build_app(context: AppContext) -> gr.Blocks:
     """The page over a runs folder."""
-    choices = run_choices(context)
     with gr.Blocks(
         title="Distillation workbench", fill_width=True, analytics_enabled=False, delete_cache=(3600, 3600)
     ) as app:
         with gr.Row(elem_id="app-header", equal_height=True):
+            runs_toggle = gr.Button("☰ Runs", elem_id="app-runs-toggle", size="sm", min_width=84, scale=0)
             gr.HTML(_title(context), elem_id="app-title", padding=False)
-            run = gr.Dropdown(
-                choices,
-                value=None,
-                label="Run",
-                container=False,
-                allow_custom_value=True,  # a run that was started elsewhere is not among the choices yet
-                elem_id="app-run",
-                min_width=300,
-                scale=2,
-            )
-            refresh = gr.Button("Refresh", elem_id="app-refresh", size="sm", min_width=110, scale=0)
-            toggle = gr.Button("◐ Theme", elem_id="app-theme", size="sm", min_width=110, scale=0)
+            report_button = gr.Button("Report", elem_id="app-report", size="sm", min_width=96, scale=0)
+            refresh = gr.Button("Refresh", elem_id="app-refresh", size="sm", min_width=96, scale=0)
+            toggle = gr.Button("◐ Theme", elem_id="app-theme", size="sm", min_width=96, scale=0)
         with gr.Row(visible="hidden"):
             search = gr.Textbox(visible="hidden")
             back = gr.Textbox("0", visible="hidden", elem_id="app-back")  # counts steps through the browser's history
+            run = gr.Textbox(visible="hidden", elem_id="app-run")
             theme = gr.Textbox("light", visible="hidden", elem_id="app-theme-name")
             tab = gr.Textbox("", visible="hidden")
             address = gr.JSON({}, visible="hidden")
-            listed_runs = gr.Textbox("", visible="hidden")  # mark of the picker's choices
+            listed_runs = gr.Textbox("", visible="hidden")  # mark of the listed runs
             triggers = {name: gr.Textbox("", visible="hidden", elem_id=f"app-trigger-{name}") for name in TABS}
-        alert = gr.HTML("", elem_id="app-trouble", padding=False)
-        first = first_tab(choices)  # drawn before the address is known; most addresses open it
-        with gr.Tabs(selected=first, elem_id="app-tabs") as tabs:
-            shared = Shared(run, theme, address, tab, tabs, triggers)
-            for name, (label, module) in TABS.items():
-                with gr.Tab(label, id=name, elem_id=f"tab-{name}") as tab_item:
-                    module.build_tab(context, shared)
-                tab_item.select(None, None, tab, js=f"() => {json.dumps(name)}")
-        _connect(context, app, shared, refresh, toggle, search, back, listed_runs, alert)
+        with gr.Row(elem_id="app-body"):
+            with gr.Column(elem_id="app-sidebar", min_width=0, scale=0):
+                sidebar = build_sidebar()
+            with gr.Column(elem_id="app-main", min_width=0, scale=1):
+                shared = Shared(run, theme, address, tab, sidebar, triggers)
+                report.build_panel(context, shared, report_button)
+                alert = gr.HTML("", elem_id="app-trouble", padding=False)
+                places = _build_places(context, shared, first_tab(run_names(context)))
+        runs_toggle.click(None, js="() => workbenchSidebar.toggle()")
+        _connect(context, app, shared, places, refresh, toggle, search, back, listed_runs, alert)
 
         def load_first_paint(search: str) -> str:  # gr.api needs annotated parameters
             return first_paint(context, search)
@@ -116,10 +111,45 @@ def build_app(context: AppContext) -> gr.Blocks:
     return app
 
 
+def _build_places(context: AppContext, shared: Shared, first: str) -> list[gr.Tabs]:
+    """The places and their views. Returns the tabs of the places, then those of each place with several views.
+
+    first  tab that is drawn before the address is known; most addresses open it
+    """
+    result = []
+    with gr.Tabs(selected=place_of(first), elem_id="app-tabs") as places:
+        for place, (label, views) in PLACES.items():
+            with gr.Tab(label, id=place, elem_id=f"place-{place}") as place_item:
+                if len(views) == 1:
+                    ((tab, (_, module)),) = views.items()
+                    with gr.Column(elem_id=f"tab-{tab}"):
+                        module.build_tab(context, shared)
+                else:
+                    with gr.Tabs(
+                        selected=first if first in views else next(iter(views)), elem_classes="app-views"
+                    ) as inner:
+                        for tab, (label, module) in views.items():
+                            with gr.Tab(label, id=tab, elem_id=f"tab-{tab}") as item:
+                                module.build_tab(context, shared)
+                            item.select(None, None, shared.tab, js=f"() => {json.dumps(tab)}")
+                    result.append(inner)
+            enter = f"(tab) => workbenchApp.enter({json.dumps(list(views))}, tab)"
+            place_item.select(None, shared.tab, shared.tab, js=enter)
+    groups = json.dumps([[place, list(views)] for place, (_, views) in PLACES.items()])
+    shared.tab.change(None, shared.tab, [places, *result], js=f"(tab) => workbenchApp.select({groups}, tab)")
+    return [places, *result]
+
+
+def place_of(tab: str) -> str:
+    """The place of a tab."""
+    return next(place for place, (_, views) in PLACES.items() if tab in views)
+
+
 def _connect(
     context: AppContext,
     app: gr.Blocks,
     shared: Shared,
+    places: list[gr.Tabs],
     refresh: gr.Button,
     toggle: gr.Button,
     search: gr.Textbox,
@@ -134,18 +164,19 @@ def _connect(
         "fn": None,
         "inputs": [run, tab, theme, address, *triggers],
         "outputs": triggers,
-        "js": f"(...values) => workbenchApp.show({json.dumps(list(TABS))}, ...values)",
+        "js": f"(...values) => workbenchApp.show({json.dumps(TABS)}, ...values)",
     }
     gr.on([run.change, tab.change, theme.change, address.change], **draw_open_tab)
     gr.on(
         [run.change, tab.change, refresh.click, gr.Timer(POLL_S).tick],
         show_errors(partial(poll, context), 3 + len(triggers)),
         [run, tab, listed_runs],
-        [alert, run, listed_runs, *triggers],
+        [alert, shared.sidebar, listed_runs, *triggers],
         show_progress="hidden",
         api_visibility="private",
         queue=False,
     )
+    connect_sidebar(shared)
     toggle.click(None, None, theme, js="() => workbenchApp.toggle()")
     refreshed = refresh.click(  # after a restart of the server the page has no run yet, but its address names one
         show_errors(partial(refresh_runs, context)),
@@ -155,7 +186,7 @@ def _connect(
         api_visibility="private",
     )
     refreshed.then(None, js="() => workbenchApp.refresh()").then(**draw_open_tab)
-    outputs = [run, shared.tabs, tab, address, theme]
+    outputs = [run, tab, address, theme]
     for event in (app.load, back.change):
         opened = event(
             show_errors(partial(open_address, context), len(outputs)),
@@ -177,50 +208,50 @@ def page_style() -> dict:
 def early_head() -> str:
     """The page's script, and the style of its first paint."""
     font = f":root {{ --first-font: {SANS}; }}"
-    scripts = "".join(map(read_asset, ("app.js", "lists.js", "rows.js")))
+    scripts = "".join(map(read_asset, ("app.js", "sidebar.js", "lists.js", "rows.js")))
     return f"<style>{font}{read_asset('app.css')}</style><script>{scripts}</script>"
 
 
 def first_paint(context: AppContext, search: str) -> str:
     """Title and run state as HTML for assets/app.js while Gradio loads; "" if the address opens another tab."""
-    params, names = read_address(search), [name for _, name in run_choices(context)]
+    params, names = read_address(search), run_names(context)
     run = requested_run(params, names)
-    if run is None or params.get("tab", "monitor") != "monitor":
+    if run is None or params.get("tab", "training") != "training":
         return ""
-    state, *_ = monitor.summary_view(context, run)
+    state, *_ = training.summary_view(context, run)
     return f'<div class="app-title">{_title(context)}</div>{state}'
 
 
-def refresh_runs(context: AppContext, run: str | None) -> object:
-    """The run picker with the current runs. The chosen run stays; if it was deleted, a warning names it."""
-    choices = run_choices(context)
-    names = [name for _, name in choices]
-    if run and run not in names:
+def refresh_runs(context: AppContext, run: str | None) -> str | None:
+    """The run if it exists. If it was deleted, a warning names it, and the newest run is chosen."""
+    names = run_names(context)
+    if run in names:
+        return run
+    if run:
         gr.Warning(escape(f'The folder of run "{run}" was deleted or renamed. The newest run is shown instead.'))
-    return gr.Dropdown(choices=choices, value=run if run in names else names[0] if names else None)
+    return names[0] if names else None
 
 
 def poll(context: AppContext, run: str | None, tab: str, listed_runs: str) -> tuple:
-    """The alert above the tabs, the run picker and the mark of its choices, and each tab's trigger.
+    """The alert above the tabs, the list of runs and its mark, and each tab's trigger.
 
-    The picker changes only if runs or their states have; an open tab is redrawn if its run was deleted.
+    The list changes only if runs or their states have; an open tab is redrawn if its run was deleted.
     """
     is_deleted = False
-    if run and tab not in ("", "launch", "studies"):
+    if run and tab not in WITHOUT_RUN:
         try:
             context.job(run)
         except RunError:
             is_deleted = True
-    choices = run_choices(context)
-    mark = hashlib.sha1(json.dumps(choices).encode(), usedforsecurity=False).hexdigest()
-    picker = gr.skip() if mark == listed_runs else gr.Dropdown(choices=choices)
+    html = sidebar_html(context)
+    mark = hashlib.sha1(html.encode(), usedforsecurity=False).hexdigest()
     triggers = [f"deleted: {run}" if is_deleted and name == tab else gr.skip() for name in TABS]
-    return alert_html(context, run, tab), picker, mark, *triggers
+    return alert_html(context, run, tab), gr.skip() if mark == listed_runs else html, mark, *triggers
 
 
 def alert_html(context: AppContext, run: str | None, tab: str) -> str:
-    """The alert above tabs that draw a run: how the run failed, and its error. Monitor shows the error itself."""
-    if not run or tab in ("", "launch", "monitor", "studies"):
+    """The alert above tabs that draw a run: how the run failed, and its error. Training shows the error itself."""
+    if not run or tab in (*WITHOUT_RUN, "training"):
         return ""
     try:
         state = context.job(run)
@@ -234,17 +265,17 @@ def alert_html(context: AppContext, run: str | None, tab: str) -> str:
 
 
 def open_address(context: AppContext, search: str, theme: str) -> tuple:
-    """Run, tab to open, its name, the address's other known parameters, and the theme."""
-    choices = run_choices(context)
-    names = [name for _, name in choices]
+    """Run, name of the tab to open, the address's other known parameters, and the theme."""
+    names = run_names(context)
     params = read_address(search)
     run = params.get("run")
-    if run is not None and run not in names:
-        message = f'Run "{run}" does not exist; it may have been deleted. Choose a run from the list above.'
-        gr.Warning(escape(message), title="Run not found")
+    for name in [run] * (run is not None) + further_runs(params, run):
+        if name not in names:
+            message = f'Run "{name}" does not exist; it may have been deleted. Choose a run from the list at the left.'
+            gr.Warning(escape(message), title="Run not found")
     tab = params["tab"] if params.get("tab") in TABS else first_tab(names)
     address = {key: params[key] for key in ADDRESS_KEYS if key in params}
-    return gr.Dropdown(choices=choices, value=requested_run(params, names)), gr.Tabs(selected=tab), tab, address, theme
+    return requested_run(params, names), tab, address, theme
 
 
 def _title(context: AppContext) -> str:

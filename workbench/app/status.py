@@ -27,7 +27,7 @@ def status_html(state: JobState) -> str:
     notes += "".join(note(warning, "warning") for warning in state.warnings)
     if state.status in ("failed", "stopped", "died") and not state.can_resume:
         notes += note(
-            "This run cannot be resumed: it ended before its run folder was created. Choose it in Launch under "
+            "This run cannot be resumed: it ended before its run folder was created. Choose it in New run under "
             "Start from, correct it and start it again."
         )
     if state.skipped:

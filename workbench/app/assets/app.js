@@ -15,6 +15,7 @@ window.workbenchApp = (() => {
   let pinned = null; // parameters of the address for the pinned token, which the server does not need
   let keys = 0, paused = ""; // key presses in a form, and their number when the user last paused
   let acts = 0, pushed = 0; // presses of the user, and their number at the newest entry of the browser's history
+  const lastOf = {}; // by place: the view that was open last
   const stored = () => { try { return localStorage.getItem("workbench-theme"); } catch { return null; } };
   const isDark = () => {
     const wanted = forced || stored();
@@ -32,7 +33,7 @@ window.workbenchApp = (() => {
     const query = new URLSearchParams();
     if (page.run) query.set("run", page.run);
     query.set("tab", page.tab);
-    for (const [key, value] of Object.entries({ ...page.address, ...(page.tab === "tokens" ? pinned : null) }))
+    for (const [key, value] of Object.entries({ ...page.address, ...(page.tab === "answers" ? pinned : null) }))
       if (value !== null && value !== undefined && value !== "") query.set(key, value);
     if (forced) query.set("__theme", forced);
     const url = `${location.pathname}?${query}`;
@@ -58,7 +59,7 @@ window.workbenchApp = (() => {
     const request = { method: "POST", headers: { "Content-Type": "application/json" }, body };
     const response = await fetch(`${config.root || ""}${config.api_prefix || "/gradio_api"}/run/first_paint`, request);
     const html = response.ok ? (await response.json()).data[0] : "";
-    const isDrawn = () => document.querySelector("#monitor-status :is(h2, p), #app-trouble p");
+    const isDrawn = () => document.querySelector("#training-status :is(h2, p), #app-trouble p");
     if (!html || isDrawn()) return;
     const first = document.createElement("div");
     first.id = "app-first";
@@ -80,8 +81,8 @@ window.workbenchApp = (() => {
     return own === keys ? (paused = String(own)) : paused;
   };
   document.addEventListener("input", async ({ target }) => {
-    if (!target.closest("#launch")) return;
-    const box = document.querySelector("#launch-typed textarea, #launch-typed input");
+    if (!target.closest("#new-run")) return;
+    const box = document.querySelector("#new-run-typed textarea, #new-run-typed input");
     const value = await typed();
     if (box.value === value) return;
     box.value = value;
@@ -96,6 +97,17 @@ window.workbenchApp = (() => {
       return theme;
     },
     open: () => { isOpen = true; },
+    // the view that a place opens: the open one, or the one that it had last
+    enter: (views, tab) => views.includes(tab) ? tab : views.find((view) => lastOf[view]) || views[0],
+    // the tabs of the page and of the places with several views, when `tab` is open
+    select: (places, tab) => {
+      const chosen = (selected) => ({ __type__: "update", selected });
+      const [place, views] = places.find(([, views]) => views.includes(tab)) || places[0];
+      for (const view of views) lastOf[view] = view === tab;
+      const inner = places.filter(([, views]) => views.length > 1).map(([, views]) =>
+        views.includes(tab) ? chosen(tab) : undefined);
+      return [chosen(place), ...inner];
+    },
     refresh: () => { refreshes += 1; },
     pin: (index, answer) => { // the address gets the pinned token and its answer
       pinned = { ...answer, token: index };
@@ -123,6 +135,7 @@ window.workbenchApp = (() => {
       if (!tab || !isOpen) return triggers;
       const before = page;
       page = { run, tab, address: address || {} };
+      window.workbenchSidebar.mark(run, page.address.with);
       const isOther = (...names) => before && names.some((name) =>
         JSON.stringify(page[name]) !== JSON.stringify(before[name]));
       if (isOther("run", "address")) pinned = null;

@@ -1,4 +1,4 @@
-"""Compare: two runs on the same example, token by token; their metrics, accuracies and configurations."""
+"""Compare in Answers: two runs on the same example, token by token; their metrics, accuracies and configurations."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -29,6 +29,7 @@ from workbench.app.context import (
     AppContext,
     Shared,
     choice,
+    further_runs,
     persistent_params,
     sentence,
     show_errors,
@@ -38,45 +39,28 @@ from workbench.app.live_updates import follow_run
 from workbench.errors import WorkbenchError
 from workbench.render import TokenView, colors, render_tokens
 from workbench.render.text import NONE, signed, visible_text
-from workbench.runs.jobs import find_jobs
 
 METRICS = ("loss", "accuracy", "entropy", "completion_length", "abs_capability_gap", "abs_information_gap")
-NO_OTHER = "Choose a second run to compare with, for example another method on the same data."
+NO_OTHER = "Tick a second run in the list at the left, for example another method on the same data."
 
 
 def draw(context: AppContext, run: str | None, theme: str, address: Mapping | None) -> tuple:
-    """Second runs, layout, examples, aligned tokens, token views, metric and curves, accuracies, configurations."""
+    """Layout, examples, aligned tokens, token views, metric and curves, accuracies, configurations."""
     address = address or {}
     layout = choice(address, "compare", "layout", ("under", "beside"))
     first = context.run_dir(run)
-    others = other_choices(context, run or "")
-    name = str(address.get("other") or "")
-    names = [value for _, value in others]
-    chooser = gr.Dropdown(choices=others, value=name if name in names else None)
-    if name not in names:
-        message = NO_OTHER if names else "This is the only run. Start a second one, with another method, to compare."
-        if name:
-            message = f'Run "{name}" does not exist; it may have been deleted. {NO_OTHER}'
+    others = further_runs(address, run)
+    if not others:
         nothing = gr.Plot(visible=False)
-        return (
-            chooser,
-            gr.Radio(value=layout, visible=False),
-            empty_html(message),
-            "",
-            "",
-            gr.Dropdown(choices=[], value=None, visible=False),
-            nothing,
-            "",
-            "",
-        )
-    second = context.run_dir(name)
+        hidden = gr.Dropdown(choices=[], value=None, visible=False)
+        return gr.Radio(value=layout, visible=False), empty_html(NO_OTHER), "", "", hidden, nothing, "", ""
+    second = context.run_dir(others[0])
     listed, row = draw_examples(first, second, str(address.get("example") or ""))
     aligned, views = draw_pair(first, second, row, layout)
     metric_names = known_metrics(first, second)
     metric = choice(address, "compare", "metric", metric_names) or (metric_names[0] if metric_names else "")
     curves = compare.metrics_of(first, second, (metric,) if metric else ())
     return (
-        chooser,
         gr.Radio(value=layout, visible=row is not None),
         listed,
         aligned,
@@ -92,14 +76,6 @@ def draw(context: AppContext, run: str | None, theme: str, address: Mapping | No
         draw_accuracy(first, second),
         draw_difference(first, second),
     )
-
-
-def other_choices(context: AppContext, run: str) -> list[tuple[str, str]]:
-    """Choices of the second run, with method and status."""
-    others = [state for state in find_jobs(context.runs_dir) if state.name != run]
-    return [
-        (f"{state.name}  ·  {', '.join(filter(None, (state.method, state.status)))}", state.name) for state in others
-    ]
 
 
 def draw_examples(first: Path, second: Path, wanted: str) -> tuple[str, dict | None]:
@@ -269,9 +245,8 @@ def chosen_example(address: Mapping | None, key: Mapping) -> dict:
 
 
 def build_tab(context: AppContext, shared: Shared) -> None:
-    """Second run, accuracies, metrics and configurations of both, then their answers to one example."""
+    """Accuracies, metrics and configurations of both, then their answers to one example."""
     follow_run(context, shared, "compare", "rollouts")
-    other = gr.Dropdown([], label="compare with", elem_id="compare-other")
     accuracy = fragment_component("accuracy of both runs", elem_id="compare-accuracy")
     with gr.Row():
         with gr.Column(min_width=420):
@@ -299,18 +274,8 @@ def build_tab(context: AppContext, shared: Shared) -> None:
         elem_id="compare-views",
     )
 
-    quiet = {"show_progress": "hidden", "api_visibility": "private"}
-    outputs = [other, layout, listed, aligned, views, metric, curves, accuracy, difference]
+    outputs = [layout, listed, aligned, views, metric, curves, accuracy, difference]
     drawing = show_errors(partial(draw, context), len(outputs))
     shared.on_show("compare", drawing, [shared.run, shared.theme, shared.address], outputs)
     sync_to_url(shared, [metric.input, layout.input], CHOICES["compare"], [metric, layout])
-    other.input(
-        lambda name, address: (
-            persistent_params(address) | {"other": name or "", "example": (address or {}).get("example", "")}
-        ),
-        [other, shared.address],
-        shared.address,
-        **quiet,
-    )
-
     shared.on_choose(listed, chosen_example)

@@ -152,7 +152,7 @@ def draw_moved(traces: Traces) -> str:
         MOVED_COLUMNS,
         label="tokens with regime changes",
         key=MOVED_KEY,
-        title="Tokens with the most regime changes: choose one to open it in Tokens",
+        title="Tokens with the most regime changes: choose one to open it in Answers",
         tall=420,
     )
 
@@ -169,7 +169,7 @@ def moved_address(context: AppContext, run: str | None, address: Mapping | None,
     traces = TRACES.of(context.run_dir(run))
     steps = traces.steps("probe_rollouts") if traces is not None else []
     last = steps[-1] if steps else 0
-    return persistent_params(address, but="tokens") | answer_address(
+    return persistent_params(address, but="answers") | answer_address(
         last, int(key["rollout"]), process=int(key["process"]), probe=True, token=int(key["position"])
     )
 
@@ -209,7 +209,7 @@ def build_tab(context: AppContext, shared: Shared) -> None:
     sync_to_url(shared, [box.input for box in boxes], CHOICES["movement"], boxes)
 
     def open_token(event: gr.EventData, run: str, address: dict) -> tuple:
-        return moved_address(context, run, address, event.key), gr.Tabs(selected="tokens")
+        return moved_address(context, run, address, event.key), "answers"
 
     shared.on_choose(listed, probe_address)
-    moved.select(show_errors(open_token, 2), [shared.run, shared.address], [shared.address, shared.tabs], **quiet)
+    moved.select(show_errors(open_token, 2), [shared.run, shared.address], [shared.address, shared.tab], **quiet)

@@ -12,7 +12,7 @@ import gradio as gr
 
 from workbench.analysis.report import REPORT_NAME, write_report
 from workbench.app.components import fragment_component
-from workbench.app.context import AppContext, Shared, note, show_errors
+from workbench.app.context import AppContext, Shared, note, render_error_in_place, show_errors
 
 ABOUT = """<h2>HTML report of this run</h2><p>Curves, accuracy and confidence, regime shares, movement of probes,
 imitation, and selected answers token by token. The file is self-contained and loads nothing from a network.</p>"""
@@ -68,20 +68,29 @@ def _download(file: Path, run: str) -> gr.DownloadButton:
     return gr.DownloadButton(f"{_LINK} {copy.name}", value=str(copy), visible=True)
 
 
-def build_tab(context: AppContext, shared: Shared) -> None:
-    """Description, options, the Write button, the download link."""
-    words = fragment_component("about the report", elem_id="report-about")
-    with gr.Row():
-        answers = gr.Slider(
-            0, 24, value=8, step=1, label="answers, token by token", elem_id="report-answers", min_width=240
-        )
-        theme = gr.Radio(("light", "dark"), value="light", label="theme", elem_id="report-theme", min_width=160)
-    with gr.Row():
-        button = gr.Button("Write the report", variant="primary", elem_id="report-write", scale=0, min_width=200)
-        link = gr.DownloadButton(_LINK, visible=False, elem_id="report-link", scale=0, min_width=340)
-    notice = fragment_component("result of writing", elem_id="report-said")
-    shared.on_show("report", show_errors(partial(draw, context), 2), [shared.run], [words, link])
-    shared.run.change(lambda: "", None, notice, show_progress="hidden", api_visibility="private")
+def build_panel(context: AppContext, shared: Shared, opener: gr.Button) -> None:
+    """A panel that `opener` opens and closes: description, options, the Write button, the download link."""
+    is_open = gr.State(False)
+    with gr.Column(visible=False, elem_id="report") as panel:
+        words = fragment_component("about the report", elem_id="report-about")
+        with gr.Row():
+            answers = gr.Slider(
+                0, 24, value=8, step=1, label="answers, token by token", elem_id="report-answers", min_width=240
+            )
+            theme = gr.Radio(("light", "dark"), value="light", label="theme", elem_id="report-theme", min_width=160)
+        with gr.Row():
+            button = gr.Button("Write the report", variant="primary", elem_id="report-write", scale=0, min_width=200)
+            link = gr.DownloadButton(_LINK, visible=False, elem_id="report-link", scale=0, min_width=340)
+            close = gr.Button("Close", elem_id="report-close", scale=0, min_width=96)
+        notice = fragment_component("result of writing", elem_id="report-result")
+    quiet = {"show_progress": "hidden", "api_visibility": "private"}
+    drawing = render_error_in_place(partial(draw, context), [words, link])
+    opened = opener.click(
+        lambda was_open: (not was_open, gr.Column(visible=not was_open)), is_open, [is_open, panel], **quiet
+    )
+    opened.then(drawing, shared.run, [words, link], **quiet)
+    close.click(lambda: (False, gr.Column(visible=False)), None, [is_open, panel], **quiet)
+    shared.run.change(lambda: (False, gr.Column(visible=False), ""), None, [is_open, panel, notice], **quiet)
     button.click(
         show_errors(partial(write, context), 2),
         [shared.run, answers, theme],

@@ -1,7 +1,7 @@
 """Studies: the state of a grid of runs, and the differences between its variants with confidence intervals.
 
 A study is a file and is started in a terminal (`workbench study FILE`). This tab follows it. A row of its runs opens
-that run in Monitor.
+that run in Training.
 """
 
 from collections.abc import Mapping
@@ -68,7 +68,7 @@ def draw(
             RUN_COLUMNS,
             label="runs of the study",
             key=("run",),
-            title="Runs of the study: choose one to open it in Monitor",
+            title="Runs of the study: choose one to open it in Training",
             tall=420,
         ),
         notes_html(study),
@@ -147,9 +147,9 @@ def compared_columns(study: StudyStatus) -> tuple[Column, ...]:
 
 
 def run_address(address: Mapping | None, study: str, key: Mapping) -> tuple:
-    """A run of the study in Monitor: its name, the address without the study, the tab."""
+    """A run of the study in Training: its name, the address without the study, the tab."""
     without_study = {name: value for name, value in (address or {}).items() if name != "study"}
-    return f"{study}/{key['run']}", without_study, gr.Tabs(selected="monitor")
+    return f"{study}/{key['run']}", without_study, "training"
 
 
 def _index(text: str | None, options: list) -> int:
@@ -184,4 +184,4 @@ def build_tab(context: AppContext, shared: Shared) -> None:
     def open_run(event: gr.EventData, address: dict, name: str) -> tuple:
         return run_address(address, name, event.key)
 
-    runs.select(show_errors(open_run, 3), [shared.address, study], [shared.run, shared.address, shared.tabs], **quiet)
+    runs.select(show_errors(open_run, 3), [shared.address, study], [shared.run, shared.address, shared.tab], **quiet)

@@ -1,4 +1,4 @@
-"""Tokens: a page of answers, and one of them token by token beside its image evidence.
+"""Browse in Answers: a page of answers, and one of them token by token beside its image evidence.
 
 1. The address has the open answer (step, rollout, process, probe), its pinned token, the page of the list, and the
    filters.
@@ -112,15 +112,16 @@ def _verdict(selection: Selection) -> str:
 def select(address: Mapping, choices: Mapping[str, list]) -> Selection:
     """The selection of the address; filters with values that this run lacks are ignored, as after a change of run."""
     filters = {
-        name: choice(address, "tokens", key, [str(option) for option in choices[name]]) for key, name in FILTERS.items()
+        name: choice(address, "answers", key, [str(option) for option in choices[name]])
+        for key, name in FILTERS.items()
     }
-    right = choice(address, "tokens", "right", ("right", "wrong"))
+    right = choice(address, "answers", "right", ("right", "wrong"))
     return Selection(
         **{name: value or None for name, value in filters.items() if name != "step"},
         step=int(filters["step"]) if filters["step"] else None,
         right=right == "right" if right else None,
         example=str(address.get("example") or "") or None,
-        order=choice(address, "tokens", "order", [value for _, value in ORDERS]),
+        order=choice(address, "answers", "order", [value for _, value in ORDERS]),
         probe=bool(address.get("probe")),
     )
 
@@ -268,28 +269,28 @@ def build_tab(context: AppContext, shared: Shared) -> None:
                 value="",
                 label=name.replace("_", " "),
                 min_width=104,
-                elem_id=f"tokens-{name}",
+                elem_id=f"answers-{name}",
                 allow_custom_value=name == "step",
             )
             for name in FILTERS.values()
         ]
-        right = gr.Dropdown(VERDICTS, value="", label="answer", min_width=104, elem_id="tokens-right")
-        order = gr.Dropdown(ORDERS, value="step", label="sort by", min_width=210, elem_id="tokens-order")
-        example = gr.Textbox(label="example", placeholder="id", min_width=130, elem_id="tokens-example", max_lines=1)
-        probe = gr.Checkbox(label="probes", min_width=90, elem_id="tokens-probe")
-    follow_run(context, shared, "tokens", "rollouts")
-    listed = rows_component("answers", elem_id="tokens-list")
+        right = gr.Dropdown(VERDICTS, value="", label="answer", min_width=104, elem_id="answers-right")
+        order = gr.Dropdown(ORDERS, value="step", label="sort by", min_width=210, elem_id="answers-order")
+        example = gr.Textbox(label="example", placeholder="id", min_width=130, elem_id="answers-example", max_lines=1)
+        probe = gr.Checkbox(label="probes", min_width=90, elem_id="answers-probe")
+    follow_run(context, shared, "answers", "rollouts")
+    listed = rows_component("answers", elem_id="answers-list")
     with gr.Row(elem_classes="wbu-pager"):
-        position = fragment_component("position in the list", elem_id="tokens-where")
-        back = gr.Button("← Previous", size="sm", scale=0, min_width=96, elem_id="tokens-back")
-        forward = gr.Button("Next →", size="sm", scale=0, min_width=96, elem_id="tokens-on")
-    answer_view = fragment_component("the answer, token by token", js=read_asset("answer.js"), elem_id="tokens-answer")
+        position = fragment_component("position in the list", elem_id="answers-where")
+        back = gr.Button("← Previous", size="sm", scale=0, min_width=96, elem_id="answers-back")
+        forward = gr.Button("Next →", size="sm", scale=0, min_width=96, elem_id="answers-on")
+    answer_view = fragment_component("the answer, token by token", js=read_asset("answer.js"), elem_id="answers-answer")
 
     filters = [*boxes, right, order]
     inputs = [shared.run, shared.address]
     outputs = [*filters, example, probe, listed, position, answer_view]
-    shared.on_show("tokens", show_errors(partial(draw, context), len(outputs)), inputs, outputs)
-    sync_to_url(shared, [box.input for box in filters], CHOICES["tokens"], filters, ANSWER_PARAMS)
+    shared.on_show("answers", show_errors(partial(draw, context), len(outputs)), inputs, outputs)
+    sync_to_url(shared, [box.input for box in filters], CHOICES["answers"], filters, ANSWER_PARAMS)
     sync_to_url(shared, [probe.input, example.submit], {"probe": "", "example": ""}, [probe, example], ANSWER_PARAMS)
     quiet = {"show_progress": "hidden", "api_visibility": "private"}
 

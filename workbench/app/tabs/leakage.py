@@ -1,4 +1,4 @@
-"""Illusion: capability gain against imitation of evidence that the student lacks; worst cases open in Tokens."""
+"""Leakage: capability gain against imitation of evidence that the student lacks; worst cases open in Answers."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -109,7 +109,7 @@ def draw(context: AppContext, run: str | None, theme: str, curve_of: str | None)
             WORST_COLUMNS,
             label="worst cases",
             key=KEY,
-            title="Largest loss on tokens that only the evidence explains: choose one to open it in Tokens",
+            title="Largest loss on tokens that only the evidence explains: choose one to open it in Answers",
             tall=440,
         ),
         draw_wrong(illusion.confidently_wrong(run_dir)),
@@ -226,8 +226,8 @@ def entropies(traces: Traces | None, run_dir: Path) -> Table:
 
 
 def worst_address(address: Mapping | None, key: Mapping) -> dict:
-    """The address of a worst case in Tokens."""
-    return persistent_params(address, but="tokens") | answer_address(
+    """The address of a worst case in Answers."""
+    return persistent_params(address, but="answers") | answer_address(
         int(key["step"]), int(key["rollout"]), process=int(key["process"]), token=int(key["position"])
     )
 
@@ -239,9 +239,9 @@ def wrong_address(address: Mapping | None, key: Mapping) -> dict:
 
 def build_tab(context: AppContext, shared: Shared) -> None:
     """Headline, figures, worst cases, wrong answers, accuracy table."""
-    follow_run(context, shared, "illusion", "rollouts")
-    head = fragment_component("headline", elem_id="illusion-headline")
-    accuracy = plot_component("accuracy and confidence", elem_id="illusion-accuracy")
+    follow_run(context, shared, "leakage", "rollouts")
+    head = fragment_component("headline", elem_id="leakage-headline")
+    accuracy = plot_component("accuracy and confidence", elem_id="leakage-accuracy")
     with gr.Row():
         with gr.Column(min_width=420):
             share = plot_component("information-dominated loss")
@@ -252,19 +252,19 @@ def build_tab(context: AppContext, shared: Shared) -> None:
             entropy = plot_component("entropy")
         with gr.Column(min_width=420):
             separation = plot_component("separation")
-    worst = rows_component("worst cases", elem_id="illusion-worst")
+    worst = rows_component("worst cases", elem_id="leakage-worst")
     with gr.Row():
         with gr.Column(min_width=420):
-            curve_of = gr.Dropdown([], label="calibration of", elem_id="illusion-who")
+            curve_of = gr.Dropdown([], label="calibration of", elem_id="leakage-who")
             reliability = plot_component("calibration")
         with gr.Column(min_width=420):
-            wrong = rows_component("confidently wrong", elem_id="illusion-wrong")
-    measured = rows_component("accuracy", elem_id="illusion-table")
+            wrong = rows_component("confidently wrong", elem_id="leakage-wrong")
+    measured = rows_component("accuracy", elem_id="leakage-table")
 
     quiet = {"show_progress": "hidden", "api_visibility": "private"}
     inputs = [shared.run, shared.theme, curve_of]
     outputs = [head, accuracy, curve_of, reliability, over, share, entropy, separation, worst, wrong, measured]
-    shared.on_show("illusion", show_errors(partial(draw, context), len(outputs)), inputs, outputs)
+    shared.on_show("leakage", show_errors(partial(draw, context), len(outputs)), inputs, outputs)
     curve_of.input(
         show_errors(lambda run, theme, curve_of: draw_reliability(context.run_dir(run), curve_of, theme)),
         inputs,
@@ -273,10 +273,10 @@ def build_tab(context: AppContext, shared: Shared) -> None:
     )
 
     def open_case(event: gr.EventData, address: dict) -> tuple:
-        return worst_address(address, event.key), gr.Tabs(selected="tokens")
+        return worst_address(address, event.key), "answers"
 
     def open_wrong(event: gr.EventData, address: dict) -> tuple:
-        return wrong_address(address, event.key), gr.Tabs(selected="data")
+        return wrong_address(address, event.key), "data"
 
-    worst.select(show_errors(open_case, 2), shared.address, [shared.address, shared.tabs], **quiet)
-    wrong.select(show_errors(open_wrong, 2), shared.address, [shared.address, shared.tabs], **quiet)
+    worst.select(show_errors(open_case, 2), shared.address, [shared.address, shared.tab], **quiet)
+    wrong.select(show_errors(open_wrong, 2), shared.address, [shared.address, shared.tab], **quiet)

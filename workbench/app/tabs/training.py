@@ -1,4 +1,4 @@
-"""Monitor: a run's state, log, curves and answers while it trains; stop and resume it.
+"""Charts of Training: a run's state, log, curves and answers while it trains; stop and resume it.
 
 1. While the run is alive and the tab is open, the page calls `poll` every two seconds. It reads a few small files: the
    run's state and its log.
@@ -24,7 +24,6 @@ from workbench.analysis.regimes import gaps_over_steps, shares_over_steps
 from workbench.analysis.runs import metrics
 from workbench.analysis.style import empty_figure
 from workbench.analysis.table import Table, table
-from workbench.app.answers import COLUMNS, answered_questions, answers_to
 from workbench.app.components import (
     TRACES,
     Column,
@@ -40,17 +39,18 @@ from workbench.app.context import (
     Shared,
     note,
     render_error_in_place,
-    run_choices,
     sentence,
     show_errors,
 )
+from workbench.app.questions import COLUMNS, answered_questions, answers_to
+from workbench.app.sidebar import sidebar_html
 from workbench.app.status import status_html
 from workbench.config.schema import RESUMABLE
 from workbench.errors import RunError, TraceError, WorkbenchError
 from workbench.runs.jobs import JobState, log_tail, resume_run, stop_run
 from workbench.traces.reader import Traces
 
-NO_RUNS = "No runs yet. Start one in Launch, or in a terminal: workbench train configs/demo.yaml"
+NO_RUNS = "No runs yet. Start one in Runs, New run, or in a terminal: workbench train configs/demo.yaml"
 POLL_S = 2.0
 MIN_REDRAW_S, MAX_REDRAW_S = 20.0, 300.0  # between two redraws: each costs the browser a second of one core
 REDRAW_AGE_FRACTION = 1 / 20  # of a run's age: the interval between redraws, within these bounds
@@ -99,13 +99,13 @@ def build_tab(context: AppContext, shared: Shared) -> None:
     """State and buttons, log, curves, and the answers to one question over training."""
     parts = _lay_out()
     state_outputs = [parts.status, parts.stop, parts.kill, parts.resume, parts.overrides, parts.timer]
-    outputs = [*state_outputs, shared.run, parts.log, parts.last_state, parts.question, parts.answers]
+    outputs = [*state_outputs, shared.sidebar, parts.log, parts.last_state, parts.question, parts.answers]
     outputs += [*parts.plots, parts.confidence]
     quiet = {"show_progress": "hidden", "api_visibility": "private"}
     refresh = render_error_in_place(partial(update, context), outputs, others_stay=True)
     inputs = [shared.run, shared.theme, parts.last_state, parts.question, shared.tab]
     first_view = show_errors(partial(summary_view, context), len(state_outputs))
-    first = shared.on_show("monitor", first_view, [shared.run], state_outputs)
+    first = shared.on_show("training", first_view, [shared.run], state_outputs)
     first.then(
         render_error_in_place(partial(update, context, redraw_all=True), outputs, others_stay=True),
         inputs,
@@ -137,13 +137,13 @@ def build_tab(context: AppContext, shared: Shared) -> None:
 
 def _lay_out() -> _Components:
     timer = gr.Timer(POLL_S, active=False)
-    last_state = gr.Textbox("", visible="hidden", elem_id="monitor-seen")
+    last_state = gr.Textbox("", visible="hidden", elem_id="training-seen")
     last_log, update_trigger = (gr.Textbox("", visible="hidden") for _ in range(2))
-    with gr.Row(elem_id="monitor-head", equal_height=True):
-        status = gr.HTML(elem_id="monitor-status", min_width=520)
-        with gr.Column(scale=0, min_width=260, elem_id="monitor-actions"):
+    with gr.Row(elem_id="training-head", equal_height=True):
+        status = gr.HTML(elem_id="training-status", min_width=520)
+        with gr.Column(scale=0, min_width=260, elem_id="training-actions"):
             stop, resume, kill, overrides = _action_buttons()
-    with gr.Accordion("Log", open=False, elem_id="monitor-log-section"):
+    with gr.Accordion("Log", open=False, elem_id="training-log-section"):
         log = gr.Textbox(
             show_label=False,
             label="Log",
@@ -151,15 +151,15 @@ def _lay_out() -> _Components:
             max_lines=16,
             interactive=False,
             buttons=["copy"],
-            elem_id="monitor-log",
+            elem_id="training-log",
         )
     with gr.Row(elem_classes="app-plots"):
         plots = [plot_component(title) for title, _ in CURVES]
     with gr.Row(elem_classes="app-plots app-wide"):
         for name, title in PANELS.items():
-            plots.append(plot_component(title, elem_id=f"monitor-{name}"))
+            plots.append(plot_component(title, elem_id=f"training-{name}"))
             if name == "accuracy":
-                confidence = fragment_component("how to read confidence", elem_id="monitor-sure")
+                confidence = fragment_component("how to read confidence", elem_id="training-sure")
     gr.HTML("<h2>The same question over training</h2>", elem_classes="app-heading")
     question = gr.Dropdown(
         [],
@@ -167,9 +167,9 @@ def _lay_out() -> _Components:
         label="Question",
         info="questions answered at the most steps come first",
         allow_custom_value=True,
-        elem_id="monitor-question",
+        elem_id="training-question",
     )
-    answers = rows_component("Answers to one question, by step", elem_id="monitor-answers")
+    answers = rows_component("Answers to one question, by step", elem_id="training-answers")
     return _Components(
         timer,
         last_state,
@@ -191,9 +191,9 @@ def _lay_out() -> _Components:
 def _action_buttons() -> tuple[gr.Button, gr.Button, gr.Button, gr.Textbox]:
     """Stop, Resume, Kill, and the overrides of Resume."""
     with gr.Row():
-        stop = gr.Button("Stop", interactive=False, elem_id="monitor-stop", min_width=100)
-        resume = gr.Button("Resume", interactive=False, elem_id="monitor-resume", min_width=100)
-    kill = gr.Button("Kill", variant="stop", visible=False, elem_id="monitor-kill")
+        stop = gr.Button("Stop", interactive=False, elem_id="training-stop", min_width=100)
+        resume = gr.Button("Resume", interactive=False, elem_id="training-resume", min_width=100)
+    kill = gr.Button("Kill", variant="stop", visible=False, elem_id="training-kill")
     overrides = gr.Textbox(
         label="Overrides for resuming",
         placeholder="training.save_every=10",
@@ -201,7 +201,7 @@ def _action_buttons() -> tuple[gr.Button, gr.Button, gr.Button, gr.Textbox]:
         max_lines=4,
         visible=False,
         info=f"one key=value per line; allowed keys: {', '.join(RESUMABLE)}. Empty: unchanged",
-        elem_id="monitor-overrides",
+        elem_id="training-overrides",
     )
     return stop, resume, kill, overrides
 
@@ -217,7 +217,7 @@ def summary_view(context: AppContext, run: str | None) -> tuple:
 
 
 def poll(
-    context: AppContext, run: str | None, theme: str, last_state: str, last_log: str, tab: str = "monitor"
+    context: AppContext, run: str | None, theme: str, last_state: str, last_log: str, tab: str = "training"
 ) -> tuple:
     """State and log of a run now, the log's new mark, and a new text for the trigger if `update` has more to show."""
     try:
@@ -236,7 +236,7 @@ def update(
     theme: str,
     last_state: str,
     question: str | None,
-    tab: str = "monitor",
+    tab: str = "training",
     *,
     redraw_all: bool = False,
 ) -> tuple:
@@ -267,9 +267,9 @@ def update(
         drawn = [gr.skip()] * len(_cleared())
         now |= {"marks": before.get("marks"), "next": before.get("next", 0.0)}
     status_changed = before.get("status") not in (None, state.status)
-    picker = gr.Dropdown(choices=run_choices(context)) if status_changed or redraw_all else gr.skip()
+    listed = sidebar_html(context) if status_changed or redraw_all else gr.skip()
     # the tick that finds the run ended draws it once more; then the timer stops
-    return (status_html(state), *_buttons(context, state), picker, log, json.dumps(now), *drawn)
+    return (status_html(state), *_buttons(context, state), listed, log, json.dumps(now), *drawn)
 
 
 def _redraw_interval(age: float, cost: float) -> float:
@@ -419,7 +419,7 @@ def _of(trained: Table, names: tuple[str, ...], title: str) -> Table:
 def _is_due(state: JobState, before: dict, tab: str) -> bool:
     """Whether a number was added since the curves were drawn, and the interval between redraws has passed."""
     is_time = time.time() >= before.get("next", 0.0) or not state.is_alive
-    return tab == "monitor" and is_time and before.get("marks") != _marks(state)
+    return tab == "training" and is_time and before.get("marks") != _marks(state)
 
 
 def _marks(state: JobState) -> list:

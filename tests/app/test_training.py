@@ -12,8 +12,8 @@ from failures import raises
 from workbench.app.components import TRACES
 from workbench.app.context import AppContext
 from workbench.app.status import span, status_html
-from workbench.app.tabs import monitor
-from workbench.app.tabs.monitor import (
+from workbench.app.tabs import training
+from workbench.app.tabs.training import (
     CURVES,
     PANELS,
     poll,
@@ -26,7 +26,7 @@ from workbench.errors import RunError
 from workbench.runs.jobs import JobState
 
 SKIP = {"__type__": "update"}
-STATUS, STOP, KILL, RESUME, MORE, TIMER, PICKER, LOG, SEEN, QUESTION, ANSWERS = range(11)
+STATUS, STOP, KILL, RESUME, MORE, TIMER, RUNS, LOG, SEEN, QUESTION, ANSWERS = range(11)
 
 
 @pytest.fixture
@@ -117,7 +117,7 @@ def test_update_nothing_changed_skips_figures(context: AppContext) -> None:
     folder = a_run(context)
     seen = look(context)[SEEN]
     again = look(context, seen)
-    assert all(figure == SKIP for figure in figures(again)) and again[LOG] == SKIP and again[PICKER] == SKIP
+    assert all(figure == SKIP for figure in figures(again)) and again[LOG] == SKIP and again[RUNS] == SKIP
     add_step(folder, 4)
     assert len(figures(look(context, again[SEEN]))[0].data[0].y) == 4
 
@@ -129,9 +129,9 @@ def test_update_running_run_waits_between_redraws(context: AppContext, monkeypat
     add_step(folder, 4)
     soon = look(context, result[SEEN])
     assert all(figure == SKIP for figure in figures(soon)), "it was drawn a moment ago"
-    assert json.loads(soon[SEEN])["next"] >= time.time() + monitor.MIN_REDRAW_S - 2
+    assert json.loads(soon[SEEN])["next"] >= time.time() + training.MIN_REDRAW_S - 2
     now = time.time()
-    monkeypatch.setattr(monitor.time, "time", lambda: now + 3600)
+    monkeypatch.setattr(training.time, "time", lambda: now + 3600)
     assert figures(look(context, soon[SEEN]))[0].data
 
 
@@ -144,9 +144,9 @@ def test_poll_between_redraws_returns_status_and_log(context: AppContext, monkey
     assert poll(context, "one", "light", seen, heard)[1:] == (SKIP, heard, SKIP), "curves are not due"
     now = time.time()
     with monkeypatch.context() as later:
-        later.setattr(monitor.time, "time", lambda: now + 3600)
+        later.setattr(training.time, "time", lambda: now + 3600)
         assert poll(context, "one", "light", seen, heard)[3] == str(now + 3600)
-        assert poll(context, "one", "light", seen, heard, "tokens")[3] == SKIP, "behind another tab nothing is drawn"
+        assert poll(context, "one", "light", seen, heard, "answers")[3] == SKIP, "behind another tab nothing is drawn"
     (folder / "run.json").write_text(
         json.dumps({**json.loads((folder / "run.json").read_text()), "status": "finished"})
     )
@@ -164,18 +164,18 @@ def test_update_other_run_theme_or_tab_redraws_at_once(context: AppContext) -> N
         assert figures(look(context, foreign))[0].data
 
 
-def test_update_run_ended_refreshes_run_picker(context: AppContext) -> None:
+def test_update_run_ended_refreshes_list_of_runs(context: AppContext) -> None:
     folder = a_run(context, status="running", pid=os.getpid())
     seen = look(context)[SEEN]
     facts = json.loads((folder / "run.json").read_text())
     (folder / "run.json").write_text(json.dumps({**facts, "status": "finished"}))
     result = look(context, seen)
-    assert [label for label, _ in result[PICKER].choices] == ["one  ·  finished"]
+    assert 'data-run="one"' in result[RUNS] and "finished</i>" in result[RUNS]
     assert not result[TIMER].active
 
 
 def test_update_no_run_or_deleted_run_shows_remedy(context: AppContext) -> None:
-    assert "Start one in Launch" in look(context, run="")[STATUS]
+    assert "Start one in Runs, New run" in look(context, run="")[STATUS]
     gone = look(context, run="gone")
     assert "may have been deleted" in gone[STATUS] and not gone[TIMER].active and figures(gone)[0] is None
     assert "plain folder name" in look(context, run="../x")[STATUS]

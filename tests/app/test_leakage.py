@@ -6,29 +6,29 @@ import pytest
 
 from workbench.analysis import illusion as measured
 from workbench.app.context import AppContext
-from workbench.app.tabs import illusion
+from workbench.app.tabs import leakage
 from workbench.render.text import signed
 
 HEAD, ACCURACY, WHO, RELIABILITY, OVER, SHARE, ENTROPY, SEPARATION, WORST, SURE, TABLE = range(11)
 
 
 def test_illusion_headline_numbers_have_captions(context: AppContext) -> None:
-    head = illusion.draw(context, "dopd", "light", "")[HEAD]
+    head = leakage.draw(context, "dopd", "light", "")[HEAD]
     tiles = head.partition('class="wbu-tiles"')[2]
     assert tiles.count("<b>") == 1 == tiles.count("<small>"), "no token is privileged: no AUROC"
 
 
 def test_illusion_reliability_follows_policy_and_context(context: AppContext) -> None:
-    drawn = illusion.draw(context, "dopd", "dark", "student, crop")
+    drawn = leakage.draw(context, "dopd", "dark", "student, crop")
     assert drawn[WHO].value == "student, crop" and "student, crop" in drawn[RELIABILITY].layout.title.text
-    assert illusion.draw(context, "dopd", "dark", "nobody, plain")[WHO].value in {
+    assert leakage.draw(context, "dopd", "dark", "nobody, plain")[WHO].value in {
         value for _, value in drawn[WHO].choices
     }
 
 
 def test_overconfidence_uses_first_and_newest_evaluation(context: AppContext) -> None:
     accuracy = measured.accuracy(context.run_dir("dopd"))
-    result, group = illusion.overconfidence(accuracy)
+    result, group = leakage.overconfidence(accuracy)
     rows = result.rows
     assert group in result.units["overconfidence"] and any(row["policy"] == "student, plain (step 0)" for row in rows)
     assert len(rows) == len({row["policy"] for row in rows})
@@ -39,17 +39,17 @@ def test_overconfidence_uses_first_and_newest_evaluation(context: AppContext) ->
 
 @pytest.mark.parametrize("run", ["opd", "begun"])
 def test_illusion_unknown_visibility_shows_remedy(context: AppContext, run: str) -> None:
-    drawn = illusion.draw(context, run, "light", "")
+    drawn = leakage.draw(context, run, "light", "")
     assert "wbu-empty" in drawn[WORST] and drawn[SHARE].layout.annotations[0].text
 
 
 def test_illusion_run_without_evaluation_names_config_key(context: AppContext) -> None:
-    output = illusion.draw(context, "photos", "light", "")[ACCURACY].layout.annotations[0].text.replace("<br>", " ")
+    output = leakage.draw(context, "photos", "light", "")[ACCURACY].layout.annotations[0].text.replace("<br>", " ")
     assert "its data.eval is null" in output and "data.eval=SOURCE" in output
 
 
 def test_illusion_confidence_explained_and_gap_in_points(context: AppContext) -> None:
-    drawn = illusion.draw(context, "dopd", "light", "")
+    drawn = leakage.draw(context, "dopd", "light", "")
     assert measured.CONFIDENCE_NOTE in unescape(drawn[HEAD]) and "a lower bound" in measured.CONFIDENCE_NOTE
     row = next(row for row in measured.accuracy(context.run_dir("dopd")).rows if row["step"] == 4)
     assert signed(100 * row["overconfidence"], 1) in drawn[TABLE]
@@ -57,7 +57,7 @@ def test_illusion_confidence_explained_and_gap_in_points(context: AppContext) ->
 
 
 def test_worst_address_row_clicked_has_token(context: AppContext) -> None:
-    assert illusion.worst_address({"regime": "HT"}, {"step": 3, "process": 0, "rollout": 4, "position": 7}) == {
+    assert leakage.worst_address({"regime": "HT"}, {"step": 3, "process": 0, "rollout": 4, "position": 7}) == {
         "step": "3",
         "rollout": "4",
         "token": "7",

@@ -26,7 +26,7 @@ from workbench.app.form import (
     recipe_file,
     recipes,
 )
-from workbench.app.tabs.launch import (
+from workbench.app.tabs.new_run import (
     check_html,
     load_recipe,
     outdated,
@@ -228,8 +228,7 @@ def test_check_and_start_read_only_raise(context: AppContext) -> None:
 def test_start_valid_form_finishes_and_name_is_taken(context: AppContext, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     values = entered(context, training__steps=1, data__eval="", trace__probes=0)
-    picker, address, tabs, name = start_from(context, FORM, RECIPE, "", *values)
-    assert (picker.value, address, tabs.selected, name) == ("tiny", {}, "monitor", "tiny-2")
+    assert start_from(context, FORM, RECIPE, "", *values) == ("tiny", {}, "training", "tiny-2")
     with pytest.raises(RunError, match=r"is already starting|exists"):
         start_from(context, FORM, RECIPE, "", *values)
     wait_until(lambda: not read_job(context.runs_dir / "tiny").is_alive)

@@ -1,4 +1,4 @@
-"""Launch: a recipe or an earlier run as a form, the equivalent command, Check and Start.
+"""New run: a recipe or an earlier run as a form, the equivalent command, Check and Start.
 
 A run is a separate process (workbench.runs.jobs), so it outlives the page and the app. The check is one too, so that
 the app never loads a model.
@@ -16,7 +16,7 @@ from html import escape
 import gradio as gr
 from gradio.components import Component
 
-from workbench.app.context import AppContext, Shared, note, run_choices, sentence, show_errors
+from workbench.app.context import AppContext, Shared, note, sentence, show_errors
 from workbench.app.form import (
     CHOICE,
     NUMBER,
@@ -58,7 +58,7 @@ def build_tab(context: AppContext, shared: Shared) -> None:
     choices = recipes(context)
     first = choices[0][1] if choices else None
     method, values = _first_values(context, form, first)
-    with gr.Row(elem_id="launch"):
+    with gr.Row(elem_id="new-run"):
         with gr.Column(scale=5, min_width=560):
             with gr.Row(elem_classes="app-top"):
                 recipe = gr.Dropdown(
@@ -67,7 +67,7 @@ def build_tab(context: AppContext, shared: Shared) -> None:
                     label="Start from",
                     info="a recipe, or the configuration of an earlier run",
                     allow_custom_value=True,
-                    elem_id="launch-recipe",
+                    elem_id="new-run-recipe",
                 )
                 widgets = [
                     _widget(slot, method, value) for slot, value in zip(form, values, strict=True) if _is_top(slot)
@@ -79,7 +79,7 @@ def build_tab(context: AppContext, shared: Shared) -> None:
                     lines=3,
                     placeholder="training.steps=20\nmodels.teachers={math: path/to/model}",
                     info="one key=value per line, as on the command line; they take precedence over the form",
-                    elem_id="launch-more",
+                    elem_id="new-run-more",
                 )
         side = _lay_out_side(context)
     _connect_form(context, shared, form, widgets, recipe, overrides, about, side)
@@ -108,21 +108,21 @@ class _Side:
 def _lay_out_side(context: AppContext) -> _Side:
     about_check = note(READ_ONLY if context.read_only else _about_check(context))
     is_open = not context.read_only
-    with gr.Column(scale=3, min_width=380, elem_id="launch-side"):
+    with gr.Column(scale=3, min_width=380, elem_id="new-run-side"):
         command = gr.Textbox(
             label="Equivalent command",
             lines=3,
             max_lines=14,
             interactive=False,
             buttons=["copy"],
-            elem_id="launch-command",
+            elem_id="new-run-command",
         )
         with gr.Row():
-            check = gr.Button("Check", elem_id="launch-check", interactive=is_open)
-            start = gr.Button("Start", variant="primary", elem_id="launch-start", interactive=is_open)
-        form_error = gr.HTML("", elem_id="launch-message")
-        outcome = gr.HTML("", elem_id="launch-said")
-        report = gr.HTML(about_check, elem_id="launch-report")
+            check = gr.Button("Check", elem_id="new-run-check", interactive=is_open)
+            start = gr.Button("Start", variant="primary", elem_id="new-run-start", interactive=is_open)
+        form_error = gr.HTML("", elem_id="new-run-message")
+        outcome = gr.HTML("", elem_id="new-run-said")
+        report = gr.HTML(about_check, elem_id="new-run-report")
         checked = gr.Textbox("", visible="hidden")
     return _Side(command, check, start, form_error, outcome, report, checked, about_check)
 
@@ -150,7 +150,7 @@ def _connect_form(
     shows = _show_command(context, form, [recipe, overrides, *widgets], side)
     chooser, name = (_widget_of(key, form, widgets) for key in ("method.name", "name"))
     options = [widget for slot, widget in zip(form, widgets, strict=True) if None not in slot]
-    typed = gr.Textbox("", visible="hidden", elem_id="launch-typed")
+    typed = gr.Textbox("", visible="hidden", elem_id="new-run-typed")
     # assets/app.js has one listener for text, numbers and switches: an event per widget would slow the first page
     lists = [widget.input for widget in widgets if isinstance(widget, gr.Dropdown) and widget is not chooser]
     gr.on(lists, None, None, typed, js="() => workbenchApp.typed()")
@@ -168,7 +168,7 @@ def _connect_form(
     changed = chooser.input(partial(show_method, context, form), [recipe, chooser], [about, *options], **_SILENT)
     changed.then(*shows, **_SILENT)
     refreshing = show_errors(partial(refresh_recipes, context), 2)
-    shared.on_show("launch", refreshing, [recipe, name], [recipe, name]).then(*shows, **_SILENT)
+    shared.on_show("new-run", refreshing, [recipe, name], [recipe, name]).then(*shows, **_SILENT)
 
 
 def _connect_buttons(
@@ -179,7 +179,7 @@ def _connect_buttons(
     inputs: list[Component],
     side: _Side,
 ) -> None:
-    """Check shows a report on the form; Start starts the run and opens Monitor."""
+    """Check shows a report on the form; Start starts the run and opens Training."""
     checking = side.check.click(
         partial(checked_form, context, form),
         inputs,
@@ -194,7 +194,7 @@ def _connect_buttons(
     started = side.start.click(
         with_message(partial(start_from, context, form), 4),
         inputs,
-        [side.outcome, shared.run, shared.address, shared.tabs, _widget_of("name", form, widgets)],
+        [side.outcome, shared.run, shared.address, shared.tab, _widget_of("name", form, widgets)],
         **_SILENT | {"trigger_mode": "once"},
     )
     started.then(*_show_command(context, form, inputs, side), **_SILENT)
@@ -372,12 +372,11 @@ def check_html(rows: list[tuple[str, ...]]) -> str:
 
 
 def start_from(context: AppContext, form: Form, recipe: str, more: str | None, *entered: object) -> tuple:
-    """Start the run and open it: run picker, address, tabs, and the next free name for the form."""
+    """Start the run and open it: run, address, tab, and the next free name for the form."""
     context.check_writable()
     config = entered_config(context, form, entered, more or "")
     state = start_run(config, context.runs_dir, folders=context.folders, queue=context.queue)
-    picker = gr.Dropdown(choices=run_choices(context), value=state.name)
-    return picker, {}, gr.Tabs(selected="monitor"), free_name(context, config.name)
+    return state.name, {}, "training", free_name(context, config.name)
 
 
 def _any_field(slot: Mapping[str | None, Field]) -> Field:
@@ -413,9 +412,9 @@ def _sections(form: Form, widgets: list[Component], method: str, values: list[ob
     rest = [(slot, value) for slot, value in zip(form, values, strict=True) if not _is_top(slot)]
     for section, group in itertools.groupby(rest, key=lambda pair: _any_field(pair[0]).section):
         title = TITLES.get(section) or ("Run" if not section else section.capitalize())
-        with gr.Accordion(title, open=section in OPEN, elem_id=f"launch-section-{section.replace('.', '-') or 'run'}"):
+        with gr.Accordion(title, open=section in OPEN, elem_id=f"new-run-section-{section.replace('.', '-') or 'run'}"):
             if section == "method":
-                about = gr.HTML(_about(method), elem_id="launch-about")
+                about = gr.HTML(_about(method), elem_id="new-run-about")
             else:
                 gr.HTML(f'<p class="app-about">{escape(notes.get(section, "Run name, output folder and seed."))}</p>')
             with gr.Row(elem_classes="app-grid"):
@@ -428,7 +427,7 @@ def _widget(slot: Mapping[str | None, Field], method: str, value: object) -> Com
     field = slot_field(slot, method) or _any_field(slot)
     common = {
         **_labels(field),
-        "elem_id": "-".join(["launch", *field.key.split(".")]),
+        "elem_id": "-".join(["new-run", *field.key.split(".")]),
         "min_width": 200,
         "visible": slot_field(slot, method) is not None,
     }

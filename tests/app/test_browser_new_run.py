@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from page_checks import free_port, watched_pages
+from page_checks import click_tab, free_port, watched_pages
 from playwright.sync_api import BrowserContext, expect
 from small import add_begun
 
@@ -32,54 +32,54 @@ def server(launch_folder: Path) -> Iterator[Served]:
 
 
 def test_form_mistakes_show_errors_and_start_nothing(server: Served, open_page: Callable) -> None:
-    page = open_page("tab=launch")
-    page.locator("#launch-training-steps input").fill("0")
-    expect(page.locator("#launch-message [role=alert]")).to_contain_text("training.steps must be at least 1, got 0")
+    page = open_page("tab=new-run")
+    page.locator("#new-run-training-steps input").fill("0")
+    expect(page.locator("#new-run-message [role=alert]")).to_contain_text("training.steps must be at least 1, got 0")
     for name in ("../o", "../out") * 4:  # two fields within one round trip: the page gets one request for both
-        page.locator("#launch-training-steps input").fill("0")
-        page.locator("#launch-training-steps input").fill("2")
-        page.locator("#launch-name input, #launch-name textarea").fill(name)
-        expect(page.locator("#launch-message [role=alert]")).to_contain_text(f'"{name}" must be a plain folder name')
-    page.locator("#launch-name input, #launch-name textarea").press("Backspace")  # deleting and pasting are edits too
-    expect(page.locator("#launch-message [role=alert]")).to_contain_text('"../ou" must be a plain folder name')
-    page.locator("#launch-name input, #launch-name textarea").evaluate(
+        page.locator("#new-run-training-steps input").fill("0")
+        page.locator("#new-run-training-steps input").fill("2")
+        page.locator("#new-run-name input, #new-run-name textarea").fill(name)
+        expect(page.locator("#new-run-message [role=alert]")).to_contain_text(f'"{name}" must be a plain folder name')
+    page.locator("#new-run-name input, #new-run-name textarea").press("Backspace")  # deleting and pasting are edits too
+    expect(page.locator("#new-run-message [role=alert]")).to_contain_text('"../ou" must be a plain folder name')
+    page.locator("#new-run-name input, #new-run-name textarea").evaluate(
         "one => { one.focus(); one.select(); document.execCommand('insertText', false, '../pasted'); }"
     )
-    expect(page.locator("#launch-message [role=alert]")).to_contain_text('"../pasted" must be a plain folder name')
-    expect(page.locator("#launch-command textarea")).to_have_value("")
-    page.locator("#launch-name input, #launch-name textarea").fill("missing")
-    page.locator("#launch-models-student textarea").fill("no/such/model")
-    expect(page.locator("#launch-command textarea")).to_have_value(re.compile("models.student=no/such/model"))
-    page.locator("#launch-start").click()
-    expect(page.locator("#launch-said [role=alert]")).to_contain_text('"no/such/model" is not a model folder')
+    expect(page.locator("#new-run-message [role=alert]")).to_contain_text('"../pasted" must be a plain folder name')
+    expect(page.locator("#new-run-command textarea")).to_have_value("")
+    page.locator("#new-run-name input, #new-run-name textarea").fill("missing")
+    page.locator("#new-run-models-student textarea").fill("no/such/model")
+    expect(page.locator("#new-run-command textarea")).to_have_value(re.compile("models.student=no/such/model"))
+    page.locator("#new-run-start").click()
+    expect(page.locator("#new-run-said [role=alert]")).to_contain_text('"no/such/model" is not a model folder')
     page.wait_for_timeout(600)  # the new command arrives, and the error stays
-    expect(page.locator("#launch-said [role=alert]")).to_be_visible()
+    expect(page.locator("#new-run-said [role=alert]")).to_be_visible()
     assert not (server.runs / "missing").exists()
     assert "Traceback" not in page.content()
 
 
 def test_check_edited_form_replaces_report(open_page: Callable) -> None:
-    page = open_page("tab=launch")
-    report, output = page.locator("#launch-report"), page.locator("#launch-said [role=alert]")
-    data, steps = page.locator("#launch-data-train textarea"), page.locator("#launch-training-steps input")
-    command = page.locator("#launch-command textarea")
-    expect(page.locator("#launch-method-trim input")).to_be_visible()
-    page.locator("#launch-method-name input").click()
+    page = open_page("tab=new-run")
+    report, output = page.locator("#new-run-report"), page.locator("#new-run-said [role=alert]")
+    data, steps = page.locator("#new-run-data-train textarea"), page.locator("#new-run-training-steps input")
+    command = page.locator("#new-run-command textarea")
+    expect(page.locator("#new-run-method-trim input")).to_be_visible()
+    page.locator("#new-run-method-name input").click()
     page.get_by_role("option", name="opd", exact=True).click()
-    expect(page.locator("#launch-method-support")).to_be_visible()
-    expect(page.locator("#launch-method-trim")).to_have_count(0)
+    expect(page.locator("#new-run-method-support")).to_be_visible()
+    expect(page.locator("#new-run-method-trim")).to_have_count(0)
     expect(command).to_have_value(re.compile(r"method\.name=opd"))
 
     data.fill("nofile.jsonl")
     expect(command).to_have_value(re.compile("nofile.jsonl"))
-    page.locator("#launch-check").click()
+    page.locator("#new-run-check").click()
     expect(output).to_contain_text("nofile.jsonl")
     expect(report).not_to_contain_text("Checking")
     data.fill("scenes:train?count=12")
     expect(command).not_to_have_value(re.compile("nofile.jsonl"))
     expect(output).to_have_count(0)
 
-    page.locator("#launch-check").click()
+    page.locator("#new-run-check").click()
     expect(report).to_contain_text("Checking")
     expect(report.locator(".app-good")).to_contain_text("checks passed")
     expect(report.locator("table tbody tr").first).to_contain_text("evidence")
@@ -88,7 +88,7 @@ def test_check_edited_form_replaces_report(open_page: Callable) -> None:
     steps.fill("7")
     expect(report).not_to_contain_text("checks passed")
 
-    page.locator("#launch-check").click()
+    page.locator("#new-run-check").click()
     expect(report).to_contain_text("Checking")
     steps.fill("8")
     expect(report).to_contain_text("The form was edited during the check")
@@ -112,8 +112,8 @@ def failed_run(server: Served) -> Iterator[str]:
 
 
 def test_run_failed_before_folder_can_be_corrected(server: Served, open_page: Callable, failed_run: str) -> None:
-    page = open_page(f"run={failed_run}&tab=monitor")
-    status = page.locator("#monitor-status")
+    page = open_page(f"run={failed_run}&tab=training")
+    status = page.locator("#training-status")
     expect(status).to_contain_text("nofile.jsonl does not exist")
     expect(status).to_contain_text("This run cannot be resumed")
     words = status.locator(".app-command code").inner_text().split()
@@ -121,20 +121,20 @@ def test_run_failed_before_folder_can_be_corrected(server: Served, open_page: Ca
     assert (server.folder / words[2]).read_text() == (server.runs / ".jobs/fails/config.yaml").read_text()
     for figure in page.locator(".app-plots .js-plotly-plot").all():
         expect(figure).to_contain_text("before it recorded anything")
-    page.get_by_role("tab", name="Data", exact=True).click()
+    click_tab(page, "data")
     expect(page.locator("#data-source input")).to_have_value(re.compile("nofile.jsonl"))
     expect(page.locator("#data-list")).to_contain_text("nofile.jsonl")
-    page.get_by_role("tab", name="Launch", exact=True).click()
-    page.locator("#launch-recipe input").click()
+    click_tab(page, "new-run")
+    page.locator("#new-run-recipe input").click()
     page.get_by_role("option", name=re.compile(r"run\s+fails")).click()
-    expect(page.locator("#launch-data-train textarea, #launch-data-train input").first).to_have_value("nofile.jsonl")
+    expect(page.locator("#new-run-data-train textarea, #new-run-data-train input").first).to_have_value("nofile.jsonl")
 
 
 def test_start_button_form_scrolled_stays_in_viewport(open_page: Callable) -> None:
-    page = open_page("tab=launch")
-    page.locator("#launch-training-steps").scroll_into_view_if_needed()
+    page = open_page("tab=new-run")
+    page.locator("#new-run-training-steps").scroll_into_view_if_needed()
     page.mouse.wheel(0, 3000)
-    expect(page.locator("#launch-start")).to_be_in_viewport()
+    expect(page.locator("#new-run-start")).to_be_in_viewport()
 
 
 def test_read_only_page_disables_launch_and_resume(visitor: BrowserContext, launch_folder: Path) -> None:
@@ -142,11 +142,11 @@ def test_read_only_page_disables_launch_and_resume(visitor: BrowserContext, laun
     served = Served(launch_folder, read_only=True)
     try:
         with watched_pages(visitor, served.address) as open_query:
-            page = open_query("run=begun&tab=launch")
-            expect(page.locator("#launch-report")).to_contain_text("read-only")
-            assert page.locator("#launch-start").is_disabled() and page.locator("#launch-check").is_disabled()
-            page.get_by_role("tab", name="Monitor", exact=True).click()
-            expect(page.locator("#monitor-status .app-badge")).to_have_text("stopped")
-            assert page.locator("#monitor-resume").is_disabled()
+            page = open_query("run=begun&tab=new-run")
+            expect(page.locator("#new-run-report")).to_contain_text("read-only")
+            assert page.locator("#new-run-start").is_disabled() and page.locator("#new-run-check").is_disabled()
+            click_tab(page, "training")
+            expect(page.locator("#training-status .app-badge")).to_have_text("stopped")
+            assert page.locator("#training-resume").is_disabled()
     finally:
         served.app.close()

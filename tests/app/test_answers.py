@@ -13,7 +13,7 @@ from workbench.analysis.tokens import Selection
 from workbench.analysis.tokens import page as answers_page
 from workbench.app.components import TRACES, Column, int_param, remount, rows_html
 from workbench.app.context import AppContext
-from workbench.app.tabs import tokens
+from workbench.app.tabs import answers
 from workbench.errors import RunError, TraceError
 
 EXAMPLE, PROBE, LISTED, WHERE, SHOWN = 7, 8, 9, 10, 11
@@ -28,16 +28,16 @@ def title(displayed: str) -> dict:
 
 
 def test_tokens_no_address_lists_newest_and_opens_first(context: AppContext) -> None:
-    drawn = tokens.draw(context, "dopd", {})
+    drawn = answers.draw(context, "dopd", {})
     result = keys(drawn[LISTED])
-    assert len(result) == tokens.PAGE_SIZE and result[0] == {"step": 4, "process": 0, "rollout": 0}
+    assert len(result) == answers.PAGE_SIZE and result[0] == {"step": 4, "process": 0, "rollout": 0}
     assert "1–20 of 24 answers" in drawn[WHERE]
     assert title(drawn[SHOWN])["step"] == "4" and title(drawn[SHOWN])["rollout"] == "0"
     assert drawn[LISTED].count('aria-selected="true"') == 1
 
 
 def test_tokens_address_opens_answer_and_pins_token(context: AppContext) -> None:
-    displayed = tokens.draw(context, "dopd", {"step": "2", "rollout": "3", "token": "1"})[SHOWN]
+    displayed = answers.draw(context, "dopd", {"step": "2", "rollout": "3", "token": "1"})[SHOWN]
     assert title(displayed)["step"] == "2" and title(displayed)["rollout"] == "3" and 'data-pin="1"' in displayed
 
 
@@ -45,64 +45,64 @@ def test_tokens_address_opens_answer_and_pins_token(context: AppContext) -> None
     "address", [{"step": "two", "rollout": "1"}, {"step": "1", "rollout": "-1"}, {"step": "99", "rollout": "0"}]
 )
 def test_tokens_invalid_address_shows_message_and_keeps_list(context: AppContext, address: dict) -> None:
-    drawn = tokens.draw(context, "dopd", address)
+    drawn = answers.draw(context, "dopd", address)
     assert "wbu-empty" in drawn[SHOWN] and keys(drawn[LISTED])
 
 
 def test_tokens_probe_address_lists_probes(context: AppContext) -> None:
-    drawn = tokens.draw(context, "dopd", {"probe": "1"})
+    drawn = answers.draw(context, "dopd", {"probe": "1"})
     assert (
         drawn[PROBE] is True and "probes" in drawn[WHERE] and {key["step"] for key in keys(drawn[LISTED])} == {0, 2, 4}
     )
 
 
 def test_tokens_filters_unknown_to_run_are_dropped(context: AppContext) -> None:
-    drawn = tokens.draw(context, "dopd", {"at_step": "2", "right": "wrong", "order": "loss"})
+    drawn = answers.draw(context, "dopd", {"at_step": "2", "right": "wrong", "order": "loss"})
     assert {key["step"] for key in keys(drawn[LISTED])} == {2}
     assert (drawn[0].value, drawn[5], drawn[6]) == ("2", "wrong", "loss"), "a link shows what it chose"
-    assert tokens.draw(context, "dopd", {"order": "no such", "right": "maybe", "at_step": "x"})[5:7] == ("", "step")
-    other = tokens.draw(context, "opd", {"regime": "HT"})
+    assert answers.draw(context, "dopd", {"order": "no such", "right": "maybe", "at_step": "x"})[5:7] == ("", "step")
+    other = answers.draw(context, "opd", {"regime": "HT"})
     assert other[1].value == "" and "24 answers" in other[WHERE], "opd has no regime HT"
-    example = tokens.draw(context, "dopd", {"example": "no such"})
+    example = answers.draw(context, "dopd", {"example": "no such"})
     assert "Remove a filter" in example[LISTED] and example[SHOWN] == ""
 
 
 def test_step_selection_up_and_down_crosses_pages(context: AppContext) -> None:
     address, seen = {}, []
     for _ in range(30):
-        address = tokens.step_selection(context, "dopd", address, 1)
-        seen.append(tokens.key_of(address))
+        address = answers.step_selection(context, "dopd", address, 1)
+        seen.append(answers.key_of(address))
     assert len({tuple(key.items()) for key in seen}) == 23, "all but the first, which is open at the start"
-    assert address["list_page"] == "1" and tokens.step_selection(context, "dopd", address, 1) == address
+    assert address["list_page"] == "1" and answers.step_selection(context, "dopd", address, 1) == address
     for _ in range(30):
-        address = tokens.step_selection(context, "dopd", address, -1)
-    assert tokens.key_of(address) == {"step": 4, "process": 0, "rollout": 0} and not address.get("list_page")
+        address = answers.step_selection(context, "dopd", address, -1)
+    assert answers.key_of(address) == {"step": 4, "process": 0, "rollout": 0} and not address.get("list_page")
 
 
 def test_step_selection_newer_answers_continues_from_open_one(context: AppContext) -> None:
-    keys, _, _ = tokens._keys(TRACES.of(context.runs_dir / "dopd"), Selection(), 1)
+    keys, _, _ = answers._keys(TRACES.of(context.runs_dir / "dopd"), Selection(), 1)
     opened = {name: str(value) for name, value in keys[1].items()}  # the list's page in the address is still the first
-    address = tokens.step_selection(context, "dopd", opened, 1)
-    assert tokens.key_of(address) == keys[2] and address["list_page"] == "1"
-    assert tokens.key_of(tokens.step_selection(context, "dopd", address, -1)) == keys[1]
+    address = answers.step_selection(context, "dopd", opened, 1)
+    assert answers.key_of(address) == keys[2] and address["list_page"] == "1"
+    assert answers.key_of(answers.step_selection(context, "dopd", address, -1)) == keys[1]
 
 
 def test_change_page_at_ends_stays(context: AppContext) -> None:
-    assert tokens.change_page(context, "dopd", {}, -1) == {}
-    second = tokens.change_page(context, "dopd", {"step": "1", "rollout": "1"}, 1)
-    assert second == {"list_page": "1"} == tokens.change_page(context, "dopd", second, 1)
-    assert "21–24 of 24" in tokens.draw(context, "dopd", second)[WHERE]
+    assert answers.change_page(context, "dopd", {}, -1) == {}
+    second = answers.change_page(context, "dopd", {"step": "1", "rollout": "1"}, 1)
+    assert second == {"list_page": "1"} == answers.change_page(context, "dopd", second, 1)
+    assert "21–24 of 24" in answers.draw(context, "dopd", second)[WHERE]
 
 
 def test_tokens_run_without_traces_names_config_key(context: AppContext) -> None:
-    drawn = tokens.draw(context, "begun", {})
+    drawn = answers.draw(context, "begun", {})
     assert "trace.every" in drawn[LISTED] and drawn[SHOWN] == ""
 
 
 @pytest.mark.parametrize("name", [None, "", "..", "../dopd", "no-such", "/etc"])
 def test_tokens_run_outside_folder_raises(context: AppContext, name: str | None) -> None:
     with pytest.raises(RunError):
-        tokens.draw(context, name, {})
+        answers.draw(context, name, {})
 
 
 def test_answers_page_regimes_in_method_order(context: AppContext) -> None:

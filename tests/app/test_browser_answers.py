@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from page_checks import FITS, SHOWS, nameless
+from page_checks import FITS, SHOWS, click_tab, nameless
 from PIL import Image
 from playwright.sync_api import Page, expect
 from small import run_config
@@ -23,55 +23,55 @@ BUILT_IN = Path(__file__).parents[2] / "data/models"
 
 
 def test_tokens_hover_pin_keys_and_mouse_follow_answers(visit) -> None:
-    page = visit("run=dopd", "tokens")
-    token = page.locator("#tokens-answer .wb-t").nth(1)
+    page = visit("run=dopd", "answers")
+    token = page.locator("#answers-answer .wb-t").nth(1)
     token.hover()
     card = page.locator(".wb-card:popover-open")
     card.wait_for()
     assert card.locator("[data-logprob]").count() == 3, "the written token under every view"
     token.click()
-    expect(page.locator("#tokens-answer .wb-detail")).to_contain_text("token 2 of")
+    expect(page.locator("#answers-answer .wb-detail")).to_contain_text("token 2 of")
     page.keyboard.press("ArrowRight")
-    expect(page.locator("#tokens-answer .wb-detail")).to_contain_text("token 3 of")
+    expect(page.locator("#answers-answer .wb-detail")).to_contain_text("token 3 of")
     page.keyboard.press("ArrowLeft")
-    expect(page.locator("#tokens-answer .wb-detail")).to_contain_text("token 2 of")
+    expect(page.locator("#answers-answer .wb-detail")).to_contain_text("token 2 of")
     pinned = re.compile("step=4&rollout=0&token=1")  # its answer too: the run goes on, and another will be the newest
     expect(page).to_have_url(pinned)
-    for tab in ("Movement", "Tokens"):
-        page.get_by_role("tab", name=tab, exact=True).click()
+    for tab in ("movement", "answers"):
+        click_tab(page, tab)
     expect(page).to_have_url(pinned)
-    page.locator("#tokens-list tr[data-key]").nth(1).click()
+    page.locator("#answers-list tr[data-key]").nth(1).click()
     expect(page).to_have_url(re.compile("step=4&rollout=1$"))
     move_through_answers(page)
 
 
 def move_through_answers(page: Page) -> None:
     """From rollout 1 of step 4 to others, by keys and by mouse; the numbers must be those of the open answer."""
-    expect(page.locator("#tokens-answer .wb-meta")).to_contain_text("rollout 1")
-    page.locator("#tokens-answer .wb-chip[data-by='entropy']").click()
-    page.locator("#tokens-answer .wb-t").first.click()
+    expect(page.locator("#answers-answer .wb-meta")).to_contain_text("rollout 1")
+    page.locator("#answers-answer .wb-chip[data-by='entropy']").click()
+    page.locator("#answers-answer .wb-t").first.click()
     for rollout in ("2", "3"):
         page.keyboard.press("ArrowDown")
-        expect(page.locator("#tokens-answer .wb-meta")).to_contain_text(f"rollout {rollout}")
-        expect(page.locator("#tokens-answer .wb-tokens")).to_have_attribute("data-by", "entropy")
-        expect(page.locator("#tokens-answer .wb-t[aria-pressed='true']")).to_be_focused()
+        expect(page.locator("#answers-answer .wb-meta")).to_contain_text(f"rollout {rollout}")
+        expect(page.locator("#answers-answer .wb-tokens")).to_have_attribute("data-by", "entropy")
+        expect(page.locator("#answers-answer .wb-t[aria-pressed='true']")).to_be_focused()
     page.keyboard.press("ArrowUp")
-    expect(page.locator("#tokens-answer .wb-meta")).to_contain_text("rollout 2")
+    expect(page.locator("#answers-answer .wb-meta")).to_contain_text("rollout 2")
 
-    page.locator("#tokens-list tr[data-key]").nth(5).click()
-    expect(page.locator("#tokens-answer .wb-meta")).to_contain_text("rollout 5")
+    page.locator("#answers-list tr[data-key]").nth(5).click()
+    expect(page.locator("#answers-answer .wb-meta")).to_contain_text("rollout 5")
     expect(page).to_have_url(re.compile("step=4.*rollout=5"))
-    expect(page.locator("#tokens-list tr[aria-selected='true']")).to_have_attribute(
+    expect(page.locator("#answers-list tr[aria-selected='true']")).to_have_attribute(
         "data-key", re.compile('"rollout": 5')
     )
     num_tokens, num_texts = page.evaluate(
-        """() => { const root = document.querySelector('#tokens-answer .wb-tokens');
+        """() => { const root = document.querySelector('#answers-answer .wb-tokens');
                    const data = JSON.parse(root.querySelector('template.wb-data').content.textContent);
                    return [[...root.querySelectorAll('.wb-t')].length, data.text.length]; }"""
     )
     assert num_tokens == num_texts, "the numbers are those of this answer"
 
-    first, second = (page.locator(f"#tokens-{name} input") for name in ("step", "regime"))
+    first, second = (page.locator(f"#answers-{name} input") for name in ("step", "regime"))
     first.focus()
     expect(first).to_have_attribute("aria-expanded", "true")
     page.keyboard.press("Tab")  # a list closes when the Tab key leaves it
@@ -80,22 +80,22 @@ def move_through_answers(page: Page) -> None:
 
 
 def test_tokens_link_page_and_filter_survive_reload(visit) -> None:
-    page = visit("run=dopd&step=2&rollout=5&token=1", "tokens")
-    expect(page.locator("#tokens-answer .wb-meta")).to_contain_text("step 2")
-    expect(page.locator("#tokens-answer .wb-meta")).to_contain_text("rollout 5")
-    expect(page.locator("#tokens-answer .wb-detail")).to_contain_text("token 2 of")
+    page = visit("run=dopd&step=2&rollout=5&token=1", "answers")
+    expect(page.locator("#answers-answer .wb-meta")).to_contain_text("step 2")
+    expect(page.locator("#answers-answer .wb-meta")).to_contain_text("rollout 5")
+    expect(page.locator("#answers-answer .wb-detail")).to_contain_text("token 2 of")
     page.reload()
-    expect(page.locator("#tokens-answer .wb-meta")).to_contain_text("rollout 5")
-    page.locator("#tokens-on").click()
-    expect(page.locator("#tokens-where")).to_contain_text("21–24 of 24")
-    page.locator("#tokens-step input").click()
+    expect(page.locator("#answers-answer .wb-meta")).to_contain_text("rollout 5")
+    page.locator("#answers-on").click()
+    expect(page.locator("#answers-where")).to_contain_text("21–24 of 24")
+    page.locator("#answers-step input").click()
     page.get_by_role("option", name="2", exact=True).click()
-    expect(page.locator("#tokens-where")).to_contain_text("1–6 of 6")
-    expect(page.locator("#tokens-answer .wb-meta")).to_contain_text("step 2")
+    expect(page.locator("#answers-where")).to_contain_text("1–6 of 6")
+    expect(page.locator("#answers-answer .wb-meta")).to_contain_text("step 2")
     expect(page).to_have_url(re.compile("at_step=2"))
     page.reload()
-    expect(page.locator("#tokens-where")).to_contain_text("1–6 of 6")
-    expect(page.locator("#tokens-step input")).to_have_value("2")
+    expect(page.locator("#answers-where")).to_contain_text("1–6 of 6")
+    expect(page.locator("#answers-step input")).to_have_value("2")
 
 
 @pytest.fixture
@@ -148,16 +148,16 @@ def test_token_filters_combined_match_one_marked_token(visit, scenes: str, runs:
     query = "&".join(
         f"{name}={value}" for name, value in zip(("regime", "token_type", "visibility"), chosen, strict=True) if value
     )
-    page = visit(f"run={scenes}&{query}", "tokens")
-    expect(page.locator("#tokens-where")).to_contain_text(f"of {len(answers)} answers")
-    key = json.loads(page.locator("#tokens-list tr[aria-selected='true']").get_attribute("data-key"))
+    page = visit(f"run={scenes}&{query}", "answers")
+    expect(page.locator("#answers-where")).to_contain_text(f"of {len(answers)} answers")
+    key = json.loads(page.locator("#answers-list tr[aria-selected='true']").get_attribute("data-key"))
     positions = answers[key["step"], key["rollout"]]
-    marked = [int(element.get_attribute("data-i")) for element in page.locator("#tokens-answer .wb-match").all()]
+    marked = [int(element.get_attribute("data-i")) for element in page.locator("#answers-answer .wb-match").all()]
     assert marked == sorted(positions)
-    first = page.locator("#tokens-answer .wb-match").first
+    first = page.locator("#answers-answer .wb-match").first
     expect(first).to_have_attribute("aria-pressed", "true")
     expect(first).to_be_in_viewport()
-    expect(page.locator("#tokens-answer .wb-detail")).to_contain_text(f"token {positions[0] + 1} of")
+    expect(page.locator("#answers-answer .wb-detail")).to_contain_text(f"token {positions[0] + 1} of")
 
 
 def test_own_image_box_drawn_by_mouse_is_scored(visit, tmp_path: Path) -> None:
@@ -187,11 +187,12 @@ def test_own_image_box_drawn_by_mouse_is_scored(visit, tmp_path: Path) -> None:
 
 
 def test_report_written_opens_without_requests(visit, runs: Path, tmp_path: Path, browser) -> None:
-    page = visit("run=dopd", "report")
+    page = visit("run=dopd", "data")
+    page.locator("#app-report").click()
     page.locator("#report-write").click()
     link = page.locator("#report-link")
     expect(link).to_contain_text("dopd-report.html")
-    expect(page.locator("#report-said")).to_contain_text(
+    expect(page.locator("#report-result")).to_contain_text(
         f"Open {(runs / 'dopd' / 'report.html').resolve()} in a browser"
     )
     with page.expect_download() as waiting:
@@ -217,10 +218,10 @@ def test_report_written_opens_without_requests(visit, runs: Path, tmp_path: Path
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_tabs_any_theme_and_width_fit_window(visit, theme: str) -> None:
     screenshots = os.environ.get("WORKBENCH_SCREENSHOTS")
-    page = visit(f"run=dopd&other=opd&__theme={theme}", "tokens")
+    page = visit(f"run=dopd&with=opd&__theme={theme}", "answers")
     assert nameless(page, "#app-header") == []
     for tab, shows in SHOWS.items():
-        page.get_by_role("tab", name=tab.capitalize(), exact=True).click()
+        click_tab(page, tab)
         page.locator(shows).first.wait_for()
         assert nameless(page, f"#tab-{tab}") == [], tab
         for width in (1920, 1280):
@@ -233,25 +234,24 @@ def test_tabs_any_theme_and_width_fit_window(visit, theme: str) -> None:
 
 
 def test_link_and_theme_survive_reload_and_unknown_run_errors(visit, address: str) -> None:
-    page = visit("run=dopd&step=2&rollout=1", "report")  # a tab without figures, which take seconds to draw
-    about = page.locator("#report-about")
-    expect(about).to_contain_text(re.compile(r"workbench report \S+/dopd"))
+    page = visit("run=dopd&step=2&rollout=1", "studies")  # a tab without figures of a run, which take seconds to draw
     page.wait_for_url(re.compile("step=2&rollout=1"))  # parameters of another tab
     assert not page.evaluate("document.body.classList.contains('dark')")
     page.locator("#app-theme").click()
     assert page.evaluate("document.body.classList.contains('dark')")
     page.reload()
-    expect(about).to_contain_text(re.compile(r"workbench report \S+/dopd"))
+    page.locator(SHOWS["studies"]).first.wait_for()
+    expect(page.locator("#app-runs [aria-current='true']")).to_have_attribute("title", "dopd")
     assert page.evaluate("document.body.classList.contains('dark')")
     page.locator("#app-theme").click()  # the next visitor is the same
-    page.goto(f"{address}/?run=gone&tab=monitor")
+    page.goto(f"{address}/?run=gone&tab=training")
     expect(page.get_by_text('Run "gone" does not exist')).to_be_visible()
 
 
 def test_worst_case_clicked_opens_in_tokens(visit) -> None:
-    page = visit("run=photos", "illusion")
-    row = page.locator("#illusion-worst tr[data-key]").first
+    page = visit("run=photos", "leakage")
+    row = page.locator("#leakage-worst tr[data-key]").first
     key = json.loads(row.get_attribute("data-key"))
     row.click()
-    expect(page.locator("#tokens-answer .wb-meta")).to_contain_text(f"step {key['step']}")
-    expect(page.locator("#tokens-answer .wb-detail")).to_contain_text(f"token {key['position'] + 1} of")
+    expect(page.locator("#answers-answer .wb-meta")).to_contain_text(f"step {key['step']}")
+    expect(page.locator("#answers-answer .wb-detail")).to_contain_text(f"token {key['position'] + 1} of")
