@@ -15,12 +15,13 @@ import yaml
 from failures import raises
 
 from workbench.analysis.charts.curves import Curves, curves, thin
-from workbench.analysis.charts.figures import chart_figure, series_style
-from workbench.analysis.charts.groups import DEFAULT_CHARTS, GROUPS, Chart, charts_of, group_of, title_of
+from workbench.analysis.charts.figures import chart_figure, series_style, short_titles
+from workbench.analysis.charts.groups import DEFAULT_CHARTS, GROUPS, Chart, charts_of, group_of, not_recorded, title_of
 from workbench.analysis.charts.headlines import headlines
 from workbench.analysis.charts.recorded import recorded
 from workbench.analysis.charts.seeds import each_alone, group_by_seed, mean_and_band, t_quantile
 from workbench.analysis.charts.smoothing import parse_smoothing, smooth
+from workbench.analysis.runs import unit_of
 from workbench.analysis.style import CURVES, SURFACE
 from workbench.errors import ConfigError
 from workbench.evals.records import EvalRecord, load_records, measure, save_records
@@ -89,6 +90,7 @@ def test_every_recorded_metric_has_a_group(dopd: Path, opd: Path) -> None:
     assert {group_of(name) for name in names} == set(GROUPS) - {"other"}
     assert group_of("ann/grad_norm") == "optimization" and group_of("eval/accuracy/ann/plain/all") == "quality"
     assert group_of("share/HT/domain=loss") == "supervision" and group_of("of_a_plugin/x") == "other"
+    assert unit_of("eval/accuracy/student/plain/all") == "share of questions"
     assert title_of("eval/accuracy/student/plain/all") == "eval: accuracy, student, plain, all"
 
 
@@ -238,6 +240,15 @@ def test_charts_of_chosen_metrics_are_one_each_by_group(dopd: Path) -> None:
     assert not {chart.group for chart in DEFAULT_CHARTS} - set(GROUPS)
 
 
+def test_charts_of_run_with_peers_draw_every_learner() -> None:
+    names = ["loss", "ann/loss", "probe/loss", "eval/accuracy/student/plain/all", "eval/accuracy/ann/plain/all"]
+    charts = {chart.name: chart for chart in charts_of(names)}
+    assert charts["loss"].metrics == ("loss", "ann/loss")
+    assert charts["eval-accuracy"].metrics[-1] == "eval/accuracy/ann/plain/all"
+    assert short_titles(charts["loss"].metrics) == {"loss": "loss", "ann/loss": "ann: loss"}
+    assert "Gradient norm" in not_recorded(names) and "Loss" not in not_recorded(names)
+
+
 def test_curves_by_domain_equal_evaluations_and_traces(dopd: Path) -> None:
     run = recorded(dopd, splits=["domain", "token_type"])
     records = [record for record in load_records(dopd) if (record.policy, record.context) == ("student", "plain")]
@@ -274,7 +285,7 @@ def test_headlines_hold_paired_intervals(tmp_path: Path) -> None:
     assert visible.note == "4 questions that the image answers, steps 0 to 2"
     assert (privileged.value, privileged.change) == ("0.0%", ""), "one question has no interval"
     assert (confidence.title, confidence.value) == ("Over-confidence", "+75.0 pp")
-    assert (loss.value, loss.change, speed.value) == ("1 nats", "from 2", "200")
+    assert (loss.value, loss.change, speed.value) == ("1", "from 2", "200")
     assert headlines(write_run(tmp_path / "b", [])) == []
 
 

@@ -36,7 +36,19 @@ METRIC_UNITS = {
     "padding_share": "share of positions",
     "oversized_passes": "passes",
 }
-_PREFIX_UNITS = {"share": "share of tokens", "loss_share": "share of loss", "seconds": "s", "threshold": "nats or 1"}
+_PREFIX_UNITS = {
+    "share": "share of tokens",
+    "loss_share": "share of loss",
+    "supervised_by": "share of tokens",
+    "seconds": "s",
+    "threshold": "nats or 1",
+    "accuracy": "share of questions",  # those of evaluations, which name policy, context and group
+    "confidence": "share, mean of questions",
+    "overconfidence": "confidence minus accuracy, share",
+    "calibration_error": "share, mean of |confidence - accuracy|",
+    "length": "tokens per answer",
+    "truncated": "share of answers",
+}
 MAX_POINTS = 1500  # of one curve; a longer one keeps the lowest and highest value of each stretch of steps
 
 

@@ -51,6 +51,7 @@ def chart_figure(curves: Curves, chart: Chart, *, theme: str = "light", log: boo
     parts = {(item.name, name): curves.parts.get((item.name, name)) for item in curves.series for name in names}
     drawn = [item for item in curves.series if any(parts[item.name, name] is not None for name in names)]
     several = len(curves.series) > 1
+    titles = short_titles(names)
     data: list[dict] = []
     legend, notes = [], [] if drawn else [NOTHING]
     for series_idx, item in enumerate(curves.series):
@@ -59,7 +60,7 @@ def chart_figure(curves: Curves, chart: Chart, *, theme: str = "light", log: boo
             if part is None:
                 continue
             color, dash = _style(theme, several, series_idx, name_idx)
-            label = _label(item, name, several, len(names) > 1)
+            label = _label(item, titles[name], several, len(names) > 1)
             legend.append({"key": f"metric:{name}", "label": label, "color": color, "dash": dash})
             traces = _curve_traces(thin(part), label, (color, dash), curves, unit_of(name), log=log)
             data += [trace | {"meta": {"series": item.name, "metric": name, **trace["meta"]}} for trace in traces]
@@ -71,7 +72,7 @@ def chart_figure(curves: Curves, chart: Chart, *, theme: str = "light", log: boo
     meta["metrics"] = [
         {
             "key": f"metric:{name}",
-            "label": short_title(name),
+            "label": titles[name],
             "color": MUTED[theme],
             "dash": DASHES[name_idx % len(DASHES)],
         }
@@ -80,10 +81,10 @@ def chart_figure(curves: Curves, chart: Chart, *, theme: str = "light", log: boo
     return {"data": data, "layout": _layout(curves, names, meta, theme, log=log)}
 
 
-def short_title(metric: str) -> str:
-    """The part of a metric's name that tells it from the others of a chart."""
-    head, _, last = metric.rpartition("/")
-    return last.rpartition("=")[2].replace("_", " ") if head else title_of(metric)
+def short_titles(metrics: Sequence[str]) -> dict[str, str]:
+    """The part of each name that tells it from the others of a chart; whole names if that is not enough."""
+    last = {name: name.rpartition("/")[2].rpartition("=")[2].replace("_", " ") for name in metrics}
+    return last if len(set(last.values())) == len(last) else {name: title_of(name) for name in metrics}
 
 
 def is_constant(curves: Sequence[np.ndarray]) -> bool:
@@ -100,10 +101,10 @@ def _style(theme: str, several: bool, series_idx: int, name_idx: int) -> tuple[s
     return color, DASHES[(DASHES.index(dash) + name_idx) % len(DASHES)]
 
 
-def _label(item: Series, name: str, several: bool, has_names: bool) -> str:
+def _label(item: Series, title: str, several: bool, has_names: bool) -> str:
     if not has_names:
         return item.name
-    return f"{item.name}: {short_title(name)}" if several else short_title(name)
+    return f"{item.name}: {title}" if several else title
 
 
 def _curve_traces(

@@ -5,7 +5,7 @@ those of a peer with the peer's name.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 EVAL, PROBE = "eval/", "probe/"
 GROUPS = ("quality", "supervision", "optimization", "speed", "other")
@@ -89,7 +89,7 @@ DEFAULT_CHARTS = (
     Chart("accuracy", "Accuracy of training answers", "quality", ("accuracy",)),
     Chart("entropy", "Student entropy", "quality", ("entropy",)),
     Chart("length", "Answer length", "quality", ("completion_length",)),
-    Chart("truncated", "Truncated and duplicate answers", "quality", ("truncated", "duplicate_rate"), ("truncated",)),
+    Chart("truncated", "Truncated and duplicate answers", "quality", ("truncated", "duplicate_rate")),
     Chart(
         "gaps",
         "Capability and information gap, mean size",
@@ -124,10 +124,32 @@ def charts_of(recorded: Sequence[str], chosen: Sequence[str] = (), split: str = 
     split  domain, token_type or visibility: add the charts of the recorded metrics by it
     """
     if not chosen:
-        charts = [chart for chart in DEFAULT_CHARTS if set(chart.metrics) & set(recorded)]
+        charts = [_with_peers(chart, recorded) for chart in DEFAULT_CHARTS]
+        charts = [chart for chart in charts if set(chart.metrics) & set(recorded)]
         return sorted(charts + _split_charts(recorded, split), key=lambda chart: GROUPS.index(chart.group))
     charts = [Chart(name.replace("/", "-"), title_of(name), group_of(name), (name,)) for name in chosen]
     return sorted(charts, key=lambda chart: GROUPS.index(chart.group))
+
+
+def _with_peers(chart: Chart, recorded: Sequence[str]) -> Chart:
+    """The chart with the same metrics of the peers that learn in the same run: "ann/loss" beside "loss"."""
+    peers = [name.partition("/")[0] for name in recorded if name.endswith("/loss") and not name.startswith(PROBE)]
+
+    def widened(names: tuple[str, ...]) -> tuple[str, ...]:
+        of_peers = [
+            name.replace("/student/", f"/{peer}/", 1) if name.startswith(EVAL) else f"{peer}/{name}"
+            for peer in dict.fromkeys(peers)
+            for name in names
+        ]
+        return (*names, *(name for name in of_peers if name in recorded))
+
+    return replace(chart, metrics=widened(chart.metrics), several=widened(chart.several)) if peers else chart
+
+
+def not_recorded(recorded: Sequence[str]) -> list[str]:
+    """Titles of the default charts of which no metric is recorded."""
+    drawn = {chart.name for chart in charts_of(recorded)}
+    return [chart.title for chart in DEFAULT_CHARTS if chart.name not in drawn]
 
 
 def _split_charts(recorded: Sequence[str], split: str) -> list[Chart]:

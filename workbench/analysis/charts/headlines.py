@@ -41,7 +41,9 @@ def headlines(run_dir: str | Path) -> list[Headline]:
     loss = frame.loc[frame["metric"] == "loss", ["step", "value"]]
     if len(loss):
         first, last = loss["value"].iloc[0], loss["value"].iloc[-1]
-        result.append(Headline("Loss", f"{last:.4g} nats", f"from {first:.4g}", f"step {int(loss['step'].iloc[-1]):,}"))
+        result.append(
+            Headline("Loss", f"{last:.3g}", f"from {first:.3g}", f"nats, step {int(loss['step'].iloc[-1]):,}")
+        )
     speed = frame.loc[frame["metric"] == "tokens_per_second", "value"].to_numpy(float)[-NEWEST:]
     if np.isfinite(speed).any():
         note = f"median of the newest {len(speed)} steps"
