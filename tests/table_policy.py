@@ -59,6 +59,10 @@ class LogitTablePolicy:
     def check_prompt(self, prompt: Prompt, completion_length: int = 0) -> None:
         self._table(prompt)
 
+    @property
+    def answer_prefix(self) -> str:
+        return ""
+
     def special_in(self, text: str) -> None:
         return None
 

@@ -158,6 +158,7 @@ class Rollout:
     denoising: DenoisingTrace | None = None  # None: sampled from left to right
     entropies: tuple[float, ...] | None = None  # of the sampler, per token, if requested
     stop_string: str = ""  # that ended it, in place of an end token
+    answer_prefix: str = ""  # text that the sampler's prompt puts before it, such as an opened thinking block
 
     @property
     def finish_reason(self) -> str:

@@ -228,3 +228,20 @@ def test_grade_long_hostile_text_is_fast():
     ):
         for rule in GRADERS:
             assert grade(text, "B" if rule == "choice" else "5", rule) == 0.0
+
+
+@pytest.mark.parametrize("grader", ["final", "exact", "contains"])
+@pytest.mark.parametrize(
+    ("prefix", "text", "right"),
+    [
+        ("", "<think>It is red", 0.0),  # truncated in its thinking
+        ("", "red<think>or blue", 1.0),
+        ("", "<think>blue</think>red", 1.0),
+        ("", "<think>red</think>", 0.0),
+        ("assistant\n<think>\n", "red", 0.0),
+        ("assistant\n<think>\n", "blue</think>red", 1.0),
+        ("assistant\n<think>\n\n</think>\n", "red", 1.0),
+    ],
+)
+def test_grade_thinking_is_no_answer(prefix: str, text: str, right: float, grader: str) -> None:
+    assert grade(text, "red", grader, prefix=prefix) == right

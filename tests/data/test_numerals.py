@@ -91,4 +91,4 @@ def test_grade_other_spelling_of_same_answer_is_right(text, answer, rule, right)
 
 def test_final_answer_follows_closed_thoughts():
     assert final_answer("<think>Answer: blue</think> Answer: red") == "red"
-    assert final_answer("<think>Answer: blue</think>") == "blue</think>"
+    assert final_answer("<think>Answer: blue</think>") == ""

@@ -1,12 +1,14 @@
 """Supervising thinking or answer alone: which tokens, by hand, and what routing makes of the others."""
 
+from dataclasses import replace
+
 import pytest
 from failures import raises
 from small import rollouts
 
 from workbench.distill.method import Regime
 from workbench.distill.scoring import Batch, loss_normalizers, route
-from workbench.distill.supervised_part import is_thinking, supervise_part
+from workbench.distill.supervised_part import count_thinking, is_thinking, supervise_part
 from workbench.errors import ConfigError
 from workbench.methods import load_method
 
@@ -27,6 +29,26 @@ MARKERS = ("<think>", "</think>")
 )
 def test_is_thinking_by_hand(texts: list[str], thinking: list[int]) -> None:
     assert is_thinking(texts, MARKERS) == [bool(flag) for flag in thinking]
+
+
+@pytest.mark.parametrize(
+    ("prefix", "texts", "thinking"),
+    [
+        ("assistant\n<think>\n", ["so", "on"], [1, 1]),  # truncated
+        ("assistant\n<think>\n", ["so", "</think>", "27"], [1, 1, 0]),
+        ("assistant\n<think>\n\n</think>\n", ["27", "<end>"], [0, 0]),
+        ("assistant\n", ["27"], [0]),
+    ],
+)
+def test_is_thinking_opened_in_prompt_by_hand(prefix: str, texts: list[str], thinking: list[int]) -> None:
+    assert is_thinking(texts, MARKERS, prefix) == [bool(flag) for flag in thinking]
+
+
+def test_count_thinking_by_hand() -> None:
+    answers = ["27", "<think>so</think>27", "<think>so", "so</think>27", "so on"]
+    given = [replace(rollout, ids=(idx,)) for idx, rollout in enumerate(rollouts(*[1] * 5))]
+    given[4] = replace(given[4], answer_prefix="<think>\n")
+    assert count_thinking(given, lambda ids: [answers[ids[0]]], MARKERS) == (4, 2)
 
 
 def words(ids: tuple[int, ...]) -> list[str]:

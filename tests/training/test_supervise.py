@@ -1,6 +1,7 @@
 """training.supervise and data.privileged_template in runs: traces, metrics, warnings, prompts and check."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,34 @@ def test_train_supervises_answer_after_marker_alone(models: dict, tmp_path: Path
     (metrics,) = RunFolder.open(config.run_dir).metrics("train")
     assert metrics["thinking"] == pytest.approx(seen / len(by_rollout))
     assert 0 < metrics["share/outside"] < 1 and metrics["supervised"] <= 1 - metrics["share/outside"] + 1e-9
+
+
+def test_train_truncated_thinking_is_no_answer(models: dict, tmp_path: Path) -> None:
+    """The template opens thinking, which no answer of a random model closes."""
+    folders = {name: shutil.copytree(path, tmp_path / name) for name, path in models.items()}
+    for folder in folders.values():
+        file = folder / "chat_template.jinja"
+        file.write_text(file.read_text() + "{% if add_generation_prompt %}<think>{% endif %}")
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"question": "Which?", "answer": "e"}) + "\n")  # a frequent letter
+    values = {
+        "method": {"name": "opd"},
+        "data": {"train": str(tmp_path / "rows.jsonl"), "eval": str(tmp_path / "rows.jsonl")},
+        "training__supervise": "answer",
+        "training__steps": 1,
+        "training__batch_size": 1,
+        "trace__probes": 0,
+        "evaluation__grader": "contains",
+        "evaluation__contexts": ["plain"],
+    }
+    config = run_config(folders, tmp_path, **values)
+    train(config)
+    folder = RunFolder.open(config.run_dir)
+    (metrics,) = folder.metrics("train")
+    names = ("thinking", "unfinished_thinking", "share/outside", "accuracy", "supervised")
+    assert [metrics[name] for name in names] == [1.0, 1.0, 1.0, 0.0, 0.0]
+    assert folder.metrics("eval")[0]["accuracy/student/plain/all"] == 0.0
+    row = {check.name: check for check in check_config(config)}["supervised part"]
+    assert row.status == "note" and "2 of 2 answers" in row.finding and "2 end inside of it" in row.finding
 
 
 def test_train_without_markers_in_answers_warns(models: dict, tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ Chinese, Japanese, Korean, Thai, Lao, Khmer, Arabic, Hebrew, Hindi, Russian and 
 (scripts.py), with their digits, punctuation, particles, attached articles, "the answer is" and denials. In scripts
 without spaces a single sign may be part of another word: then, and for numbers in Chinese signs, the result is None.
 
-Decimal numbers are compared by value, except under "exact" (numerals.py). Text before the last </think> is ignored.
+Decimal numbers are compared by value, except under "exact" (numerals.py). What lies between <think> and </think> is
+no answer, nor is thinking that never ends.
 
 Case, spaces, Markdown stars, outer quotes and end punctuation never count. The rules do not understand language; each
 docstring says where its rule errs. No rule accepts hedging ("red or blue") or a denial ("not red"), except "contains".
@@ -54,16 +55,19 @@ _DENIALS = ("not", "no", "never", "neither", "nor", "cannot", "without", *script
 _HEDGES = ("or", *scripts.HEDGES)
 
 
-def grade(text: str, answer: str | None, grader: str = "final", *, tolerance: float = TOLERANCE) -> float | None:
+def grade(
+    text: str, answer: str | None, grader: str = "final", *, tolerance: float = TOLERANCE, prefix: str = ""
+) -> float | None:
     """Return 1.0 if `text` gives `answer` under the rule `grader`, 0.0 if not, None if the rule cannot compare them.
 
     tolerance  largest relative error under "numeric" (0.05 accepts five percent)
+    prefix     text that the prompt puts before `text`, where <think> may open
     Raises     ConfigError as check_grading
     """
     check_grading(grader, tolerance)
     if answer is None or not normalize(answer):
         return None
-    text = without_thoughts(text)
+    text = without_thoughts(text, prefix)
     answer = scripts.unify(spell_numbers(unwrap(answer)))
     text = scripts.unify(spell_numbers(_TAG_END.sub("", text) if "<answer>" not in text.lower() else text))
     if _SENTENCE_END.search(answer.strip()):
@@ -89,10 +93,12 @@ def check_grading(grader: str, tolerance: float = TOLERANCE) -> None:
         )
 
 
-def without_thoughts(text: str) -> str:
-    """Return the text after the last </think>; the whole text if nothing follows or none is closed."""
-    _, mark, rest = text.rpartition("</think>")
-    return rest if mark and rest.strip() else text
+def without_thoughts(text: str, prefix: str = "") -> str:
+    """Return the text after the last </think>, up to a <think> that is not closed; "" if `prefix` opens it so."""
+    _, closing, rest = text.rpartition("</think>")
+    if not closing and prefix.rfind("<think>") > prefix.rfind("</think>"):
+        return ""
+    return rest.partition("<think>")[0]
 
 
 def _without_inner_ends(text: str, answer: str) -> str:

@@ -61,9 +61,8 @@ def sample_rollouts(
         for sample_idx, from_data in enumerate(flags):
             completion = reference_completion(policy, example) if from_data else next(remaining)
             rollout = _to_rollout(policy, example, sample_idx, completion, from_data, turns)
-            reward = (
-                None if example.answer is None else grade(rollout.text, example.answer, grader, tolerance=tolerance)
-            )
+            options = {"tolerance": tolerance, "prefix": rollout.answer_prefix}
+            reward = None if example.answer is None else grade(rollout.text, example.answer, grader, **options)
             rollouts.append(replace(rollout, reward=reward))
     return rollouts
 
@@ -89,6 +88,7 @@ def _to_rollout(
         denoising=completion.denoising,
         entropies=completion.entropies,
         stop_string=completion.stop_string,
+        answer_prefix="" if from_data else policy.answer_prefix,
     )
 
 

@@ -1,17 +1,19 @@
 """Supervise a part of each answer alone: the thinking of a thinking model, or what follows it.
 
-Thinking reaches from the first marker to the second one, both included. Where a chat template opens it in the prompt,
-an answer has the second marker alone, and thinking begins with the answer. An answer without markers is all answer.
+Thinking reaches from the first marker to the second one, both included, or to the end of an answer that is truncated
+in it. Where a chat template opens it in the prompt, thinking begins with the answer, which has the second marker alone,
+or none if it is truncated. Any other answer without markers is all answer.
 Positions outside the part are in the regime `outside`, which has no losses.
 """
 
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 import torch
 
 from workbench.distill.method import Method, Regime
 from workbench.errors import ConfigError
-from workbench.types import RouteBatch, Routing
+from workbench.types import Rollout, RouteBatch, Routing
 
 PARTS = ("all", "thinking", "answer")
 OUTSIDE = "outside"
@@ -30,7 +32,7 @@ def supervise_part(method: Method, part: str, markers: tuple[str, str]) -> Metho
         routing = route(batch)
         inside: list[bool] = []
         for rollout in batch.rollouts:
-            thinks = is_thinking(batch.token_texts(rollout.ids), markers)
+            thinks = is_thinking(batch.token_texts(rollout.ids), markers, rollout.answer_prefix)
             inside += [flag == (part == "thinking") for flag in thinks]
         outside = ~torch.tensor(inside, dtype=torch.bool, device=routing.regime.device)
         return replace(
@@ -42,12 +44,15 @@ def supervise_part(method: Method, part: str, markers: tuple[str, str]) -> Metho
     return replace(method, regimes=regimes, route=route_part)
 
 
-def is_thinking(texts: list[str], markers: tuple[str, str]) -> list[bool]:
-    """Whether each token belongs to the thinking, from the tokens' texts, which joined are the answer."""
+def is_thinking(texts: list[str], markers: tuple[str, str], prefix: str = "") -> list[bool]:
+    """Whether each token belongs to the thinking, from the tokens' texts, which joined are the answer.
+
+    prefix  text that the prompt puts before the answer
+    """
     text, (opening, closing) = "".join(texts), markers
     start, end = text.find(opening), text.find(closing)
     if start < 0 and end < 0:
-        return [False] * len(texts)
+        return [prefix.rfind(opening) > prefix.rfind(closing)] * len(texts)
     if end >= 0 and not 0 <= start < end:
         start = 0
     stop = len(text) if end < 0 else end + len(closing)
@@ -56,3 +61,16 @@ def is_thinking(texts: list[str], markers: tuple[str, str]) -> list[bool]:
         flags.append(position < stop and position + max(1, len(token)) > start)
         position += len(token)
     return flags
+
+
+def count_thinking(
+    rollouts: Iterable[Rollout], token_texts: Callable[[tuple[int, ...]], list[str]], markers: tuple[str, str]
+) -> tuple[int, int]:
+    """Number of answers that have thinking, and of those that end inside of it."""
+    thinking = unfinished = 0
+    for rollout in rollouts:
+        texts = token_texts(rollout.ids)
+        flags = is_thinking(texts, markers, rollout.answer_prefix)
+        thinking += any(flags)
+        unfinished += any(flags[-1:]) and markers[1] not in "".join(texts)
+    return thinking, unfinished

@@ -68,6 +68,10 @@ class Policy(Protocol):
     def answer_ids(self, text: str) -> tuple[int, ...]:
         """Tokenize an answer, with an end token."""
 
+    @property
+    def answer_prefix(self) -> str:
+        """Text that the prompt puts between a question and its answer, such as an opened thinking block."""
+
     def denoising_schedule(self, ids: tuple[int, ...]) -> DenoisingTrace | None:
         """Denoising schedule for a given answer; None = from left to right."""
 

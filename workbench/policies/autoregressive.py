@@ -282,6 +282,11 @@ class AutoregressivePolicy(Passes):
         is_text = token_id < len(tokenizer) and not (added and added.special)
         return token_id in tokenizer.all_special_ids or not is_text
 
+    @property
+    def answer_prefix(self) -> str:
+        """Text that the chat template puts between a question and its answer."""
+        return self.encoder.answer_prefix
+
     def text(self, ids: tuple[int, ...]) -> str:
         """Decode a completion without special tokens."""
         return self.tokenizer.decode(list(ids), skip_special_tokens=True)

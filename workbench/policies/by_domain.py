@@ -107,6 +107,10 @@ class PolicyByDomain:
     def denoising_schedule(self, ids: tuple[int, ...]) -> DenoisingTrace | None:
         return self._any.denoising_schedule(ids)
 
+    @property
+    def answer_prefix(self) -> str:
+        return self._any.answer_prefix
+
     def answer_ids(self, text: str) -> tuple[int, ...]:
         return self._any.answer_ids(text)
 

@@ -9,6 +9,7 @@ however a family packs its pixels:
 """
 
 import copy
+import functools
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,7 +24,7 @@ from torch import Tensor
 from workbench.data.images import note, open_image
 from workbench.errors import ConfigError, PolicyError, PromptTooLongError
 from workbench.policies.image_size import MAX_PIXELS, reduce
-from workbench.policies.templates import TEXT, check_system_prompt, check_template_kwargs, content_form
+from workbench.policies.templates import PROBE, TEXT, check_system_prompt, check_template_kwargs, content_form
 from workbench.types import Prompt, Turn
 
 CACHE_BYTES = 2**30  # of encoded prompts per encoder; least recently used are evicted
@@ -86,7 +87,15 @@ class PromptEncoder:
             if token := self.special_in(system_prompt):
                 raise ConfigError(f'{name}: models.system_prompt has the special token "{token}". Remove it.')
             check_system_prompt(self.processor, self._content, system_prompt, name)
+        self.__dict__.pop("answer_prefix", None)
         self.system_prompt, self.chat_template_kwargs = system_prompt, dict(chat_template_kwargs)
+
+    @functools.cached_property
+    def answer_prefix(self) -> str:
+        """Text that the chat template puts between a question and its answer; "" without a template."""
+        if self._content is None:
+            return ""
+        return self._templated(Prompt((), PROBE)).rpartition(PROBE)[2]
 
     def encode(self, prompt: Prompt) -> Encoded:
         """Encode one prompt, ids (1, T). Raises PolicyError for special tokens in its text or a too long prompt."""

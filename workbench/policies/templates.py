@@ -12,7 +12,7 @@ from jinja2.parser import Parser
 from workbench.errors import ConfigError, PolicyError, show, unknown
 
 PARTS, TEXT = "parts", "text"  # content as a list of images and texts, or as one string
-_QUESTION = "Which WORKBENCHPROBE?"
+PROBE = "Which WORKBENCHPROBE?"
 _RESERVED = {"messages", "add_generation_prompt", "tools", "documents"}
 _FUNCTIONS = ("raise_exception", "strftime_now")  # that transformers gives to templates
 _PRINTED_LIST = re.compile(r"""['"]type['"]\s*:\s*['"]text['"]""")
@@ -43,7 +43,7 @@ def content_form(processor: Any) -> str:
     forms = [PARTS, TEXT] if hasattr(processor, "tokenizer") else [TEXT, PARTS]
     faults = []
     for form in forms:
-        content = _QUESTION if form == TEXT else [{"type": "text", "text": _QUESTION}]
+        content = PROBE if form == TEXT else [{"type": "text", "text": PROBE}]
         try:
             text = processor.apply_chat_template(
                 [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
@@ -51,7 +51,7 @@ def content_form(processor: Any) -> str:
         except (TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
             faults.append(f"{form}: {type(error).__name__}: {error}")
             continue
-        if _QUESTION in text and not _PRINTED_LIST.search(text):
+        if PROBE in text and not _PRINTED_LIST.search(text):
             return form
         faults.append(f"{form}: {text[:80]!r}")
     raise PolicyError(
@@ -94,7 +94,7 @@ def check_system_prompt(processor: Any, form: str | None, system_prompt: str, na
             f"{name}: models.system_prompt needs a chat template, and the model's processor has none. Put the model's "
             "chat_template.jinja into its folder, or remove the key."
         )
-    texts = (("system", system_prompt), ("user", _QUESTION))
+    texts = (("system", system_prompt), ("user", PROBE))
     messages = [
         {"role": role, "content": text if form == TEXT else [{"type": "text", "text": text}]} for role, text in texts
     ]

@@ -25,7 +25,7 @@ from workbench.distill.rollouts import request_peer_feedback, sample_rollouts
 from workbench.distill.routing import sampler_logprobs
 from workbench.distill.scoring import Batch, score_views
 from workbench.distill.step import ScoredBatch, StepResult, compute_step, score_batch
-from workbench.distill.supervised_part import is_thinking
+from workbench.distill.supervised_part import count_thinking
 from workbench.distributed import choose_device
 from workbench.errors import DataError
 from workbench.policies import Completion, Policy, SamplingOptions
@@ -232,11 +232,10 @@ def _tokens(result: StepResult, learner: Learner) -> Iterator[Check]:
             text = f"prompts up to {longest} tokens" + ("" if room is None else f" of {room} allowed")
             text = f"the sampled ids, token by token; {text}" if same else "other ids than were sampled"
             yield Check(f"completion in view {name} ({policy.name} / {view.context})", OK if same else WRONG, text)
-    learner_prompts = result.prompts[result.method.learner_view]
-    yield from _agreement(learner, next(prompt for prompt in learner_prompts if prompt is not None))
+    yield from _agreement(learner)
 
 
-def _agreement(learner: Learner, prompt: Prompt) -> Iterator[Check]:
+def _agreement(learner: Learner) -> Iterator[Check]:
     """Compare vocabulary, end token and chat template of the policies."""
     student = learner.student
     models = {name: policy for name, policy in learner.policies.items() if isinstance(policy, AutoregressivePolicy)}
@@ -262,18 +261,11 @@ def _agreement(learner: Learner, prompt: Prompt) -> Iterator[Check]:
             "chat_template.jinja in its folder"
         )
         yield Check("chat template", NOTE, text)
-    prefix = _completion_prefix(student, prompt)
     for name, policy in models.items():
-        theirs = prefix if policy.encoder is student.encoder else _completion_prefix(policy, prompt)
-        if theirs != prefix:
-            text = f"the chat templates differ: before an answer, {name} has {theirs!r} and the student {prefix!r}"
+        if policy.answer_prefix != student.answer_prefix:
+            pair = f"{name} has {policy.answer_prefix!r} and the student {student.answer_prefix!r}"
+            text = f"the chat templates differ: before an answer, {pair}"
             yield Check("chat template", NOTE, text)
-
-
-def _completion_prefix(policy: AutoregressivePolicy, prompt: Prompt) -> str:
-    """Text that the chat template inserts between question and answer, such as an open or closed thinking block."""
-    text = policy.tokenizer.decode(policy.encoder.encode(prompt)["input_ids"][0])
-    return text.rpartition(prompt.text)[2] if prompt.text in text else ""
 
 
 def _trained(learner: Learner) -> Check:
@@ -421,17 +413,16 @@ def _answers(result: StepResult) -> Check:
 
 
 def _thinking(config: RunConfig, result: StepResult, learner: Learner) -> Iterator[Check]:
-    """How many answers have thinking, if a part of each answer is supervised."""
-    training = config.training
-    if training.supervise == "all":
+    """How many answers have thinking, and end in it, if a part of each answer is supervised or any has thinking."""
+    part, markers = config.training.supervise, tuple(config.training.think_markers)
+    rollouts = result.batch.rollouts
+    count, unfinished = count_thinking(rollouts, learner.student.token_texts, markers)
+    if part == "all" and not count:
         return
-    texts = [learner.student.token_texts(rollout.ids) for rollout in result.batch.rollouts]
-    count = sum(any(is_thinking(tokens, tuple(training.think_markers))) for tokens in texts)
-    opening, closing = training.think_markers
-    text = (
-        f"training.supervise={training.supervise}: {count} of {len(texts)} answers have thinking ({opening} {closing})"
-    )
-    yield Check("supervised part", OK if count else NOTE, text)
+    text = f"training.supervise={part}: {count} of {len(rollouts)} answers have thinking ({' '.join(markers)})"
+    if unfinished:
+        text += f"; {unfinished} end inside of it, so they have no answer and count as wrong"
+    yield Check("supervised part", OK if count and not unfinished else NOTE, text)
 
 
 def _largest(logprobs: torch.Tensor, other: torch.Tensor) -> float:

@@ -450,9 +450,10 @@ class Trainer:
         if self.method.resample:  # otherwise the student before training sampled the sequences
             metrics |= sampler_logprob_gap(self.method, result.global_batch_result)
         training = self.config.training
-        if training.supervise != "all":
-            rollouts = result.global_batch_result.batch.rollouts
-            metrics |= thinking_metrics(rollouts, learner.student.token_texts, tuple(training.think_markers))
+        rollouts, markers = result.global_batch_result.batch.rollouts, tuple(training.think_markers)
+        thinking = thinking_metrics(rollouts, learner.student.token_texts, markers)
+        if training.supervise != "all" or thinking["thinking"]:
+            metrics |= thinking
         update = learner.update(step) if metrics["supervised"] else learner.skip_step(step)
         return prefix_by_learner(learner.name, metrics | {"grad_norm": grad_norm} | update)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from workbench.distill.method import Method
 from workbench.distill.routing import sampler_logprobs
 from workbench.distill.step import StepResult
-from workbench.distill.supervised_part import is_thinking
+from workbench.distill.supervised_part import count_thinking
 from workbench.types import STUDENT, Rollout
 
 
@@ -28,9 +28,10 @@ def sampler_logprob_gap(method: Method, result: StepResult) -> dict[str, float]:
 def thinking_metrics(
     rollouts: tuple[Rollout, ...], token_texts: Callable[[tuple[int, ...]], list[str]], markers: tuple[str, str]
 ) -> dict[str, float]:
-    """Share of the answers that have thinking."""
-    flags = [any(is_thinking(token_texts(rollout.ids), markers)) for rollout in rollouts]
-    return {"thinking": sum(flags) / max(1, len(flags))}
+    """Shares of the answers that have thinking, and that end inside of it."""
+    thinking, unfinished = count_thinking(rollouts, token_texts, markers)
+    count = max(1, len(rollouts))
+    return {"thinking": thinking / count, "unfinished_thinking": unfinished / count}
 
 
 def step_metrics(method: Method, result: StepResult) -> dict[str, float]:

@@ -109,8 +109,9 @@ class Scorer:
         with autocast(self.config, self.device):
             completion = student.sample([prompt], [[seed]], self.config.sampling.options)[0][0]
         text = student.text(completion.ids)
-        reward = self._grade(example, text)
+        reward = self._grade(example, text, student.answer_prefix)
         fields: dict[str, Any] = {"replies": replies, "denoising": completion.denoising}
+        fields["answer_prefix"] = student.answer_prefix
         fields["stop_string"] = completion.stop_string
         return Rollout(example, 0, completion.ids, text, completion.finished, completion.logprobs, reward, **fields)
 
@@ -130,8 +131,10 @@ class Scorer:
         with autocast(self.config, self.device):
             return reply_in_turns(replier, [example], sampling=self.config.sampling.options, seed=(seed,))[0]
 
-    def _grade(self, example: Example, text: str) -> float | None:
-        return None if example.answer is None else grade(text, example.answer, **self.config.evaluation.grading)
+    def _grade(self, example: Example, text: str, prefix: str = "") -> float | None:
+        if example.answer is None:
+            return None
+        return grade(text, example.answer, prefix=prefix, **self.config.evaluation.grading)
 
 
 def evaluate_run(

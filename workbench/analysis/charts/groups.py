@@ -19,6 +19,7 @@ _BY_NAME = {
         "distinct_tokens",
         "entropy",
         "thinking",
+        "unfinished_thinking",
         "annotation",
         "confidence",
         "calibration_error",

@@ -250,7 +250,7 @@ class RolloutCallback(TrainerCallback):
         if problem is not None:
             return problem
         self._prompts.add(row, example)
-        text = student.text(answer.ids)
+        text, prefix = student.text(answer.ids), student.answer_prefix
         return Rollout(
             example,
             0,
@@ -258,7 +258,8 @@ class RolloutCallback(TrainerCallback):
             text,
             answer.finished,
             answer.logprobs,
-            grade_of(self.config, example, text) if row.reward is None else row.reward,
+            grade_of(self.config, example, text, prefix) if row.reward is None else row.reward,
             row.sampled_by or STUDENT,
             annotations=row.annotations,
+            answer_prefix=prefix,
         )

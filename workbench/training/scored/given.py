@@ -122,14 +122,14 @@ def to_rollouts(
     student: AutoregressivePolicy,
     pairs: list[tuple[RolloutRow, Example]],
     *,
-    grade: Callable[[Example, str], float | None],
+    grade: Callable[[Example, str, str], float | None],
     ended: bool = False,
     rewards_are_grades: bool = False,
     prompts_per_step: int = 8,
 ) -> GivenRollouts:
     """Rollouts of all rows, by step; answers to one example stand together, as a training step has them.
 
-    grade               the reward of an answer's text, 1 or 0, None if it is not known
+    grade               the reward of an answer's text and the text before it, 1 or 0, None if it is not known
     rewards_are_grades  whether rewards of the file are 0 or 1, so that they count as wrong and right
     prompts_per_step    examples of a step, if the file has no steps
     """
@@ -146,7 +146,7 @@ def to_rollouts(
             continue
         step = 1 + order.setdefault(example.id, len(order)) // prompts_per_step if row.step is None else row.step
         rows = groups.setdefault(step, {}).setdefault(example.id, [])
-        text = student.text(answer.ids)
+        text, prefix = student.text(answer.ids), student.answer_prefix
         reward = row.reward if rewards_are_grades else None
         rollout = Rollout(
             example,
@@ -155,10 +155,11 @@ def to_rollouts(
             text,
             answer.finished,
             answer.logprobs,
-            grade(example, text) if reward is None else reward,
+            grade(example, text, prefix) if reward is None else reward,
             row.sampled_by or (TRAINER if row.layout == PLAIN else row.layout),
             annotations=row.annotations,
             denoising=student.denoising_schedule(answer.ids),
+            answer_prefix=prefix,
         )
         rows.append((row, rollout))
     for step in sorted(groups):

@@ -107,7 +107,7 @@ def score_rollouts(
     given = to_rollouts(
         policies[STUDENT],
         pairs,
-        grade=lambda example, text: grade_of(config, example, text),
+        grade=lambda example, text, prefix: grade_of(config, example, text, prefix),
         ended=ended,
         rewards_are_grades=bool(rewards) and rewards <= {0.0, 1.0},
         prompts_per_step=config.training.batch_size,
@@ -162,9 +162,9 @@ def _with_evidence(file: RolloutFile, pairs: Pairs, method: Method) -> Pairs:
     return usable
 
 
-def grade_of(config: RunConfig, example: Example, text: str) -> float | None:
-    """1 for a right answer, 0 for a wrong one, None if it is not known, by the run's grader."""
-    return None if example.answer is None else grade(text, example.answer, **config.evaluation.grading)
+def grade_of(config: RunConfig, example: Example, text: str, prefix: str) -> float | None:
+    """1 for a right answer, 0 for a wrong one, None if it is not known, by the run's grader; `prefix` as in grade."""
+    return None if example.answer is None else grade(text, example.answer, prefix=prefix, **config.evaluation.grading)
 
 
 def _reward_source(rewards: set[float]) -> str:
