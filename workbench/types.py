@@ -36,10 +36,10 @@ class Evidence:
     """Privileged evidence for teachers, which the deployed student does not have. All parts are optional."""
 
     boxes: tuple[Box, ...] = ()
-    crop: Image.Image | Path | None = None  # crop image; by default cut from the first box
+    crops: tuple[Image.Image | Path, ...] = ()  # crop images, in order; by default one, cut from the first box
     caption: str | None = None
     hint: str | None = None  # location hint, without the answer
-    crop_box: Box | None = None  # location of `crop` in the first image, for display only
+    crop_box: Box | None = None  # location of the first crop in the first image, for display only
     # statements of each part (crop, hint), if known
     facts: Mapping[str, frozenset[str]] = field(default_factory=dict, compare=False)
 

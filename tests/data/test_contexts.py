@@ -16,7 +16,7 @@ from workbench.data.contexts import (
     EVIDENCE,
     build_prompt,
     dummy_rollout,
-    evidence_crop,
+    evidence_crops,
     evidence_text,
     is_missing_rollout_data,
     is_privileged,
@@ -25,7 +25,7 @@ from workbench.data.contexts import (
     require_promptable,
     user_turns,
 )
-from workbench.data.counterparts import WRONG
+from workbench.data.counterparts import WRONG, Counterparts
 from workbench.errors import ConfigError, DataError
 from workbench.types import Box, Evidence, Example, Rollout, Turn
 
@@ -195,15 +195,15 @@ def quarters() -> Image.Image:
 
 def test_crop_is_first_box_at_twice_its_size() -> None:
     boxes = (Box(10, 5, 20, 10), Box(0, 0, 3, 3))
-    crop = evidence_crop(example(images=(quarters(),), evidence=Evidence(boxes)))
+    (crop,) = evidence_crops(example(images=(quarters(),), evidence=Evidence(boxes)))
     assert crop.size == (20, 10)
     assert set(crop.getdata()) == {(0, 255, 0)}
 
 
 def test_crop_of_example_is_used_unchanged(tmp_path: Path) -> None:
     image = Image.new("RGB", (3, 3))
-    assert evidence_crop(example(evidence=Evidence(crop=image))) is image
-    assert build_prompt(example(evidence=Evidence(crop=tmp_path / "c.png")), "crop").images[1] == tmp_path / "c.png"
+    assert evidence_crops(example(evidence=Evidence(crops=(image,)))) == (image,)
+    assert build_prompt(example(evidence=Evidence(crops=(tmp_path / "c.png",))), "crop").images[1] == tmp_path / "c.png"
 
 
 @pytest.mark.parametrize(
@@ -217,14 +217,14 @@ def test_context_with_box_below_a_pixel_builds_prompt(box: Box, context: str) ->
 
 def test_crop_covers_every_touched_pixel() -> None:
     box = Box(2.3, 1.7, 6.1, 4.2)
-    crop = evidence_crop(example(evidence=Evidence((box,))))
+    (crop,) = evidence_crops(example(evidence=Evidence((box,))))
     assert crop.size == (2 * (math.ceil(6.1) - 2), 2 * (math.ceil(4.2) - 1))
 
 
 def test_crop_too_large_is_not_enlarged(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workbench.data.contexts, "MAX_PIXELS", 799)
-    assert evidence_crop(example(evidence=Evidence((Box(0, 0, 20, 10),)))).size == (20, 10)
-    assert evidence_crop(example(evidence=Evidence((Box(0, 0, 10, 10),)))).size == (20, 20)
+    assert evidence_crops(example(evidence=Evidence((Box(0, 0, 20, 10),))))[0].size == (20, 10)
+    assert evidence_crops(example(evidence=Evidence((Box(0, 0, 10, 10),))))[0].size == (20, 20)
 
 
 def test_marked_context_draws_red_frame_on_a_copy() -> None:
@@ -250,3 +250,13 @@ def test_plain_prompt_has_no_evidence() -> None:
     )
     assert "S3CRET" not in build_prompt(secret, "plain").text
     assert build_prompt(secret, "plain").images == secret.images
+
+
+def test_prompts_show_several_crops_in_order() -> None:
+    crops = tuple(Image.new("RGB", (2, 2), (shade, 0, 0)) for shade in (10, 20, 30))
+    row = example(evidence=Evidence((Box(0, 0, 2, 2),), crops=crops))
+    assert build_prompt(row, "crop").images == (*row.images, *crops)
+    assert build_prompt(row, "crop_only").images == crops
+    others = [replace(example(idx, answer=str(idx)), evidence=Evidence(crops=crops[:idx])) for idx in (1, 2)]
+    wrong = replace(others[0], others=Counterparts(others))
+    assert build_prompt(wrong, "wrong_crop").images == (*wrong.images, *crops[:2])

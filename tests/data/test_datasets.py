@@ -17,7 +17,7 @@ from failures import raises
 from PIL import Image
 
 import workbench.data.examples
-from workbench.data.contexts import EVIDENCE, build_prompt, evidence_crop
+from workbench.data.contexts import EVIDENCE, build_prompt, evidence_crops
 from workbench.data.examples import COLUMNS, check_evidence, decode_image, image_size, load_examples, split_by_evidence
 from workbench.data.grading import grade
 from workbench.data.images import open_image
@@ -81,7 +81,7 @@ def test_load_examples_full_json_row_has_every_field(folder):
     assert (example.id, example.answer, example.domain) == ("a", "STOP", "signs")
     assert example.images == (folder / "pictures/sign.png",)
     assert example.evidence.boxes == (Box(1.0, 2.0, 30.5, 40.0, "sign"),)
-    assert example.evidence.crop == folder / "pictures/crop.png"
+    assert example.evidence.crops == (folder / "pictures/crop.png",)
     assert example.evidence.crop_box == Box(0.0, 2.0, 31.0, 40.0)
     assert (example.evidence.caption, example.evidence.hint) == ("a red sign", "at the left")
     assert example.history == (Turn("user", "Hello"), Turn("assistant", "Hi"))
@@ -119,7 +119,32 @@ def test_load_examples_parquet_embedded_images_are_decoded(folder):
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row]), parquet)
     (example,) = load_examples(parquet)
     assert example.images[0].getpixel((0, 0)) == (255, 0, 0)
-    assert example.evidence.crop.size == (8, 8)
+    assert example.evidence.crops[0].size == (8, 8)
+
+
+def test_load_examples_crop_list_is_read_in_order(folder):
+    names = ["pictures/crop.png", "pictures/sign.png"]
+    write(folder, FULL | {"crop": names}, FULL | {"id": "none", "crop": [], "crop_box": None})
+    several, none = load_examples(folder / "rows.jsonl")
+    assert several.evidence.crops == tuple(folder / name for name in names)
+    assert none.evidence.crops == ()
+    write(folder, FULL | {"crop": ["pictures/crop.png", "none.png"]})
+    with raises(DataError, "rows.jsonl:1", "crop[1]", "none.png"):
+        load_examples(folder / "rows.jsonl")
+    table = pyarrow.Table.from_pylist(
+        [
+            FULL
+            | {
+                "images": [],
+                "boxes": [],
+                "crop_box": None,
+                "crop": [{"bytes": png((8, 8)), "path": None}, {"bytes": png((6, 6)), "path": None}],
+            }
+        ]
+    )
+    pyarrow.parquet.write_table(table, folder / "rows.parquet")
+    (embedded,) = load_examples(folder / "rows.parquet")
+    assert [crop.size for crop in embedded.evidence.crops] == [(8, 8), (6, 6)]
 
 
 def saved(folder, **splits):
@@ -418,7 +443,7 @@ def test_samples_have_evidence_for_every_context():
     for example in examples:
         assert grade(example.reference, example.answer) == 1.0
         assert all(re.search(mark.pattern, example.reference).group(1) == example.answer for mark in example.marks)
-        assert open_image(example.images[0]).width > 200 and open_image(evidence_crop(example)).width > 20
+        assert open_image(example.images[0]).width > 200 and open_image(evidence_crops(example)[0]).width > 20
 
 
 def test_data_page_lists_columns_and_its_lines_load(tmp_path):

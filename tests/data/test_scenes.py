@@ -109,7 +109,7 @@ def test_examples_depend_on_split_seed_and_index_only():
     for first, second in zip(whole[8:], part, strict=True):
         assert (first.id, first.question, first.reference) == (second.id, second.question, second.reference)
         assert first.images[0].tobytes() == second.images[0].tobytes()
-        assert first.evidence.crop.tobytes() == second.evidence.crop.tobytes()
+        assert first.evidence.crops[0].tobytes() == second.evidence.crops[0].tobytes()
     assert whole[5].id == "scenes:eval:3:5"
     assert make_examples("eval", seed=4, start=8, count=4)[0].reference != part[0].reference
 
@@ -238,7 +238,7 @@ def test_scene_evidence_suffices_for_every_context():
             first = example.evidence.boxes[0]
             view = example.images[0].size
             assert view == (288, 288) and 0 <= first.x0 < first.x1 <= 288 and 0 <= first.y0 < first.y1 <= 288
-            assert example.evidence.crop.size == (192, 192)
+            assert example.evidence.crops[0].size == (192, 192)
 
 
 def test_scenes_one_in_four_is_privileged_in_every_family():

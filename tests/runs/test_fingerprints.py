@@ -11,12 +11,13 @@ from failures import raises
 from PIL import Image
 from small import run_config
 
-from workbench.data.digests import BLOCK_BYTES, WHOLE_BYTES
+from workbench.data.digests import BLOCK_BYTES, WHOLE_BYTES, digest
 from workbench.data.examples import load_examples
 from workbench.errors import RunError
 from workbench.runs.fingerprints import FILE, fingerprint, models_read_again, require_same_data, require_same_models
 from workbench.runs.folder import RunFolder
 from workbench.training.run import train
+from workbench.types import Evidence, Example
 
 ROWS = [
     {
@@ -176,3 +177,13 @@ def test_models_read_again_leave_out_checkpointed_start(models: dict, tmp_path: 
     assert list(models_read_again(vanilla, vanilla.load_method())) == ["models.teacher"]
     frozen = run_config(models, tmp_path, method={"name": "opsd"})
     assert "models.student (student)" in models_read_again(frozen, frozen.load_method())
+
+
+def test_fingerprint_of_one_crop_is_that_of_former_runs() -> None:
+    """Their evidence was [boxes, crop, caption, hint, crop_box], of which a resumed run has the digest."""
+    crop = Image.new("RGB", (2, 2))
+    plain = ["RGB", 2, 2, digest(crop.tobytes())]
+    for crops, former in (((crop,), plain), ((), None), ((crop, crop), [plain, plain])):
+        evidence = Evidence(crops=crops, hint="left")
+        expected = digest(json.dumps([[], former, None, "left", None]).encode())
+        assert fingerprint(Example("a", "Q?", evidence=evidence))["evidence"] == expected

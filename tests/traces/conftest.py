@@ -67,7 +67,7 @@ def _example(row: int) -> Example:
         images=(Image.new("RGB", (5, 7), (row % 2, 0, 0)),),
         answer="7",
         evidence=Evidence(
-            (Box(0.5, 1, 3, 4, "tag"),), hint="left", crop=Image.new("RGB", (2, 2)), crop_box=Box(0, 1, 4, 5)
+            (Box(0.5, 1, 3, 4, "tag"),), hint="left", crops=(Image.new("RGB", (2, 2)),), crop_box=Box(0, 1, 4, 5)
         ),
         history=(Turn("user", "hello"),),
         domain=("read", "count")[row % 2],

@@ -11,7 +11,10 @@ from PIL import Image
 from small import run_config
 
 from workbench.cli import main
+from workbench.data.examples import load_examples
 from workbench.errors import DataError, WorkbenchError
+from workbench.render.examples import pictures_of
+from workbench.traces.reader import open_traces
 from workbench.training.check import check_config
 from workbench.training.prompts import render_prompts
 from workbench.training.run import train
@@ -92,3 +95,26 @@ def test_prompts_row_that_cannot_be_read_is_named(models: dict, tmp_path: Path, 
     config = run_config(models, tmp_path, method={"name": "opd"}, data={"train": data, "eval": None})
     with raises(DataError, "a.png"):
         list(render_prompts(config))
+
+
+def test_train_with_several_crops_shows_all_to_privileged_views(models: dict, tmp_path: Path, data: str) -> None:
+    for idx in range(2):
+        Image.new("RGB", (20, 20), (90 * idx, 0, 0)).save(tmp_path / f"crop-{idx}.png")
+    row = {"question": "What color?", "images": ["a.png"], "answer": "red", "crop": ["crop-1.png", "crop-0.png"]}
+    Path(data).write_text(json.dumps(row) + "\n")
+    values = {
+        "data": {"train": data, "eval": None},
+        "training__steps": 1,
+        "training__batch_size": 1,
+        "trace__probes": 0,
+    }
+    config = run_config(models, tmp_path, **values)
+    by_name = {check.name: check.finding for check in check_config(config)}
+    assert by_name["images in view student"].startswith("1 image(s), 9 image tokens")
+    assert by_name["images in view teacher"].startswith("3 image(s), 27 image tokens")
+    train(config)
+    (traced, *_) = open_traces(config.run_dir).sql("SELECT images_student, images_teacher FROM rollouts").to_pylist()
+    names = {view: [Path(path).name for path in paths] for view, paths in traced.items()}
+    assert names == {"images_student": ["a.png"], "images_teacher": ["a.png", "crop-1.png", "crop-0.png"]}
+    (example,) = load_examples(data)
+    assert [picture.title for picture in pictures_of(example)] == ["image", "crop 1", "crop 2"]

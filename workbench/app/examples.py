@@ -45,7 +45,7 @@ def _load(source: str, changed: int, limit: int, folders: tuple[Path, ...]) -> t
 
 def example_fragment(example: Example) -> str:
     """The example with its images as HTML; a message instead if they have more than MAX_DRAWN pixels together."""
-    pictures = [picture for picture in (*example.images, example.evidence.crop) if picture is not None]
+    pictures = [*example.images, *example.evidence.crops]
     try:
         pixels = sum(width * height for width, height in map(image_size, pictures))
     except DataError:  # the error is shown in place of the image

@@ -1,8 +1,8 @@
 """Contexts: the part of an example that a policy sees. A context is a name, or names joined by "+" (`boxes+caption`).
 
     plain       the images and the question: what the deployed student gets
-    crop        plain, and the evidence crop as one more image
-    crop_only   the evidence crop instead of the images (Vision-OPD's teacher, arXiv 2605.18740 section 3)
+    crop        plain, and the evidence crop, or several in their order, as more images
+    crop_only   the evidence crops instead of the images (Vision-OPD's teacher, arXiv 2605.18740 section 3)
     marked      the first image with the box drawn on it in red (Vision-OPD's training prompt)
     boxes       plain, and labeled boxes as text, coordinates 0..99 of width and height
     caption     plain, and a description as text
@@ -148,11 +148,11 @@ def missing_evidence(example: Example, context: str) -> str | None:
         part = WRONG.get(name, name)  # a control also needs the true evidence, to use the same examples
         if part in ("concat", "turns") and len(user_turns(example)) < 2:
             return "turns (or a question of several sentences)"
-        if part in ("crop", "crop_only") and example.evidence.crop is None and not example.evidence.boxes:
+        if part in ("crop", "crop_only") and not example.evidence.crops and not example.evidence.boxes:
             return "boxes (or crop)"
         if part in ("boxes", "marked") and not example.evidence.boxes:
             return "boxes"
-        cuts = part in ("crop", "crop_only") and example.evidence.crop is None
+        cuts = part in ("crop", "crop_only") and not example.evidence.crops
         if (cuts or part in ("boxes", "marked")) and not example.images:
             return "images"
         if part in ("caption", "hint", "answer", "reference") and is_blank(_evidence(example, part)):
@@ -204,14 +204,14 @@ def build_prompt(example: Example, context: str, rollout: Rollout | None = None)
     if "marked" in parts:
         images[0] = draw_box(open_image(images[0]), example.evidence.boxes[0])
     if "crop" in parts:
-        images.append(evidence_crop(example))
+        images += evidence_crops(example)
     if "crop_only" in parts:
-        images = [evidence_crop(example)]
+        images = list(evidence_crops(example))
     sources = dict.fromkeys(parts, example) | {
         WRONG[name]: _counterpart(example, name) for name in parts if name in WRONG
     }
     if "wrong_crop" in parts:
-        images.append(evidence_crop(sources["crop"]))
+        images += evidence_crops(sources["crop"])
     lines = [question]
     lines += [f"{part}: {evidence_text(sources[part], part)}" for part in _TEXTUAL if part in sources]
     if "feedback" in parts:
@@ -281,18 +281,18 @@ def _box_text(box: Box, width: int, height: int) -> str:
     return f"{box.label or 'region'} at {numbers}"
 
 
-def evidence_crop(example: Example) -> Image.Image | Path:
-    """The example's own crop, or its first box cut out of its first image and, if small enough, enlarged twofold.
+def evidence_crops(example: Example) -> tuple[Image.Image | Path, ...]:
+    """The example's own crops, or its first box cut out of its first image and, if small enough, enlarged twofold.
 
     Pixels that the box touches belong to it, so the crop of a box smaller than a pixel is one pixel.
     """
-    if example.evidence.crop is not None:
-        return example.evidence.crop
+    if example.evidence.crops:
+        return example.evidence.crops
     box = example.evidence.boxes[0]
     cut = open_image(example.images[0]).crop((int(box.x0), int(box.y0), math.ceil(box.x1), math.ceil(box.y1)))
     if 4 * cut.width * cut.height > MAX_PIXELS:
-        return cut
-    return cut.resize((2 * cut.width, 2 * cut.height), Image.Resampling.BICUBIC)
+        return (cut,)
+    return (cut.resize((2 * cut.width, 2 * cut.height), Image.Resampling.BICUBIC),)
 
 
 def draw_box(image: Image.Image, box: Box) -> Image.Image:

@@ -67,8 +67,8 @@ def _identity(example: Example, part: str) -> object:
         return None if example.answer is None else _normalized(example.answer)
     if part == "hint":
         return None if evidence.hint is None else _normalized(evidence.hint)
-    if evidence.crop is not None:
-        return _picture(evidence.crop)
+    if evidence.crops:
+        return tuple(map(_picture, evidence.crops))
     if not (evidence.boxes and example.images):
         return None
     box = evidence.boxes[0]

@@ -40,8 +40,8 @@ COLUMNS = {
     "answer": "text or a number: the final answer alone, for scoring",
     "reference": "text: a whole worked answer",
     "boxes": "list of {x0, y0, x1, y1, label} in pixels of the first image",
-    "crop": "image path or embedded image",
-    "crop_box": "{x0, y0, x1, y1}: place of the crop in the first image, drawn for people and shown to no model",
+    "crop": "image path or embedded image, or a list of them",
+    "crop_box": "{x0, y0, x1, y1}: place of the first crop in the first image, drawn for people and shown to no model",
     "caption": "text: a description",
     "hint": "text: where to look, without the answer",
     "history": "list of {role, text}: earlier turns",
@@ -190,7 +190,8 @@ def example_from_values(values: dict[str, Any], origin: str, *, folder: Path, de
         remedy = "`workbench import` parses them"
         raise fault(origin, "question", question, "must be the question alone, not turns kept as text", remedy)
     images = _images(values, origin, folder)
-    if values.get("crop_box") is not None and values.get("crop") is None:
+    crops = _crops(values.get("crop"), origin, folder)
+    if values.get("crop_box") is not None and not crops:
         remedy = "Give it, or drop this: a crop is cut from the first box"
         raise fault(origin, "crop_box", values["crop_box"], "needs a crop", remedy)
     return Example(
@@ -201,7 +202,7 @@ def example_from_values(values: dict[str, Any], origin: str, *, folder: Path, de
         reference=_text(values, "reference", origin),
         evidence=Evidence(
             boxes=_boxes(_list(values, "boxes", origin), "boxes", images, origin),
-            crop=_image(values["crop"], "crop", origin, folder) if values.get("crop") is not None else None,
+            crops=crops,
             caption=_text(values, "caption", origin),
             hint=_text(values, "hint", origin),
             crop_box=next(iter(_boxes([values["crop_box"]], "crop_box", images, origin)), None)
@@ -299,6 +300,12 @@ def _entry_text(entry: dict[str, Any], key: str, column: str, origin: str) -> st
 def _images(values: dict[str, Any], origin: str, folder: Path) -> tuple[Image.Image | Path, ...]:
     entries = _list(values, "images", origin)
     return tuple(_image(entry, f"images[{idx}]", origin, folder) for idx, entry in enumerate(entries))
+
+
+def _crops(value: Any, origin: str, folder: Path) -> tuple[Image.Image | Path, ...]:
+    if isinstance(value, list):
+        return tuple(_image(entry, f"crop[{idx}]", origin, folder) for idx, entry in enumerate(value))
+    return () if value is None else (_image(value, "crop", origin, folder),)
 
 
 def _image(value: Any, column: str, origin: str, folder: Path) -> Image.Image | Path:

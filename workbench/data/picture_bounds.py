@@ -72,7 +72,7 @@ class PictureBounds:
     def check_files(self, example: Example) -> None:
         """Check the image files of an example."""
         revealed = [image for turn in example.turns for image in turn.images]
-        for picture in (*example.images, example.evidence.crop, *revealed):
+        for picture in (*example.images, *example.evidence.crops, *revealed):
             if isinstance(picture, Path):
                 self._check_file(picture, str(picture), example.origin)
 
@@ -112,7 +112,8 @@ def embedded_bytes(values: dict[str, Any]) -> int:
 def _pictures(values: dict[str, Any]) -> Iterator[Any]:
     """Yield the raw values of a row's image columns: names, records of bytes or path, images."""
     turns = values.get("turns")
-    lists = [values.get("images"), [values.get("crop")]]
+    crop = values.get("crop")
+    lists = [values.get("images"), crop if isinstance(crop, list | tuple) else [crop]]
     lists += [turn.get("images") for turn in turns if isinstance(turn, dict)] if isinstance(turns, list) else []
     for pictures in lists:
         if isinstance(pictures, list | tuple):

@@ -5,7 +5,7 @@ from dataclasses import replace
 from html import escape
 from pathlib import Path
 
-from workbench.data.contexts import EVIDENCE, build_prompt, evidence_crop, missing_evidence
+from workbench.data.contexts import EVIDENCE, build_prompt, evidence_crops, missing_evidence
 from workbench.render.evidence import evidence
 from workbench.render.page import render_page
 from workbench.render.view import TokenView, ViewImage
@@ -24,7 +24,7 @@ def evidence_of(example: Example) -> list[str]:
 
 
 def pictures_of(example: Example) -> tuple[ViewImage, ...]:
-    """The example's images, the first with its boxes, and the crop."""
+    """The example's images, the first with its boxes, and the crops."""
     boxes, pictures = example.evidence.boxes, []
     for image_idx, image in enumerate(example.images):
         title = "image" if len(example.images) == 1 else f"image {image_idx + 1}"
@@ -32,13 +32,15 @@ def pictures_of(example: Example) -> tuple[ViewImage, ...]:
         crop = None
         if image_idx == 0 and example.evidence.crop_box is not None:
             crop = replace(example.evidence.crop_box, label="")
-        elif drawn and example.evidence.crop is None:
+        elif drawn and not example.evidence.crops:
             crop = replace(drawn[0], label="")
         note = "The boxes are evidence, which the student does not see." if drawn else ""
         pictures.append(ViewImage(title, image, drawn, crop, note))
     if missing_evidence(example, "crop") is None:
-        title = "crop" if example.evidence.crop is not None else "crop, cut from the first box"
-        pictures.append(ViewImage(title, evidence_crop(example)))
+        crops = evidence_crops(example)
+        first = "crop" if example.evidence.crops else "crop, cut from the first box"
+        titles = [first] if len(crops) == 1 else [f"crop {idx + 1}" for idx in range(len(crops))]
+        pictures += map(ViewImage, titles, crops)
     return tuple(pictures)
 
 

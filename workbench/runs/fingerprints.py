@@ -18,7 +18,7 @@ from workbench.errors import RunError
 from workbench.policies.adapters import base_of, is_adapter
 from workbench.runs.checkpoints import list_checkpoints
 from workbench.runs.folder import RunFolder
-from workbench.types import Example
+from workbench.types import Evidence, Example
 
 FILE = "examples.jsonl"
 _LEFT_OUT = ("id", "origin", "others")  # may change when a file is moved
@@ -157,7 +157,10 @@ def _plain(value: object) -> object:
     if isinstance(value, (Path, Image.Image)):
         return picture_digest(value)
     if is_dataclass(value):
-        return [_plain(getattr(value, field.name)) for field in fields(value) if field.compare]
+        entries = {field.name: getattr(value, field.name) for field in fields(value) if field.compare}
+        if isinstance(value, Evidence) and len(value.crops) < 2:  # digests of rows with at most one are older
+            entries["crops"] = next(iter(value.crops), None)
+        return [_plain(entry) for entry in entries.values()]
     if isinstance(value, (tuple, list)):
         return [_plain(entry) for entry in value]
     return value

@@ -77,8 +77,10 @@ ROLLOUTS = (
     Column("num_positions", _WHOLE, "tokens", "length of the completion, its end token included"),
     Column("images", pa.list_(_TEXT), "path", "the example's images; a relative path starts at the traces folder"),
     Column("evidence_boxes", pa.list_(_BOX), "pixels", "privileged boxes, of the first image"),
-    Column("evidence_crop", _TEXT, "path", "privileged crop; NULL if it is cut from the first box"),
-    Column("evidence_crop_box", _BOX, "pixels", "where the privileged crop lies in the first image; NULL if not known"),
+    Column(
+        "evidence_crop", _TEXT, "path", "first privileged crop (views list all); NULL if it is cut from the first box"
+    ),
+    Column("evidence_crop_box", _BOX, "pixels", "where that crop lies in the first image; NULL if not known"),
     Column("evidence_caption", _TEXT, "", "privileged description"),
     Column("evidence_hint", _TEXT, "", "privileged hint: where to look, without the answer"),
     Column("thresholds", pa.map_(_TEXT, pa.float64()), "nats or 1", "what the router compared with at this step"),

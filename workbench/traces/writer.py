@@ -254,10 +254,7 @@ class TraceWriter:
         rollouts = batch.rollouts
         examples = [rollout.example for rollout in rollouts]
         evidence = [example.evidence for example in examples]
-        crops = [
-            self._images(f"crop|{item.origin}|{item.id}", () if (crop := item.evidence.crop) is None else (crop,))
-            for item in examples
-        ]
+        crops = [self._images(f"crop|{item.origin}|{item.id}", item.evidence.crops[:1]) for item in examples]
         columns = self._key(batch, np.arange(len(rollouts), dtype=np.int32)) | {
             "example_id": [example.id for example in examples],
             "sample_idx": [rollout.sample_idx for rollout in rollouts],

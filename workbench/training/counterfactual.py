@@ -13,7 +13,7 @@ compares with means of its batch (DOPD) compares with the tokens of this one ans
 from collections.abc import Sequence
 from dataclasses import replace
 
-from workbench.data.contexts import EVIDENCE, evidence_crop, is_privileged, missing_evidence, parse_context
+from workbench.data.contexts import EVIDENCE, evidence_crops, is_privileged, missing_evidence, parse_context
 from workbench.data.counterparts import WRONG, contradicts
 from workbench.data.images import open_image
 from workbench.distill.method import Method, View
@@ -69,7 +69,7 @@ def swap_evidence(example: Example, other: Example, method: Method) -> Example:
             )
     evidence = replace(other.evidence, boxes=_scaled(other.evidence.boxes, other, example))
     if {"crop", "crop_only"}.intersection(parts):
-        evidence = replace(evidence, crop=evidence_crop(other), crop_box=None)
+        evidence = replace(evidence, crops=evidence_crops(other), crop_box=None)
     texts = {name: getattr(other, name) for name in ("answer", "reference") if name in parts}
     return replace(example, evidence=evidence, **texts)
 

@@ -84,9 +84,7 @@ def convert_row(
         raise Refused("question is empty")
     if talk.num_image_marks > len(pictures):
         raise Refused("more <image> marks than images", f"{talk.num_image_marks} marks, {len(pictures)} images")
-    crops = as_list(given["crop"])
-    if len(crops) > 1:
-        notes["teacher image after the first left out"] += len(crops) - 1
+    crops = [_store(importer, crop) for crop in as_list(given["crop"])]
     earlier = _history(given["history"], notes)
     converted: dict[str, Any] = {
         "id": scalar_text(given["id"], "id", notes) or default_id,
@@ -94,7 +92,7 @@ def convert_row(
         "images": [_store(importer, picture) for picture in pictures],
         "answer": _answer(importer, given["answer"], notes),
         "reference": reference_text(given["reference"], notes) or talk.reference,
-        "crop": _store(importer, crops[0]) if crops else None,
+        "crop": crops if len(crops) > 1 else next(iter(crops), None),
         "caption": plain_text(given["caption"], notes),
         "hint": plain_text(given["hint"], notes),
         "history": [{"role": role, "text": text} for role, text in (*earlier, *talk.history)],

@@ -23,6 +23,7 @@ from workbench.data.counterparts import Counterparts
 from workbench.data.examples import MAX_EMBEDDED_BYTES, example_from_values
 from workbench.data.importing import DATA_FILE
 from workbench.data.importing.pictures import IMAGES_FOLDER, store_picture
+from workbench.data.importing.rows import as_list
 from workbench.data.picture_bounds import PictureBounds, TooManyPicturesError
 from workbench.data.rollouts.reading import RolloutFile, RolloutRow, SkippedRow
 from workbench.errors import DataError, show
@@ -165,8 +166,9 @@ class OwnExamples:
         stored = dict(values)
         if "images" in values:
             stored["images"] = [store_picture(image, self._folder, target) for image in values["images"]]
-        if values.get("crop") is not None:
-            stored["crop"] = store_picture(values["crop"], self._folder, target)
+        if (crop := values.get("crop")) is not None:
+            crops = [store_picture(image, self._folder, target) for image in as_list(crop)]
+            stored["crop"] = crops if isinstance(crop, list) else crops[0]
         if values.get("turns"):
             stored["turns"] = [
                 turn | {"images": [store_picture(image, self._folder, target) for image in turn.get("images") or ()]}

@@ -185,7 +185,7 @@ def _example(
         images=(full_view(scene),),
         answer=reference.rpartition(" ")[2],
         reference=reference,
-        evidence=Evidence(boxes, crop(scene, target.cell), describe(scene), hint, crop_box=boxes[0], facts=facts),
+        evidence=Evidence(boxes, (crop(scene, target.cell),), describe(scene), hint, crop_box=boxes[0], facts=facts),
         domain=family,
         marks=marks,
     )

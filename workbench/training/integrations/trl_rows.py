@@ -15,7 +15,7 @@ from PIL import Image
 
 from workbench.data.conversations import split_conversation
 from workbench.data.examples import COLUMNS, example_from_values
-from workbench.data.importing.rows import scalar_text
+from workbench.data.importing.rows import as_list, scalar_text
 from workbench.data.rollouts.reading import RolloutRow
 from workbench.errors import DataError
 from workbench.types import Example, Rollout
@@ -127,7 +127,7 @@ def _own_example(values: dict[str, Any], row: RolloutRow) -> Example:
     columns |= {"answer": row.answer} if row.answer is not None else {}
     if columns.keys() & set(_NEED_IMAGES):
         columns["images"] = [_embedded(image) for image in images]
-        columns |= {"crop": _embedded(columns["crop"])} if "crop" in columns else {}
+        columns |= {"crop": [_embedded(crop) for crop in as_list(columns["crop"])]} if "crop" in columns else {}
     columns |= {"id": row.id or _example_key(values, row), "question": talk.question}
     columns["history"] = [{"role": role, "text": text} for role, text in talk.history]
     example = example_from_values(columns, row.origin, folder=Path.cwd(), default_id=row.origin)

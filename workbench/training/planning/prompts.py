@@ -112,7 +112,7 @@ def _encode(encoder: PromptEncoder, example: Example, context: str, completion: 
 def _example(size: PromptSize, max_pixels: int, contexts: list[str]) -> Example:
     width, height = size.picture or _square(max_pixels)
     picture, text = Image.new("RGB", (width, height)), "word " * EVIDENCE_TOKENS
-    evidence = Evidence((Box(0, 0, width, height, "region"),), crop=picture.copy(), caption=text, hint=text)
+    evidence = Evidence((Box(0, 0, width, height, "region"),), crops=(picture.copy(),), caption=text, hint=text)
     question = "word " * size.text_tokens + "? A fact."
     example = Example("planned", question, (picture,), answer=text, reference=text, evidence=evidence)
     usable, lacking = split_by_evidence([example], contexts)
