@@ -29,7 +29,7 @@ from transformers import Qwen3Config, Qwen3Model
 from benchmarks.steps import Steps, make_trainer, step_arguments
 from benchmarks.timing import machine
 from workbench.policies.serving.addresses import Patience
-from workbench.policies.serving.client import TeacherClient
+from workbench.policies.serving.client import ServerClient
 from workbench.policies.serving.door import build_door
 from workbench.policies.serving.wire import TEMPLATE, ReadRequest, pack_request
 from workbench.types import Prompt
@@ -124,7 +124,7 @@ def measure_wire() -> None:
     threading.Thread(target=server.run, daemon=True).start()
     while not server.started:
         time.sleep(0.01)
-    client = TeacherClient((f"http://127.0.0.1:{port}",), "teacher", Patience())
+    client = ServerClient((f"http://127.0.0.1:{port}",), "teacher", Patience())
     client._fingerprint = "ready"
     answers = [(1,) * 32] * (args.rows // 32)
     request = ReadRequest(

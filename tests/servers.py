@@ -1,4 +1,4 @@
-"""Servers of `workbench teacher` as processes of their own."""
+"""Servers of `workbench teacher` and `workbench sampler` as processes of their own."""
 
 import http.client
 import os
@@ -13,7 +13,7 @@ SERVE = """
 import sys, torch
 torch.set_num_threads(1)
 from workbench.cli import main
-sys.exit(main(["teacher", *sys.argv[1:]]))
+sys.exit(main(sys.argv[1:]))
 """
 READY_S = 120.0
 
@@ -25,13 +25,15 @@ def free_port() -> int:
         return free.getsockname()[1]
 
 
-class TeacherServer:
+class Server:
     """A model behind a port of this machine, ready to answer."""
 
-    def __init__(self, folder: Path, model: Path, port: int = 0, *options: str, **environment: str) -> None:
+    def __init__(
+        self, folder: Path, model: Path, port: int = 0, *, command: str = "teacher", **environment: str
+    ) -> None:
         self.port = port or free_port()
         self.address = f"http://127.0.0.1:{self.port}"
-        self.program = Program(folder, SERVE, str(model), "--port", str(self.port), *options, **environment)
+        self.program = Program(folder, SERVE, command, str(model), "--port", str(self.port), **environment)
         self.wait()
 
     def wait(self) -> None:

@@ -252,7 +252,12 @@ def _app(options: argparse.Namespace) -> None:
 
 def _teacher(options: argparse.Namespace) -> None:
     _quiet()
-    _module("policies.serving.command").serve_teacher(options)
+    _module("policies.serving.command").serve_model(options, samples=False)
+
+
+def _sampler(options: argparse.Namespace) -> None:
+    _quiet()
+    _module("policies.serving.command").serve_model(options, samples=True)
 
 
 def _import(options: argparse.Namespace) -> None:
@@ -432,6 +437,7 @@ COMMANDS = {
     "runs": _runs,
     "app": _app,
     "teacher": _teacher,
+    "sampler": _sampler,
     "report": _report,
     "geometry": _geometry,
     "methods": _methods,

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from failures import raises
-from servers import TeacherServer
+from servers import Server
 from small import picture, run_config
 
 from workbench.errors import RunError
@@ -16,6 +16,7 @@ from workbench.policies.loading import load_policy
 from workbench.policies.serving.addresses import Patience
 from workbench.policies.serving.served import ServedPolicy
 from workbench.runs.folder import RunFolder
+from workbench.training.check import check_config, is_good
 from workbench.training.run import resume, train
 from workbench.types import Prompt, Turn
 
@@ -23,9 +24,9 @@ QUICK = Patience(timeout=60.0, wait=0.0)
 
 
 @pytest.fixture(scope="module")
-def server(models: dict, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TeacherServer]:
+def server(models: dict, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """The tiny teacher behind a port."""
-    started = TeacherServer(tmp_path_factory.mktemp("server"), models["teacher"])
+    started = Server(tmp_path_factory.mktemp("server"), models["teacher"])
     yield started
     assert started.stop() == -15
 
@@ -36,7 +37,7 @@ def local(models: dict) -> AutoregressivePolicy:
 
 
 @pytest.fixture
-def served(server: TeacherServer) -> ServedPolicy:
+def served(server: Server) -> ServedPolicy:
     return load_policy(server.address, "teacher", patience=QUICK, device="cpu")
 
 
@@ -88,7 +89,7 @@ def test_prefetched_micro_batches_equal_passes_of_the_same_rows(
     assert not served._sent  # so each row was computed once
 
 
-def test_image_processor_and_template_are_those_of_the_run(server: TeacherServer, models: dict) -> None:
+def test_image_processor_and_template_are_those_of_the_run(server: Server, models: dict) -> None:
     options = {"image_processor": {"do_image_splitting": False}, "max_pixels": 900}
     pair = [load_policy(model, "teacher", device="cpu", **options) for model in (server.address, models["teacher"])]
     prompts, completions = rows()
@@ -96,9 +97,17 @@ def test_image_processor_and_template_are_those_of_the_run(server: TeacherServer
     assert torch.equal(*hidden)
 
 
+def test_check_names_server_and_finds_its_pictures(server: Server, models: dict, tmp_path: Path) -> None:
+    checks = check_config(run_config({**models, "teacher": server.address}, tmp_path))
+    assert is_good(checks), checks
+    findings = {check.name: check.finding for check in checks}
+    assert str(models["teacher"]) in findings["served teacher"]
+    assert any(name.startswith("pictures reach teacher") for name in findings)
+
+
 @pytest.mark.parametrize("method", ["dopd", "opd"])
 def test_run_with_served_teacher_equals_local_run(
-    method: str, server: TeacherServer, models: dict, trained: Path, tmp_path: Path
+    method: str, server: Server, models: dict, trained: Path, tmp_path: Path
 ) -> None:
     values = {"sampling__max_completion_length": 8, "evaluation__every": 2, "trace__probes": 3}
     values |= {} if method == "dopd" else {"method": {"name": method}}
@@ -121,7 +130,7 @@ def test_run_with_served_teacher_equals_local_run(
 def test_killed_server_stops_run_with_checkpoint_and_resume_equals_undisturbed_run(
     models: dict, trained: Path, tmp_path: Path
 ) -> None:
-    server = TeacherServer(tmp_path / "first", models["teacher"])
+    server = Server(tmp_path / "first", models["teacher"])
     values = {"sampling__max_completion_length": 8, "evaluation__every": 2, "trace__probes": 3}
     config = run_config(
         {**models, "teacher": server.address}, tmp_path, name="served", models__teacher_wait=0.0, **values
@@ -130,7 +139,7 @@ def test_killed_server_stops_run_with_checkpoint_and_resume_equals_undisturbed_r
         train(config, on_step=lambda step, _: server.kill() if step == 1 else None)
     folder = RunFolder.open(tmp_path / "served")
     assert folder.status["status"] == "failed" and server.address in folder.status["error"]
-    again = TeacherServer(tmp_path / "second", models["teacher"], server.port)
+    again = Server(tmp_path / "second", models["teacher"], server.port)
     resume(folder.path)
     assert again.stop() == -15
     losses = [
@@ -140,14 +149,14 @@ def test_killed_server_stops_run_with_checkpoint_and_resume_equals_undisturbed_r
 
 
 def test_other_model_after_restart_stops_run_and_resume(models: dict, tmp_path: Path) -> None:
-    servers = [TeacherServer(tmp_path / "first", models["teacher"])]
+    servers = [Server(tmp_path / "first", models["teacher"])]
     address, port = servers[0].address, servers[0].port
     config = run_config({**models, "teacher": address}, tmp_path, models__teacher_wait=0.0)
 
     def replace(step: int, _: dict) -> None:
         if step == 1:
             servers[0].kill()
-            servers.append(TeacherServer(tmp_path / "second", models["student"], port))
+            servers.append(Server(tmp_path / "second", models["student"], port))
 
     with raises(RunError, "another model", address):
         train(config, on_step=replace)

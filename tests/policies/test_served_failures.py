@@ -14,7 +14,7 @@ import pytest
 import torch
 from failures import raises
 from families import save_llama
-from servers import TeacherServer, free_port
+from servers import Server, free_port
 from small import picture
 
 from workbench.cli import main
@@ -22,7 +22,7 @@ from workbench.config.schema import ModelsConfig
 from workbench.errors import ConfigError, PolicyError, UnavailableError
 from workbench.policies.loading import load_policies, load_policy
 from workbench.policies.serving.addresses import TOKEN, Patience, split_addresses
-from workbench.policies.serving.client import TeacherClient
+from workbench.policies.serving.client import ServerClient
 from workbench.policies.serving.served import ServedPolicy
 from workbench.policies.serving.wire import WireError, pack, unpack
 from workbench.types import Prompt
@@ -33,8 +33,8 @@ QUICK = Patience(timeout=60.0, wait=0.0)
 
 
 @pytest.fixture(scope="module")
-def server(models: dict, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TeacherServer]:
-    started = TeacherServer(tmp_path_factory.mktemp("server"), models["teacher"])
+def server(models: dict, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    started = Server(tmp_path_factory.mktemp("server"), models["teacher"])
     yield started
     started.kill()
 
@@ -68,7 +68,7 @@ class Between(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def between(server: TeacherServer, change: Callable[[str, int, bytes], tuple[int, bytes, int]]) -> Iterator[str]:
+def between(server: Server, change: Callable[[str, int, bytes], tuple[int, bytes, int]]) -> Iterator[str]:
     """Address of a server that changes what the teacher's answers."""
     handler = type("Changing", (Between,), {"target": server.port, "change": staticmethod(change)})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as listening:
@@ -104,13 +104,13 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_read_of_something_else_raises(name: str, server: TeacherServer) -> None:
+def test_read_of_something_else_raises(name: str, server: Server) -> None:
     change, names = CHANGES[name]
     with between(server, reads(change)) as address, raises(PolicyError, "teacher", address, *names):
         connected(address).forward(PROMPTS, ANSWERS)
 
 
-def test_other_pixels_warn_once(server: TeacherServer, caplog: pytest.LogCaptureFixture) -> None:
+def test_other_pixels_warn_once(server: Server, caplog: pytest.LogCaptureFixture) -> None:
     def change(tensors: dict, facts: dict) -> None:
         for entry in facts["pins"]:
             entry["pixels"] = entry["pixels"] and "0"
@@ -123,7 +123,7 @@ def test_other_pixels_warn_once(server: TeacherServer, caplog: pytest.LogCapture
     assert caplog.text.count("torchvision and") == 1
 
 
-def test_torn_body_is_requested_again_and_counted(server: TeacherServer) -> None:
+def test_torn_body_is_requested_again_and_counted(server: Server) -> None:
     torn = []
 
     def change(path: str, status: int, body: bytes) -> tuple[int, bytes, int]:
@@ -147,7 +147,7 @@ def test_truncated_message_raises() -> None:
             unpack(part)
 
 
-def test_busy_server_is_asked_again_until_patience_ends(server: TeacherServer) -> None:
+def test_busy_server_is_asked_again_until_patience_ends(server: Server) -> None:
     def change(path: str, status: int, body: bytes) -> tuple[int, bytes, int]:
         return (503, b"", 0) if path == "/read" else (status, body, len(body))
 
@@ -158,7 +158,7 @@ def test_busy_server_is_asked_again_until_patience_ends(server: TeacherServer) -
     assert policy.retries >= 2
 
 
-def test_server_of_somebody_else_raises(server: TeacherServer) -> None:
+def test_server_of_somebody_else_raises(server: Server) -> None:
     for answer in (b"<html>hello</html>", b'{"status": "ok"}', b"[]"):
 
         def change(path: str, status: int, body: bytes, answer: bytes = answer) -> tuple[int, bytes, int]:
@@ -173,7 +173,7 @@ def test_server_of_somebody_else_raises(server: TeacherServer) -> None:
         connected(address)
 
 
-def test_other_protocol_raises(server: TeacherServer) -> None:
+def test_other_protocol_raises(server: Server) -> None:
     def change(path: str, status: int, body: bytes) -> tuple[int, bytes, int]:
         body = json.dumps(json.loads(body) | {"protocol": 99}).encode()
         return status, body, len(body)
@@ -189,9 +189,9 @@ def test_no_server_raises_after_waiting() -> None:
     assert time.monotonic() - begun >= 0.5
 
 
-def test_several_servers_take_turns_and_stand_in_for_each_other(server: TeacherServer) -> None:
-    client = TeacherClient((server.address, f"http://127.0.0.1:{free_port()}"), "teacher", Patience(60.0, 60.0))
-    client._fingerprint = TeacherClient((server.address,), "teacher", QUICK).info()["fingerprint"]
+def test_several_servers_take_turns_and_stand_in_for_each_other(server: Server) -> None:
+    client = ServerClient((server.address, f"http://127.0.0.1:{free_port()}"), "teacher", Patience(60.0, 60.0))
+    client._fingerprint = ServerClient((server.address,), "teacher", QUICK).info()["fingerprint"]
     served = connected(server.address)
     served.client = client
     expected = connected(server.address).forward(PROMPTS, ANSWERS).hidden
@@ -199,15 +199,15 @@ def test_several_servers_take_turns_and_stand_in_for_each_other(server: TeacherS
     assert client.retries == 2  # every other request began at the address where nothing listens
 
 
-def test_servers_of_two_models_raise(server: TeacherServer, models: dict, tmp_path: Path) -> None:
-    other = TeacherServer(tmp_path, models["student"])
+def test_servers_of_two_models_raise(server: Server, models: dict, tmp_path: Path) -> None:
+    other = Server(tmp_path, models["student"])
     with raises(PolicyError, server.address, other.address):
         connected(f"{server.address},{other.address}")
     other.kill()
 
 
 def test_hung_server_raises_after_timeout(models: dict, tmp_path: Path) -> None:
-    server = TeacherServer(tmp_path, models["teacher"])
+    server = Server(tmp_path, models["teacher"])
     policy = connected(server.address)
     policy.client.patience = Patience(timeout=1.0, wait=60.0)
     server.signal(signal.SIGSTOP)
@@ -224,7 +224,7 @@ def test_hung_server_raises_after_timeout(models: dict, tmp_path: Path) -> None:
 
 
 def test_token_is_needed(models: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    server = TeacherServer(tmp_path, models["teacher"], 0, **{TOKEN: "secret"})
+    server = Server(tmp_path, models["teacher"], **{TOKEN: "secret"})
     with raises(PolicyError, "401", TOKEN):
         connected(server.address)
     monkeypatch.setenv(TOKEN, "secret")
@@ -232,7 +232,7 @@ def test_token_is_needed(models: dict, tmp_path: Path, monkeypatch: pytest.Monke
     server.kill()
 
 
-def test_too_long_prompt_and_unknown_ids_are_refused(server: TeacherServer) -> None:
+def test_too_long_prompt_and_unknown_ids_are_refused(server: Server) -> None:
     policy = connected(server.address)
     with raises(PolicyError, "400", "999999", policy.info["model"]):
         policy.forward(PROMPTS, [(40,), (999999,)])
@@ -241,7 +241,7 @@ def test_too_long_prompt_and_unknown_ids_are_refused(server: TeacherServer) -> N
 
 
 def test_teacher_of_another_vocabulary_raises(models: dict, tmp_path: Path) -> None:
-    server = TeacherServer(tmp_path / "server", save_llama(tmp_path / "llama"))
+    server = Server(tmp_path / "server", save_llama(tmp_path / "llama"))
     with raises(PolicyError, "teacher", "vocabulary"):
         load_policies(
             ["teacher"], student=models["student"], teacher=server.address, teacher_options={"patience": QUICK}
@@ -250,7 +250,7 @@ def test_teacher_of_another_vocabulary_raises(models: dict, tmp_path: Path) -> N
 
 
 def test_teacher_command_refuses_open_host_and_used_port(
-    models: dict, server: TeacherServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    models: dict, server: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.delenv(TOKEN, raising=False)
     for arguments, names in (

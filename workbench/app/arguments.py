@@ -88,23 +88,27 @@ def _add_training(add: Add) -> None:
     command = add("resume", "resume a run from its newest checkpoint")
     command.add_argument("run_dir", help="the run's folder")
     _add_overrides(command)
-    _add_teacher(add)
+    _add_servers(add)
 
 
-def _add_teacher(add: Add) -> None:
-    """Add the command that serves a teacher."""
-    command = add("teacher", "serve a frozen teacher to runs, which name it by models.teacher=http://HOST:PORT")
-    command.add_argument("model", type=locate, help="a folder written by save_pretrained, or a name on the hub")
-    command.add_argument(
-        "--host",
-        default="127.0.0.1",
-        help="address to listen on; for other machines set WORKBENCH_TEACHER_TOKEN, there and here",
+def _add_servers(add: Add) -> None:
+    """Add the commands that serve models to runs."""
+    teacher = add("teacher", "serve a frozen teacher to runs, which name it by models.teacher=http://HOST:PORT")
+    sampler = add(
+        "sampler", "sample for a run with its student's weights; it names this by sampling.server=http://HOST:PORT"
     )
-    command.add_argument("--port", type=int, default=8000, help="port to listen on; default: 8000")
-    command.add_argument("--dtype", default="auto", help="precision, e.g. bfloat16; default: that of the files")
-    command.add_argument("--device", help="default: the first accelerator, else the CPU")
-    command.add_argument("--attn-implementation", help="attention of transformers, e.g. flash_attention_2")
-    command.add_argument("--trust-remote-code", action="store_true", help="run Python code of the model")
+    for command, port in ((teacher, 8000), (sampler, 8001)):
+        command.add_argument("model", type=locate, help="a folder written by save_pretrained, or a name on the hub")
+        command.add_argument(
+            "--host",
+            default="127.0.0.1",
+            help="address to listen on; for other machines set WORKBENCH_TOKEN, there and here",
+        )
+        command.add_argument("--port", type=int, default=port, help=f"port to listen on; default: {port}")
+        command.add_argument("--dtype", default="auto", help="precision, e.g. bfloat16; default: that of the files")
+        command.add_argument("--device", help="default: the first accelerator, else the CPU")
+        command.add_argument("--attn-implementation", help="attention of transformers, e.g. flash_attention_2")
+        command.add_argument("--trust-remote-code", action="store_true", help="run Python code of the model")
 
 
 def _add_evaluation(add: Add) -> None:

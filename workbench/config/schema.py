@@ -36,7 +36,7 @@ from workbench.policies import SamplingOptions
 from workbench.policies.by_domain import is_by_domain
 from workbench.policies.image_size import MAX_PIXELS
 from workbench.policies.role_names import ROLES
-from workbench.policies.serving.addresses import Patience, is_served, split_addresses
+from workbench.policies.serving.addresses import USUAL, Patience, is_served, split_addresses
 from workbench.types import STUDENT
 
 BACKENDS = ("transformers", "vllm")
@@ -53,6 +53,9 @@ RESUMABLE = (
     "models.device",
     "models.teacher_timeout",
     "models.teacher_wait",
+    "sampling.server",
+    "sampling.server_timeout",
+    "sampling.server_wait",
 )  # every other key defines the run
 _LENGTHS = {"training.steps": "training.epochs", "training.epochs": "training.steps"}  # each replaces the other
 _WARMUP = ("training.schedule", "training.warmup_steps")
@@ -90,10 +93,10 @@ class ModelsConfig:
     teachers: Annotated[dict, Option("Frozen teachers by domain, as domain: model")] = field(default_factory=dict)
     teacher_timeout: Annotated[
         float, Option("A served teacher that does not answer for so long hangs", unit="s", low=0.1)
-    ] = Patience.timeout
+    ] = USUAL.timeout
     teacher_wait: Annotated[
         float, Option("Time in which a served teacher that fails may come back", unit="s", low=0)
-    ] = Patience.wait
+    ] = USUAL.wait
     peers: Annotated[
         dict, Option("Further students, as name: model. They train in the same run on the same prompts")
     ] = field(default_factory=dict)
@@ -321,6 +324,18 @@ class SamplingConfig:
         str, Option("Backend that samples the student's answers. vllm needs the package vllm", choices=BACKENDS)
     ] = BACKENDS[0]
     backend_memory: Annotated[float, Option("Fraction of the device's memory for vLLM", low=0.01, high=0.95)] = 0.3
+    server: Annotated[
+        str | None,
+        Option(
+            "Where `workbench sampler` samples in the student's place, as in http://host:8001. null = in this process"
+        ),
+    ] = None
+    server_timeout: Annotated[float, Option("A sampler that does not answer for so long hangs", unit="s", low=0.1)] = (
+        USUAL.timeout
+    )
+    server_wait: Annotated[float, Option("Time in which a sampler that fails may come back", unit="s", low=0)] = (
+        USUAL.wait
+    )
     stop_strings: Annotated[
         list, Option("Texts that end an answer, beside the end token; they are the last part of the answer")
     ] = field(default_factory=list)
@@ -335,6 +350,12 @@ class SamplingConfig:
         for text in self.stop_strings:
             if not isinstance(text, str) or not text:
                 raise ConfigError(f"sampling.stop_strings must be a list of texts, none empty; got {show(text)}.")
+        if self.server is not None:
+            split_addresses(self.server, "sampling.server")
+            if self.backend != BACKENDS[0]:
+                raise ConfigError(
+                    f"sampling.server={self.server} and sampling.backend={self.backend} both sample. Remove one."
+                )
         if self.stop_strings and self.backend != BACKENDS[0]:
             raise ConfigError(
                 f"sampling.stop_strings is not supported by sampling.backend={self.backend}. Choose "

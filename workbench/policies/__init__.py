@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from workbench.policies.row_sizes import RowSize
 from workbench.policies.view_output import ViewOutput
@@ -97,6 +97,17 @@ class Policy(Protocol):
 
     def token_texts(self, ids: tuple[int, ...]) -> list[str]:
         """Decode each token, with special tokens; joined, the texts are the completion."""
+
+
+class Sampler(Protocol):
+    """Samples in a policy's place, with its weights, prompts and end tokens."""
+
+    precision: str
+
+    def sample(
+        self, student: Any, prompts: list[Prompt], seeds: list[list[int]], options: SamplingOptions
+    ) -> list[list[Completion]]:
+        """As Policy.sample."""
 
 
 @runtime_checkable

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from workbench.errors import DataError, PolicyError, PromptTooLongError
-from workbench.policies import Completion, SamplingOptions
+from workbench.policies import Completion, Sampler, SamplingOptions
 from workbench.policies.adapters import add_adapter, beside
 from workbench.policies.encoding import PromptEncoder
 from workbench.policies.heads import output_layer
@@ -55,6 +55,7 @@ class AutoregressivePolicy(Passes):
         self.placeholders = [token for token in tokens if isinstance(token, int) and token < self.vocabulary]
         self.source: str | Path | None = None  # folder or hub name
         self.engine: Engine | None = None  # samples instead of the model
+        self.sampler: Sampler | None = None  # the same, on a server
 
     @property
     def head_width(self) -> int:
@@ -137,6 +138,8 @@ class AutoregressivePolicy(Passes):
         The key-value cache of a prompt is computed once and repeated for its completions. An engine, if set, samples
         instead.
         """
+        if self.sampler is not None:
+            return self.sampler.sample(self, prompts, seeds, options)
         if self.engine is not None:
             return self._sample_by(self.engine, prompts, seeds, options)
         self.prove()

@@ -5,12 +5,14 @@ column, an end token that the teacher does not know. Each row of the table measu
 """
 
 import math
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from PIL import Image
 
 import workbench.policies.view_output
 from workbench.config.schema import RunConfig
@@ -31,11 +33,13 @@ from workbench.errors import DataError
 from workbench.policies import Completion, Policy, SamplingOptions
 from workbench.policies.autoregressive import AutoregressivePolicy
 from workbench.policies.by_domain import member
+from workbench.policies.fsdp import single_policies
 from workbench.policies.image_size import reduced_size
 from workbench.policies.roles import describe_trained
+from workbench.policies.serving.served import ServedPolicy
 from workbench.training.check_rows import count_pictures, describe_pictures, describe_rows, require_usable, split_rows
 from workbench.training.filter import split_by_teacher
-from workbench.training.learner import Learner, attach_engine, autocast, build_learner, check_engine
+from workbench.training.learner import Learner, attach_engine, attach_sampler, autocast, build_learner, check_engine
 from workbench.training.length import describe_steps, with_steps
 from workbench.training.requirements import require_models
 from workbench.training.run_data import RunData, load_run_data
@@ -80,6 +84,7 @@ def check_config(config: RunConfig) -> list[Check]:
     length, config = describe_steps(config, len(usable)), with_steps(config, len(usable))
     learners = {name: build_learner(config, method, name, device=device) for name in config.models.learners}
     attach_engine(list(learners.values()), config)
+    attach_sampler(list(learners.values()), config, f"check-{os.getpid()}")
     usable, row_checks = _row_checks(config, method, learners, usable, data)
     sampling = config.sampling.options
     with autocast(config, device):
@@ -126,6 +131,7 @@ def _learner_checks(
         return [
             *_tokens(result, learner),
             *_images(result, learner),
+            *_served(result, learner),
             *_views(result, learner, config),
             _chunks(result, learner, scored_batch),
             *_routing(result),
@@ -321,6 +327,24 @@ def _images(result: StepResult, learner: Learner) -> Iterator[Check]:
             yield Check(f"images in view {name}", status, text + _largest_image(policy, prompt))
 
 
+def _served(result: StepResult, learner: Learner) -> Iterator[Check]:
+    """What servers have, and that black pictures in place of a prompt's own change its scores."""
+    for name, view in result.method.views.items():
+        prompts, rollouts = _scored_by(result, name)
+        for policy, indices in _by_policy(learner.policies[view.policy], prompts):
+            if not isinstance(policy, ServedPolicy):
+                continue
+            yield Check(f"served {policy.name}", OK, ", ".join(policy.facts.values()))
+            shown = next((idx for idx in indices if prompts[idx].all_images), None)
+            if shown is not None:
+                black = tuple(Image.new("RGB", image_size(image)) for image in prompts[shown].images)
+                other = replace(prompts[shown], images=black, key="black pictures")
+                pair = (_logprobs(policy, prompt, rollouts[shown]) for prompt in (prompts[shown], other))
+                difference = _largest(*pair)
+                text = f"log-probs differ by up to {difference:.1e} nats from those with black pictures"
+                yield Check(f"pictures reach {policy.name} in view {name}", OK if difference else WRONG, text)
+
+
 def _largest_image(policy: AutoregressivePolicy, prompt: Prompt) -> str:
     """Size of a prompt's largest image, and what it is reduced to."""
     sizes = [image_size(image) for image in prompt.all_images]
@@ -337,8 +361,10 @@ def _views(result: StepResult, learner: Learner, config: RunConfig) -> Iterator[
     for name, view in result.method.views.items():
         teacher_dtype = config.models.teacher_dtype if view.policy.startswith("teacher") else None
         half = config.training.mixed_precision == "bf16"
-        tolerance = max(TOLERANCE[teacher_dtype or config.models.dtype], TOLERANCE["bfloat16"] if half else 0.0)
         policy, prompts, rollouts = learner.policies[view.policy], *_scored_by(result, name)
+        dtypes = {teacher_dtype or config.models.dtype, *({"bfloat16"} if half else ())}
+        dtypes |= {served.info["dtype"] for served in single_policies([policy]) if isinstance(served, ServedPolicy)}
+        tolerance = max(TOLERANCE[dtype] for dtype in dtypes)
         if not prompts:
             continue
         alone = [_logprobs(policy, prompt, rollout) for prompt, rollout in zip(prompts, rollouts, strict=True)]

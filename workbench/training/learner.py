@@ -27,6 +27,8 @@ from workbench.policies.loading import load_policies
 from workbench.policies.packages import require_bitsandbytes
 from workbench.policies.proven import agree
 from workbench.policies.roles import set_trained
+from workbench.policies.serving.addresses import Patience
+from workbench.policies.serving.sampler import ServedSampler, require_same_start
 from workbench.policies.vllm import VllmEngine, require_vllm
 from workbench.runs.checkpoints import Checkpoint, refuse_other_run
 from workbench.training.underflow import UpdateUnderflow
@@ -216,6 +218,8 @@ def autocast(config: RunConfig, device: str | torch.device) -> torch.autocast:
 
 def check_engine(config: RunConfig, method: Method) -> None:
     """Raise ConfigError, before models are loaded, if the rollout engine is missing or does not support the method."""
+    if config.sampling.server is not None:
+        _check_server(config, method)
     if config.sampling.backend != "vllm":
         return
     if method.sampling_patch is not None:
@@ -224,6 +228,37 @@ def check_engine(config: RunConfig, method: Method) -> None:
             f"({method.sampling_patch.suffix}). Choose sampling.backend=transformers."
         )
     require_vllm()
+
+
+def _check_server(config: RunConfig, method: Method) -> None:
+    server = f"sampling.server={config.sampling.server}"
+    if method.sampling_patch is not None:
+        raise ConfigError(
+            f"{server} does not support the sampling patch of method {method.name} ({method.sampling_patch.suffix}). "
+            "Remove it: the run samples itself."
+        )
+    if config.models.peers:
+        raise ConfigError(f"{server} samples for one student, and models.peers adds others. Remove one of them.")
+
+
+def attach_sampler(learners: list[Learner], config: RunConfig, run: str) -> None:
+    """Connect the student to the configured sampler. `run` names its weights, equally in all processes.
+
+    Raises: ConfigError or PolicyError if it does not support this student; UnavailableError if it does not answer.
+    """
+    sampling = config.sampling
+    if sampling.server is None:
+        return
+    student = learners[0].student
+    if student.denoising_schedule(()) is not None:
+        raise ConfigError(
+            f"sampling.server={sampling.server} does not support masked diffusion models. Remove it: the run samples "
+            "itself."
+        )
+    patience = Patience(sampling.server_timeout, sampling.server_wait)
+    sampler = ServedSampler(sampling.server, patience, run=run, image_options=config.models.image_processor)
+    require_same_start(student, sampler)
+    student.sampler = sampler
 
 
 def attach_engine(learners: list[Learner], config: RunConfig) -> None:
@@ -310,6 +345,7 @@ def require_shardable(config: RunConfig) -> None:
         "models.dtype": models.dtype in QUANTIZED and models.dtype,
         "models.teacher_dtype": models.teacher_dtype in QUANTIZED and models.teacher_dtype,
         "sampling.backend": config.sampling.backend == "vllm" and config.sampling.backend,
+        "sampling.server": config.sampling.server,
         "training.update_mask": config.training.update_mask,
         "training.optimizer": config.training.optimizer == "adamw_8bit" and config.training.optimizer,
     }

@@ -13,6 +13,7 @@ the records of later steps before it repeats them.
 
 import contextlib
 import logging
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -62,9 +63,16 @@ from workbench.training.filter import (
     usable_batch,
 )
 from workbench.training.health import HealthMonitor
-from workbench.training.learner import Learner, attach_engine, autocast, build_learner, check_engine
+from workbench.training.learner import Learner, attach_engine, attach_sampler, autocast, build_learner, check_engine
 from workbench.training.length import describe_steps, with_steps
-from workbench.training.metrics import StepTimer, prefix_by_learner, sampler_logprob_gap, step_metrics, thinking_metrics
+from workbench.training.metrics import (
+    StepTimer,
+    prefix_by_learner,
+    require_small_gap,
+    sampler_logprob_gap,
+    step_metrics,
+    thinking_metrics,
+)
 from workbench.training.probes import open_probes
 from workbench.training.resume_records import resume_from_latest
 from workbench.training.rollout_source import RolloutSource
@@ -180,6 +188,7 @@ class Trainer:
         }
         learners = [build_learner(self.config, self.method, name, **options) for name in self.config.models.learners]
         attach_engine(learners, self.config)
+        attach_sampler(learners, self.config, self.process_group.broadcast_from_main(lambda: uuid.uuid4().hex))
         for learner in learners if checkpoint else ():
             load_optimizer(checkpoint, learner.optimizer, learner.student.model, learner.name)
             if learner.mask is not None:
@@ -354,8 +363,11 @@ class Trainer:
         except UnavailableError as error:
             raise self._save_and_wait(step, error, f"step {step}: ", done=step - 1) from None
         metrics = {}
-        for learner, result, grad_norm in zip(self.learners, results, grad_norms, strict=True):
-            metrics |= self._update(learner, result, grad_norm, step)
+        try:
+            for learner, result, grad_norm in zip(self.learners, results, grad_norms, strict=True):
+                metrics |= self._update(learner, result, grad_norm, step)
+        except UnavailableError as error:
+            raise self._save_and_wait(step, error, f"step {step}: ", done=step - 1) from None
         timer.mark("update")
         if self.config.trace.every and step % self.config.trace.every == 0:
             pairs = zip(self.learners, results, strict=True)
@@ -449,6 +461,7 @@ class Trainer:
         metrics = step_metrics(self.method, result.global_batch_result)
         if self.method.resample:  # otherwise the student before training sampled the sequences
             metrics |= sampler_logprob_gap(self.method, result.global_batch_result)
+            require_small_gap(metrics.get("sampler_logprob_gap") or 0.0, learner.student, self.config.forward_dtype)
         training = self.config.training
         rollouts, markers = result.global_batch_result.batch.rollouts, tuple(training.think_markers)
         thinking = thinking_metrics(rollouts, learner.student.token_texts, markers)
@@ -504,8 +517,11 @@ class Trainer:
         self.folder.log_metrics("probe", step, metrics)
 
     def _evaluate(self, step: int) -> None:
-        with self._autocast(), self._between_steps.lap("evaluate"):
-            metrics = self.evaluation(step)
+        try:
+            with self._autocast(), self._between_steps.lap("evaluate"), self.process_group.propagate_errors():
+                metrics = self.evaluation(step)
+        except UnavailableError as error:
+            raise self._save_and_wait(step, error, f"evaluation of step {step}: ", done=step) from None
         self.accelerator.log(metrics, step=step)
         log_answers(self.accelerator, self.evaluation.records, step)
         self.early_stopping.update(step, metrics)

@@ -11,6 +11,9 @@ from workbench.distill.method import Method
 from workbench.distill.routing import sampler_logprobs
 from workbench.distill.step import StepResult
 from workbench.distill.supervised_part import count_thinking
+from workbench.errors import UnavailableError
+from workbench.policies import Policy
+from workbench.training.health import NORMAL_GAP
 from workbench.types import STUDENT, Rollout
 
 
@@ -23,6 +26,24 @@ def sampler_logprob_gap(method: Method, result: StepResult) -> dict[str, float]:
     logprobs = result.scores[method.learner_view].logprob
     gap = _without_nan(logprobs - sampler_logprobs(result.batch.rollouts, logprobs)).abs()
     return {"sampler_logprob_gap": float(gap.mean())} if gap.numel() else {}
+
+
+def require_small_gap(gap: float, student: Policy, precision: str) -> None:
+    """Raise UnavailableError if a served sampler's log-probs differ from the student's by more than rounding does.
+
+    precision  of the student's forward passes
+    """
+    sampler = getattr(student, "sampler", None)
+    if sampler is None:
+        return
+    coarser = max((precision, sampler.precision), key=lambda name: NORMAL_GAP[name])
+    if gap > NORMAL_GAP[coarser]:
+        raise UnavailableError(
+            f"log-probs of the sampler and of {student.name} differ by {gap:.1e} nats on average (sampler_logprob_gap; "
+            f"up to {NORMAL_GAP[coarser]:g} is rounding in {coarser}), so it has other weights or computes otherwise. "
+            "Restart it with the model that the run starts from, and with one version of the workbench and of "
+            "transformers on both sides."
+        )
 
 
 def thinking_metrics(

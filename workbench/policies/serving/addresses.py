@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 from workbench.errors import ConfigError
 
 SCHEMES = ("http://", "https://")
-TOKEN = "WORKBENCH_TEACHER_TOKEN"  # environment variable of servers and runs
+TOKEN = "WORKBENCH_TOKEN"  # environment variable of servers and runs
 
 
 def is_served(model: str | Path | None) -> bool:

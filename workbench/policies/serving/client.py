@@ -19,16 +19,20 @@ from torch import Tensor
 
 from workbench.errors import PolicyError, UnavailableError
 from workbench.policies.serving.addresses import TOKEN, Patience
-from workbench.policies.serving.wire import PROTOCOL, SERVICE, WireError, unpack
+from workbench.policies.serving.wire import PROTOCOL, TEACHER, WireError, unpack
 
 CONNECT_S = 10.0
 PAUSES_S = (0.2, 0.5, 1.0, 2.0, 5.0)  # between tries; the last one repeats
-START = "Start it with `workbench teacher`"
 _BUSY = (502, 503)
+CONFLICT = 409  # a sampler has other weights
 Answer = tuple[dict[str, Tensor], dict[str, Any]]  # tensors and facts of a message
 T = TypeVar("T")
 
 log = logging.getLogger("workbench")
+
+
+class ConflictError(PolicyError):
+    """A sampler has other weights than a request names."""
 
 
 class _Failed(Exception):
@@ -39,14 +43,16 @@ class _Failed(Exception):
         self.hangs = hangs
 
 
-class TeacherClient:
-    """Client of one teacher on one or several servers. `retries` counts repeated requests.
+class ServerClient:
+    """Client of one model on one or several servers. `retries` counts repeated requests.
 
     name  of the policy, for messages
+    kind  of server: teacher, sampler
     """
 
-    def __init__(self, addresses: tuple[str, ...], name: str, patience: Patience) -> None:
-        self.addresses, self.name, self.patience = addresses, name, patience
+    def __init__(self, addresses: tuple[str, ...], name: str, patience: Patience, kind: str = TEACHER) -> None:
+        self.addresses, self.name, self.patience, self.kind = addresses, name, patience, kind
+        self._start = f"Start it with `workbench {kind}`"
         self.retries = 0
         self._turn = int(os.environ.get("RANK", "0"))
         self._fingerprint = ""
@@ -73,8 +79,10 @@ class TeacherClient:
             info = json.loads(self._persist("GET", "/info", (address,), parse=bytes)[0])
         except (ValueError, UnicodeDecodeError):
             info = None
-        if not isinstance(info, dict) or info.get("service") != SERVICE:
-            raise PolicyError(f"{self.name}: {address} answers, but is not a teacher. {START}, or correct the address.")
+        if not isinstance(info, dict) or info.get("service") != self.kind:
+            raise PolicyError(
+                f"{self.name}: {address} answers, but is not a {self.kind}. {self._start}, or correct the address."
+            )
         if info.get("protocol") != PROTOCOL:
             raise PolicyError(
                 f"{self.name}: {address} has protocol {info.get('protocol')}, and this run {PROTOCOL}. Install one "
@@ -104,9 +112,9 @@ class TeacherClient:
 
     def _read(self, path: str, body: bytes, order: tuple[str, ...]) -> Answer:
         (tensors, facts), address = self._persist("POST", path, order, body, parse=unpack)
-        if facts.get("fingerprint") != self._fingerprint:
+        if self.kind == TEACHER and facts.get("fingerprint") != self._fingerprint:
             raise UnavailableError(
-                f"{self.name}: {address} has another model than at the start of the run. {START} and that model."
+                f"{self.name}: {address} has another model than at the start of the run. {self._start} and that model."
             )
         return tensors, facts
 
@@ -134,7 +142,7 @@ class TeacherClient:
                 if not alive or now - first_failure >= self.patience.wait:
                     count = f"{tries} request{'s' * (tries != 1)}, {now - first_failure:.0f} s after the first failure"
                     raise UnavailableError(
-                        f"{self.name}: {address} does not answer ({failure}; {count}). {START} and its model."
+                        f"{self.name}: {address} does not answer ({failure}; {count}). {self._start} and its model."
                     ) from None
                 self.retries += 1
                 log.warning("%s: %s: %s; request %d follows", self.name, address, failure, tries + 1)
@@ -168,6 +176,8 @@ class TeacherClient:
             connection.close()
         if status in _BUSY:
             raise _Failed(f"status {status}")
+        if status == CONFLICT:
+            raise ConflictError(_sentence(answer))
         if status != 200:
             raise PolicyError(f"{self.name}: {address}{path} answers with status {status}: {_sentence(answer)}")
         return answer

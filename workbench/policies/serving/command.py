@@ -1,4 +1,4 @@
-"""`workbench teacher`: serve a model as its options say."""
+"""`workbench teacher` and `workbench sampler`: serve a model as the options say."""
 
 import argparse
 import importlib
@@ -6,11 +6,11 @@ import importlib
 from workbench.distributed import choose_device
 from workbench.errors import ConfigError, require_one_of
 from workbench.policies.models import DTYPES, QUANTIZED
-from workbench.policies.serving.engine import TransformersEngine
+from workbench.policies.serving.engine import SamplerEngine, TransformersEngine
 
 
-def serve_teacher(options: argparse.Namespace) -> None:
-    """Load the model and serve it until a signal.
+def serve_model(options: argparse.Namespace, *, samples: bool) -> None:
+    """Load the model and serve it until a signal. samples: runs replace its weights by their student's.
 
     Raises: ConfigError for an option or a missing package; RunError if the port is in use; PolicyError for the model.
     """
@@ -24,7 +24,8 @@ def serve_teacher(options: argparse.Namespace) -> None:
         ) from None
 
     def load() -> TransformersEngine:
-        return TransformersEngine.load(
+        kind = SamplerEngine if samples else TransformersEngine
+        return kind.load(
             options.model,
             dtype=options.dtype,
             device=str(choose_device(options.device)),

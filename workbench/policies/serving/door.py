@@ -1,10 +1,11 @@
-"""The server of `workbench teacher`: Starlette over one engine.
+"""The server of `workbench teacher` and `workbench sampler`: Starlette over one engine.
 
-GET  /info   facts about the model
-GET  /files  what encodes prompts, as a message of bytes by file name
-GET  /head   the output layer's weights
-POST /read   hidden states of answers
-POST /sample answers to prompts
+GET  /info     facts about the model
+GET  /files    what encodes prompts, as a message of bytes by file name
+GET  /head     the output layer's weights
+POST /read     hidden states of answers
+POST /sample   answers to prompts
+POST /weights  weights in place of the sampler's; a teacher has no such route
 """
 
 import asyncio
@@ -28,8 +29,9 @@ from workbench.errors import ConfigError, WorkbenchError
 from workbench.files.hosts import check_port, is_local
 from workbench.policies.proof import FAILURES
 from workbench.policies.serving.addresses import TOKEN
-from workbench.policies.serving.engine import TransformersEngine
-from workbench.policies.serving.wire import WireError, pack, pin_facts, unpack_request, unpack_sample
+from workbench.policies.serving.client import CONFLICT
+from workbench.policies.serving.engine import OtherWeights, SamplerEngine, TransformersEngine
+from workbench.policies.serving.wire import WireError, pack, pin_facts, unpack, unpack_request, unpack_sample
 
 MAX_BODY = 2 * 2**30  # bytes of a request
 BYTES = "application/octet-stream"
@@ -45,7 +47,7 @@ def build_door(engine: TransformersEngine, token: str | None = None) -> Starlett
     async def respond(request: Request, work: Callable[[], Response]) -> Response:
         given = request.headers.get("authorization", "").removeprefix("Bearer ")
         if token is not None and not hmac.compare_digest(given.encode(), token.encode()):
-            return _error(401, f"this teacher needs a token. Set {TOKEN} where the run starts to the server's.")
+            return _error(401, f"this server needs a token. Set {TOKEN} where the run starts to the server's.")
         return await asyncio.get_running_loop().run_in_executor(reader, work)
 
     async def info(request: Request) -> Response:
@@ -78,6 +80,7 @@ def build_door(engine: TransformersEngine, token: str | None = None) -> Starlett
             Route("/head", head),
             Route("/read", posted(_read), methods=["POST"]),
             Route("/sample", posted(_sample), methods=["POST"]),
+            *([Route("/weights", posted(_load), methods=["POST"])] if isinstance(engine, SamplerEngine) else []),
         ]
     )
 
@@ -88,9 +91,15 @@ def _read(engine: TransformersEngine, body: bytes) -> bytes:
 
 
 def _sample(engine: TransformersEngine, body: bytes) -> bytes:
-    sampled = engine.sample(unpack_sample(body))
+    sampled, pins = engine.sample(unpack_sample(body))
     facts = [[asdict(completion) for completion in completions] for completions in sampled]
-    return pack({"none": torch.zeros(0)}, _signed(engine, {"completions": facts}))
+    return pack({}, _signed(engine, {"completions": facts, "pins": pin_facts(pins)}))
+
+
+def _load(engine: SamplerEngine, body: bytes) -> bytes:
+    weights, facts = unpack(body)
+    engine.load_part(weights, str(facts.get("version")), last=bool(facts.get("last")))
+    return pack({}, _signed(engine, {}))
 
 
 def _signed(engine: TransformersEngine, facts: dict[str, Any]) -> dict[str, Any]:
@@ -102,6 +111,8 @@ def _answered(
 ) -> Response:
     try:
         return Response(answer(engine, body), media_type=BYTES)
+    except OtherWeights as error:
+        return _error(CONFLICT, str(error))
     except (WireError, WorkbenchError) as error:
         return _error(400, str(error))
     except torch.OutOfMemoryError as error:
@@ -120,8 +131,7 @@ def required_token(host: str) -> str | None:
     token = os.environ.get(TOKEN) or None
     if token is None and not is_local(host):
         raise ConfigError(
-            f"--host {host} lets other machines use the teacher. Set {TOKEN} to a secret text, here and where runs "
-            "start."
+            f"--host {host} lets other machines use the model. Set {TOKEN} to a secret text, here and where runs start."
         )
     return token
 

@@ -1,8 +1,10 @@
 """The model behind a server of `workbench teacher`, by transformers: what a run asks about it, and reads of answers."""
 
+import copy
 import logging
 import tempfile
 import uuid
+from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -14,13 +16,14 @@ from torch import Tensor, nn
 
 from workbench.errors import PolicyError, PromptTooLongError
 from workbench.policies import Completion
+from workbench.policies.adapters import has_adapter, merged_weights
 from workbench.policies.autoregressive import AutoregressivePolicy
 from workbench.policies.diffusion import DiffusionPolicy
 from workbench.policies.heads import output_layer
 from workbench.policies.image_features import cached_image_features
 from workbench.policies.image_size import set_image_options
 from workbench.policies.loading import load_policy
-from workbench.policies.serving.wire import PROTOCOL, SERVICE, Pin, ReadRequest, SampleRequest, pin
+from workbench.policies.serving.wire import PROTOCOL, SAMPLER, TEACHER, Pin, ReadRequest, SampleRequest, pin
 from workbench.types import Prompt
 
 _SAMPLES = 256  # numbers of each weight in a fingerprint
@@ -30,10 +33,12 @@ log = logging.getLogger("workbench")
 
 
 class TransformersEngine:
-    """A frozen model that reads answers. Use it from one thread at a time.
+    """A frozen model that scores and samples answers. Use it from one thread at a time.
 
     files  what encodes prompts: configuration, tokenizer, processor, chat template; by name
     """
+
+    kind = TEACHER
 
     def __init__(self, policy: AutoregressivePolicy) -> None:
         if isinstance(policy, DiffusionPolicy):
@@ -61,7 +66,7 @@ class TransformersEngine:
         """Facts for a run, in JSON types."""
         policy, proof = self.policy, self.policy.prove()
         return {
-            "service": SERVICE,
+            "service": self.kind,
             "protocol": PROTOCOL,
             "model": str(policy.source),
             "class": type(policy.model).__name__,
@@ -116,10 +121,15 @@ class TransformersEngine:
         empty = torch.zeros(0, self.policy.head_width, dtype=self.dtype)
         return torch.cat([empty, *(states for states in by_row if len(states))]), pins
 
-    def sample(self, request: SampleRequest) -> list[list[Completion]]:
-        """Answers to each prompt, one for each of its seeds."""
+    def sample(self, request: SampleRequest) -> tuple[list[list[Completion]], list[Pin]]:
+        """Answers to each prompt, one for each of its seeds, and how each prompt was read."""
         self._set_template(request.template)
-        return self.policy.sample(request.prompts, request.seeds, request.options)
+        policy, decoding = copy.copy(self.policy), request.decoding  # the original keeps its vocabulary
+        policy.vocabulary, policy.placeholders = decoding["vocabulary"], list(decoding["never"])
+        policy.stop_ids = frozenset(decoding["stop_ids"])
+        policy.head = replace(policy.head, eos_ids=tuple(decoding["eos_ids"]))
+        pins = [pin(policy.encoder.encode(prompt), prompt.all_images, pixels=False) for prompt in request.prompts]
+        return policy.sample(request.prompts, request.seeds, request.options), pins
 
     def _set_template(self, template: dict[str, Any]) -> None:
         """Encode as a run does: its system prompt, arguments of the chat template, options of the image processor."""
@@ -154,6 +164,60 @@ class TransformersEngine:
                 f"the output layer of {self.policy.source} is {type(layer).__name__}, which runs cannot apply. "
                 "Expected a linear layer. Merge an adapter into its model, or choose a model that is not quantized."
             )
+
+
+class SamplerEngine(TransformersEngine):
+    """A model whose weights runs replace by those of their student, to have it sample.
+
+    version  of the weights, as their run names them; "" = those of the start, or replaced in part
+    """
+
+    kind = SAMPLER
+
+    def __init__(self, policy: AutoregressivePolicy) -> None:
+        super().__init__(policy)
+        self.version = self._loading = ""
+        self._loaded: set[str] = set()
+
+    def sample(self, request: SampleRequest) -> tuple[list[list[Completion]], list[Pin]]:
+        """As for a teacher. Raises: OtherWeights if the weights are not those of the request."""
+        if request.version != self.version:
+            raise OtherWeights(f"the weights are of version {self.version!r}, not {request.version!r}")
+        return super().sample(request)
+
+    @torch.no_grad()
+    def load_part(self, weights: dict[str, Tensor], version: str, *, last: bool) -> None:
+        """Copy some of a version's weights. Raises PolicyError for those of another model, or if some are missing."""
+        if version != self._loading:
+            self._loading, self._loaded, self.version = version, set(), ""
+        mine = unique_weights(self.policy.model)
+        for name, value in weights.items():
+            if name not in mine or mine[name].shape != value.shape:
+                shape = list(mine[name].shape) if name in mine else "no such weight"
+                raise PolicyError(
+                    f"weight {name} has shape {list(value.shape)}, and here {shape}. Start the sampler with the model "
+                    "that the run starts from."
+                )
+            mine[name].copy_(value)
+        self._loaded |= weights.keys()
+        if last and self._loaded != mine.keys():
+            missing = sorted(mine.keys() - self._loaded)
+            raise PolicyError(f"{len(missing)} weights are missing ({', '.join(missing[:3])}). Send all of a version.")
+        if last:
+            self.version, self._loading = version, ""
+
+
+class OtherWeights(PolicyError):
+    """A sampler has other weights than a request asks for."""
+
+
+def unique_weights(model: nn.Module) -> dict[str, Tensor]:
+    """Weights and buffers by name, adapters merged; of tied ones the first."""
+    merged = merged_weights(model) if has_adapter(model) else model.state_dict()
+    unique: dict[int, str] = {}
+    for name, value in merged.items():
+        unique.setdefault(value.data_ptr() if value.numel() else id(value), name)
+    return {name: merged[name] for name in unique.values()}
 
 
 def fingerprint(model: nn.Module) -> str:

@@ -26,8 +26,10 @@ from workbench.policies.encoding import PromptEncoder, distinct
 from workbench.policies.models import DTYPES, auto_class, load_model_processor
 from workbench.policies.proof import Proof
 from workbench.policies.serving.addresses import Patience, split_addresses
-from workbench.policies.serving.client import Answer, TeacherClient
+from workbench.policies.serving.client import Answer, ServerClient
 from workbench.policies.serving.wire import (
+    DECODING,
+    TEMPLATE,
     Pin,
     ReadRequest,
     SampleRequest,
@@ -67,14 +69,14 @@ class ServedPolicy(AutoregressivePolicy):
     prefetches = True
 
     def __init__(
-        self, model: nn.Module, processor: Any, name: str, client: TeacherClient, info: dict[str, Any], device: str
+        self, model: nn.Module, processor: Any, name: str, client: ServerClient, info: dict[str, Any], device: str
     ) -> None:
         model.generation_config.eos_token_id = info["stop_ids"]
         super().__init__(model, processor, name, vocabulary=info["vocabulary"])
         self.client, self.info, self._device = client, info, torch.device(device)
         self.stop_ids = frozenset(info["stop_ids"])
         head = dict(info["head"]) | {"never": tuple(info["head"].get("never", ()))}
-        self.shortcuts = Shortcuts(head=info["has_head"])
+        self.shortcuts = Shortcuts(head=info["has_head"], pictures=False)
         self.proof = Proof(self.shortcuts, differs=tuple(info["differs"]), head=head)
         linear = _linear(client.fetch("/head")) if info["has_head"] else nn.Identity()
         self.head = Head(linear.to(self._device), **head)
@@ -118,8 +120,10 @@ class ServedPolicy(AutoregressivePolicy):
         """Sample on the server; it depends only on prompt and seed."""
         if not prompts:
             return []
-        body = pack_sample(SampleRequest(self._sendable(prompts), seeds, options, self._template()))
-        _, facts = self.client.send(body, "/sample").result()
+        shown = sendable(self.encoder, prompts)
+        request = SampleRequest(shown, seeds, options, self._template(), decoding(self))
+        _, facts = self.client.send(pack_sample(request), "/sample").result()
+        check_pins(self, prompts, pins(self.encoder, prompts, shown), facts["pins"])
         return unpack_completions(facts["completions"])
 
     def prefetch(
@@ -133,31 +137,18 @@ class ServedPolicy(AutoregressivePolicy):
         passes = [[position[row] for row in part if row in position] for part in passes or [rows]]
         prompts, completions = [prompts[row] for row in rows], [completions[row] for row in rows]
         unique, prompt_rows = distinct(prompts)
-        shown = self._sendable(unique)
-        pins = [
-            pin(self.encoder.encode(prompt), opened.all_images, pixels=self._compares_pixels)  # type: ignore[arg-type]
-            for prompt, opened in zip(unique, shown, strict=True)
-        ]
+        shown = sendable(self.encoder, unique)
+        read = pins(self.encoder, unique, shown, pixels=self._compares_pixels)
         passes = [part for part in passes if part]
         request = ReadRequest(shown, prompt_rows, completions, passes, self._template(), self._compares_pixels)
         waiting: dict[Row, list[int]] = {}
         for idx, row in enumerate(zip(map(id, prompts), completions, strict=True)):
             waiting.setdefault(row, []).append(idx)
         answer = self.client.send(pack_request(request), "/read")
-        self._sent.append(_Sent(prompts, completions, waiting, pins, answer))
-
-    def _sendable(self, prompts: list[Prompt]) -> list[Prompt]:
-        """The prompts with their images as the encoder opens them, each image once."""
-        images = {id(image): image for prompt in prompts for image in prompt.all_images}
-        opened = {key: self.encoder.open(image) for key, image in images.items()}
-        return [_with_images(prompt, opened) for prompt in prompts]
+        self._sent.append(_Sent(prompts, completions, waiting, read, answer))
 
     def _template(self) -> dict[str, Any]:
-        return {
-            "system_prompt": self.encoder.system_prompt,
-            "chat_template_kwargs": self.encoder.chat_template_kwargs,
-            "image_processor": self.image_options,
-        }
+        return template(self.encoder, self.image_options)
 
     @torch.no_grad()
     def forward(
@@ -191,35 +182,62 @@ class ServedPolicy(AutoregressivePolicy):
         hidden, lengths = tensors.get("hidden"), [len(ids) for ids in sent.completions]
         if hidden is None or hidden.shape != (sum(lengths), self.head_width):
             shape = None if hidden is None else list(hidden.shape)
-            raise self._mismatch(f"returned hidden states of shape {shape}", f"[{sum(lengths)}, {self.head_width}]")
-        theirs = facts.get("pins", [])
-        for prompt, mine, read in zip(distinct(sent.prompts)[0], pin_facts(sent.pins), theirs, strict=True):
-            where = f'prompt "{prompt.key}"'
-            if (mine["ids"], mine["length"]) != (read["ids"], read["length"]):
-                raise self._mismatch(
-                    f"read {where} as {read['length']} other token ids", f"those of this run, {mine['length']}"
-                )
-            if mine["pictures"] != read["pictures"]:
-                raise self._mismatch(f"read other pictures of {where}", "those that were sent")
-            if mine["pixels"] != read["pixels"]:
-                self._other_pixels(where)
+            raise mismatch(self, f"returned hidden states of shape {shape}", f"[{sum(lengths)}, {self.head_width}]")
+        check_pins(self, distinct(sent.prompts)[0], sent.pins, facts.get("pins", []))
         self._compares_pixels = False
         if not torch.isfinite(hidden).all():
-            raise self._mismatch("returned hidden states that are infinite or NaN", "numbers")
+            raise mismatch(self, "returned hidden states that are infinite or NaN", "numbers")
         return list(hidden.split(lengths))
 
-    def _other_pixels(self, where: str) -> None:
-        log.warning(
-            "%s: the server (%s) processes the pictures of %s to other numbers than this run, as torchvision and "
-            "Pillow do where a picture is resized (up to 1/255). Install, or remove, torchvision on one side",
-            *(self.name, self.source, where),
-        )
 
-    def _mismatch(self, what: str, expected: str) -> PolicyError:
-        return PolicyError(
-            f"{self.name}: {self.source} {what}. Expected {expected}. Use one version of the workbench and of "
-            "transformers on both sides, and the same model files."
-        )
+def sendable(encoder: PromptEncoder, prompts: list[Prompt]) -> list[Prompt]:
+    """The prompts with their images as the encoder opens them, each image once."""
+    images = {id(image): image for prompt in prompts for image in prompt.all_images}
+    opened = {key: encoder.open(image) for key, image in images.items()}
+    return [_with_images(prompt, opened) for prompt in prompts]
+
+
+def template(encoder: PromptEncoder, image_options: dict[str, Any]) -> dict[str, Any]:
+    """How an encoder encodes, for a server."""
+    values = encoder.system_prompt, encoder.chat_template_kwargs, image_options
+    return dict(zip(TEMPLATE, values, strict=True))
+
+
+def decoding(policy: AutoregressivePolicy) -> dict[str, Any]:
+    """How a policy ends answers, for a server."""
+    values = policy.vocabulary, sorted(policy.stop_ids), list(policy.head.eos_ids), policy.placeholders
+    return dict(zip(DECODING, values, strict=True))
+
+
+def pins(encoder: PromptEncoder, prompts: list[Prompt], shown: list[Prompt], *, pixels: bool = False) -> list[Pin]:
+    """Pins of prompts; `shown` are they as `sendable` returns them."""
+    pairs = zip(prompts, shown, strict=True)
+    return [pin(encoder.encode(prompt), list(opened.all_images), pixels=pixels) for prompt, opened in pairs]
+
+
+def check_pins(policy: Any, prompts: list[Prompt], mine: list[Pin], theirs: list[dict[str, Any]]) -> None:
+    """Raise PolicyError if a server read other ids or pictures; warn of other processed pictures."""
+    for prompt, entry, read in zip(prompts, pin_facts(mine), theirs, strict=True):
+        where = f'prompt "{prompt.key}"'
+        if (entry["ids"], entry["length"]) != (read["ids"], read["length"]):
+            what = f"read {where} as {read['length']} other token ids"
+            raise mismatch(policy, what, f"those of this run, {entry['length']}")
+        if entry["pictures"] != read["pictures"]:
+            raise mismatch(policy, f"read other pictures of {where}", "those that were sent")
+        if entry["pixels"] != read["pixels"]:
+            log.warning(
+                "%s: the server (%s) processes the pictures of %s to other numbers than this run, as torchvision and "
+                "Pillow do where a picture is resized (up to 1/255). Install, or remove, torchvision on one side",
+                *(policy.name, policy.source, where),
+            )
+
+
+def mismatch(policy: Any, what: str, expected: str) -> PolicyError:
+    """Error for a server that read or returned something else."""
+    return PolicyError(
+        f"{policy.name}: {policy.source} {what}. Expected {expected}. Use one version of the workbench and of "
+        "transformers on both sides, and the same model files."
+    )
 
 
 def _holds(sent: _Sent, wanted: list[Row]) -> bool:
@@ -242,12 +260,12 @@ def _linear(tensors: dict[str, Tensor]) -> nn.Linear:
     return linear.requires_grad_(False)
 
 
-def connect(model: str | Path, name: str, patience: Patience) -> tuple[TeacherClient, dict[str, Any], Path]:
+def connect(model: str | Path, name: str, patience: Patience) -> tuple[ServerClient, dict[str, Any], Path]:
     """Client of a teacher's servers, their facts, and a folder with the files that encode prompts.
 
     Raises: PolicyError or ConfigError if the addresses are not servers of one teacher.
     """
-    client = TeacherClient(split_addresses(str(model), name), name, patience)
+    client = ServerClient(split_addresses(str(model), name), name, patience)
     info = client.info()
     files = {key: bytes(value.numpy()) for key, value in client.fetch("/files").items()}
     digest = blake2b(b"".join(key.encode() + value for key, value in sorted(files.items())), digest_size=16).hexdigest()

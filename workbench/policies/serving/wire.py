@@ -25,8 +25,9 @@ from workbench.policies.encoding import Encoded, image_inputs
 from workbench.types import Prompt, Turn
 
 PROTOCOL = 1
-SERVICE = "workbench teacher"
+TEACHER, SAMPLER = "teacher", "sampler"  # kinds of servers, named after their commands
 TEMPLATE = ("system_prompt", "chat_template_kwargs", "image_processor")  # how a run encodes prompts
+DECODING = ("vocabulary", "stop_ids", "eos_ids", "never")  # how a run ends answers
 _FACTS = "facts"
 _DIGEST_BYTES = 16
 
@@ -54,12 +55,18 @@ class ReadRequest:
 
 @dataclass(frozen=True)
 class SampleRequest:
-    """Prompts to answer, with the seeds of each one's answers."""
+    """Prompts to answer, with the seeds of each one's answers.
+
+    decoding  what ends an answer, and what is never sampled, by the names of DECODING
+    version   of the weights that a sampler must have; "" = its own
+    """
 
     prompts: list[Prompt]
     seeds: list[list[int]]
     options: SamplingOptions
     template: dict[str, Any]
+    decoding: dict[str, Any]
+    version: str = ""
 
 
 @dataclass(frozen=True)
@@ -130,6 +137,8 @@ def pack_sample(request: SampleRequest) -> bytes:
         "seeds": request.seeds,
         "options": asdict(request.options),
         "template": request.template,
+        "decoding": request.decoding,
+        "version": request.version,
     }
     return pack(tensors or {"ids": torch.zeros(0)}, facts)
 
@@ -142,7 +151,10 @@ def unpack_sample(body: bytes) -> SampleRequest:
         prompts = _unpack_prompts(tensors, facts)
         if len(facts["seeds"]) != len(prompts):
             raise WireError(f"seeds are for {len(facts['seeds'])} prompts, and there are {len(prompts)}")
-        return SampleRequest(prompts, facts["seeds"], SamplingOptions(**options), _template(facts))
+        decoding = {name: facts["decoding"][name] for name in DECODING}
+        return SampleRequest(
+            prompts, facts["seeds"], SamplingOptions(**options), _template(facts), decoding, facts["version"]
+        )
 
 
 def unpack_completions(facts: list[list[dict[str, Any]]]) -> list[list[Completion]]:

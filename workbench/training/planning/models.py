@@ -18,6 +18,7 @@ from workbench.policies.by_domain import is_by_domain
 from workbench.policies.heads import output_layer
 from workbench.policies.models import DTYPES, INT8, NF4, QUANTIZED, auto_class, is_masked_lm
 from workbench.policies.roles import set_trained
+from workbench.policies.serving.addresses import is_served
 from workbench.training.learner import adapter_config
 from workbench.training.planning.depths import Depths, own_depths, with_depths
 from workbench.training.planning.dry_run import DryRun
@@ -102,6 +103,11 @@ def _paths_of_teacher(name: str, models: ModelsConfig, method: Method) -> list[s
 
 def read_config(path: str | Path, name: str, *, trust_remote_code: bool = False) -> PretrainedConfig:
     """Configuration of a model. Raises: PolicyError for a folder without config.json, or a masked diffusion model."""
+    if is_served(path):
+        raise PolicyError(
+            f"{name}: {path} is served, and a plan covers the models of a run's own processes. Name "
+            "the teacher's folder to plan it in the run's process; served, it leaves its head alone there."
+        )
     base = base_of(path)
     if Path(base).is_dir() and not (Path(base) / "config.json").is_file():
         raise PolicyError(
