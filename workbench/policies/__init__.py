@@ -109,6 +109,9 @@ class Sampler(Protocol):
     ) -> list[list[Completion]]:
         """As Policy.sample."""
 
+    def weights_changed(self) -> None:
+        """Take the policy's weights anew before the next generation."""
+
 
 @runtime_checkable
 class Prefetching(Protocol):

@@ -335,7 +335,7 @@ def _served(result: StepResult, learner: Learner) -> Iterator[Check]:
             if not isinstance(policy, ServedPolicy):
                 continue
             yield Check(f"served {policy.name}", OK, ", ".join(policy.facts.values()))
-            shown = next((idx for idx in indices if prompts[idx].all_images), None)
+            shown = next((idx for idx in indices if prompts[idx].images), None)
             if shown is not None:
                 black = tuple(Image.new("RGB", image_size(image)) for image in prompts[shown].images)
                 other = replace(prompts[shown], images=black, key="black pictures")

@@ -126,6 +126,8 @@ class Learner:
             self.mask.decay(1 - rate * self.weight_decay)
         self.underflow.before()
         self.optimizer.step()
+        if self.student.sampler is not None:
+            self.student.sampler.weights_changed()
         metrics = self.underflow.after()
         self.optimizer.zero_grad(set_to_none=True)
         if "student@ema" in self.policies:

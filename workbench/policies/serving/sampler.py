@@ -44,7 +44,7 @@ class ServedSampler:
         self.name, self.source, self.image_options = "sampler", addresses[0], image_options
         self.client = ServerClient(addresses, self.name, patience, SAMPLER)
         self.info = self.client.info()
-        self._run, self._updates, self._seen = run, 0, ()
+        self._run, self._updates = run, 0
         self._rank = int(os.environ.get("RANK", "0"))
 
     @property
@@ -72,7 +72,7 @@ class ServedSampler:
             options,
             template(student.encoder, self.image_options),
             decoding(student),
-            self._version(student),
+            f"{self._run}-{self._updates}",
         )
         body = pack_sample(request)
         for _ in range(TRIES):
@@ -89,12 +89,9 @@ class ServedSampler:
         check_pins(self, prompts, pins(student.encoder, prompts, shown), facts["pins"])
         return unpack_completions(facts["completions"])
 
-    def _version(self, student: "AutoregressivePolicy") -> str:
-        """Name of the present weights. Updates in place are counted by torch."""
-        seen = tuple((id(weight), weight._version) for weight in student.model.parameters())
-        if seen != self._seen:
-            self._seen, self._updates = seen, self._updates + 1
-        return f"{self._run}-{self._updates}"
+    def weights_changed(self) -> None:
+        """Have the next generation send the weights. To be called after each update."""
+        self._updates += 1
 
     def _send_weights(self, student: "AutoregressivePolicy", version: str, body: bytes) -> None:
         """Send all weights. Other processes than the first wait for it to send them."""
