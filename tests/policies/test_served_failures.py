@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import shutil
 import signal
 import threading
 import time
@@ -13,7 +14,6 @@ from pathlib import Path
 import pytest
 import torch
 from failures import raises
-from families import save_llama
 from servers import Server, free_port
 from small import picture
 
@@ -241,11 +241,15 @@ def test_too_long_prompt_and_unknown_ids_are_refused(server: Server) -> None:
 
 
 def test_teacher_of_another_vocabulary_raises(models: dict, tmp_path: Path) -> None:
-    server = Server(tmp_path / "server", save_llama(tmp_path / "llama"))
-    with raises(PolicyError, "teacher", "vocabulary"):
-        load_policies(
-            ["teacher"], student=models["student"], teacher=server.address, teacher_options={"patience": QUICK}
-        )
+    folder = Path(shutil.copytree(models["teacher"], tmp_path / "swapped"))
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    vocabulary["red"], vocabulary["green"] = vocabulary["green"], vocabulary["red"]
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    server = Server(tmp_path / "server", folder)
+    with raises(PolicyError, "teacher", "vocabulary", '"red"'):
+        options = {"teacher": server.address, "teacher_options": {"patience": QUICK}}
+        load_policies(["teacher"], student=models["student"], **options)
     server.kill()
 
 

@@ -103,7 +103,7 @@ def _load(engine: SamplerEngine, body: bytes) -> bytes:
 
 
 def _signed(engine: TransformersEngine, facts: dict[str, Any]) -> dict[str, Any]:
-    return {"fingerprint": engine.fingerprint, "instance": engine.instance, **facts}
+    return {"fingerprint": engine.fingerprint, **facts}
 
 
 def _answered(

@@ -3,7 +3,6 @@
 import copy
 import logging
 import tempfile
-import uuid
 from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
@@ -53,7 +52,6 @@ class TransformersEngine:
             log.warning("%s: %s", policy.source, sentence)
         self._require_linear_head()
         self.files = _files_of(policy)
-        self.instance = uuid.uuid4().hex
         self.fingerprint = fingerprint(policy.model)
 
     @classmethod
@@ -73,7 +71,6 @@ class TransformersEngine:
             "dtype": str(self.dtype).removeprefix("torch."),
             "engine": "transformers",
             "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
-            "instance": self.instance,
             "fingerprint": self.fingerprint,
             "vocabulary": policy.vocabulary,
             "width": policy.head_width,
