@@ -12,8 +12,10 @@ from small import run_config
 from test_answers import keys
 
 from workbench.app.context import AppContext
+from workbench.app.scoring import SCORER
 from workbench.app.tabs import data
-from workbench.errors import ConfigError, DataError, RunError
+from workbench.app.what_if import AWAY, EDIT, SWAP
+from workbench.errors import ConfigError, DataError, RunError, WorkbenchError
 from workbench.training import scorer
 
 CHOOSER, LISTED, SHOWN = range(3)
@@ -175,3 +177,33 @@ def test_score_own_run_with_remote_code_raises(
     monkeypatch.setattr(scorer, "open_scorer", lambda run_dir: pytest.fail("the model was loaded"))
     with raises(ConfigError, "models.trust_remote_code=true"):
         data.score_own(AppContext(tmp_path, tmp_path), "opd", picture, "What is it?", "", "", "", "", "a")
+
+
+def test_score_listed_example_not_in_source_raises(context: AppContext) -> None:
+    with raises(DataError, "no-such-id"):
+        data.score_listed(context, "dopd", {"example": "no-such-id"}, None, "at top left")
+
+
+def test_what_if_changes_are_compared_token_by_token(context: AppContext) -> None:
+    def compare(*change: object) -> str:
+        return data.compare_listed(context, "dopd", {}, None, "at top left", *change)
+
+    away = compare(AWAY, "", 1, "")
+    assert "without the evidence" in away and "log-prob of the answer, teacher" in away
+    assert away.count('class="wbu-pair') == len(SCORER.compare(context.run_dir("dopd"), *listed(context), ())[0].tokens)
+    assert "evidence of another example" in compare(SWAP, "", 1, "")
+    edited = compare(EDIT, "", 2, "<b>right</b>")
+    assert "wbu-edited" in edited and "<b>right" not in edited
+    for change, named in (
+        ((SWAP, "gone", 1, ""), "gone"),
+        ((EDIT, "", None, ""), "token"),
+        ((EDIT, "", 99, "a"), "98"),
+    ):
+        with raises(WorkbenchError, named):
+            compare(*change)
+    with raises(DataError, "no view of opd"):
+        data.compare_listed(context, "opd", {}, None, "at top left", AWAY, "", 1, "")
+
+
+def listed(context: AppContext) -> tuple:
+    return data.listed_example(context, "dopd", {}, None)[0], "at top left"

@@ -512,7 +512,7 @@ def reliability(table: Table, *, title: str = "Calibration", theme: str = "light
 
 def information_share(table: Table, *, theme: str = "light") -> go.Figure:
     """Shares of loss (solid) and tokens (dotted) whose information gap is the larger in size, by visibility."""
-    title = "Information-dominated loss"
+    title = "Loss that only the evidence explains"
     if table.empty:
         return empty_figure(table.empty, theme, title=title)
     is_grouped = (table.frame["first_step"] != table.frame["step"]).any()

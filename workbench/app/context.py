@@ -39,6 +39,7 @@ CHOICES = {  # by tab: the parameters that its lists and switches have in the ad
     },
     "movement": {"color": "regime", "from": "", "to": "", "of": "", "panels": "", "share": "position_share"},
     "compare": {"metric": "", "layout": "under"},
+    "leakage": {"part": ""},
 }
 # parameters of the address that stay when another answer is opened
 PERSISTENT_PARAMS = ("with", "study", *(name for defaults in CHOICES.values() for name in defaults))

@@ -1,13 +1,12 @@
-"""Data: examples with their evidence, and the user's own image scored under every view of a run's checkpoint.
+"""Data: examples with their evidence, and answers scored under every view of a run's checkpoint: an example's answer,
+before and after a change, and the user's own image.
 
 At most one checkpoint is in memory. Uploads have a size limit, are opened like any other image, and stay on this
 machine.
 """
 
 import json
-import threading
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -44,22 +43,20 @@ from workbench.app.examples import (
     load,
 )
 from workbench.app.own_image import own_image_form
-from workbench.config.models import refuse_remote_code
-from workbench.config.schema import RunConfig, load_config, read_yaml
-from workbench.data.contexts import missing_evidence
+from workbench.app.scoring import OWN_IMAGE, SCORER
+from workbench.app.what_if import what_if, what_if_form
+from workbench.config.schema import read_yaml
 from workbench.data.images import open_image
 from workbench.data.source_list import paths_in
-from workbench.errors import DataError, RunError, WorkbenchError
-from workbench.render import TokenView, ViewImage, render_tokens, token_view
+from workbench.errors import DataError, WorkbenchError
+from workbench.render import TokenView, ViewImage, render_tokens
 from workbench.render.evidence import evidence
 from workbench.render.examples import evidence_of
 from workbench.runs.commands import value_at
-from workbench.runs.folder import RunFolder
 from workbench.runs.jobs import config_file
 from workbench.types import Box, Evidence, Example
 
 KINDS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
-OWN_IMAGE = "your image"
 COLUMNS = (
     Column("id", kind="short"),
     Column("domain", kind="short"),
@@ -67,57 +64,10 @@ COLUMNS = (
     Column("answer", kind="short"),
     Column("evidence"),
 )
-EVIDENCE_FIELDS = {  # evidence of a context -> how to enter it in the form
-    "boxes": "Drag on the image to draw a box, or write x0 y0 x1 y1 and a label, in pixels.",
-    "caption": "Fill in the caption.",
-    "hint": "Fill in the hint.",
-    "answer": "Fill in the right answer.",
-    "turns": "Write the question in several sentences.",
-}
 _REVEAL = """watch("value", () => {
   if (element.querySelector(".app-note, .wb-root")) element.scrollIntoView({ block: "nearest", behavior: "smooth" });
 });"""
 NO_SOURCE = "This run lists no data. Enter a source above: a .jsonl or .parquet file, or scenes:eval?count=40."
-
-
-class ScorerCache:
-    """The scorer of the run used last. It scores one example at a time and unloads another run's models first."""
-
-    def __init__(self) -> None:
-        self._key: tuple | None = None
-        self._scorer: Any = None  # a workbench.training.scorer.Scorer
-        self._lock = threading.Lock()
-
-    def score(self, run_dir: Path, example: Example, answer: str | None) -> TokenView:
-        """Score every token of the answer, or of one sampled from the student, with the run's newest checkpoint."""
-        # imported here: transformers takes seconds
-        from workbench.runs.checkpoints import latest_checkpoint  # noqa: PLC0415
-        from workbench.training.scorer import open_scorer  # noqa: PLC0415
-
-        with self._lock:
-            checkpoint, _ = latest_checkpoint(run_dir)
-            if checkpoint is None and not RunFolder(run_dir).status.get("scored"):
-                raise RunError(
-                    f"run {run_dir.name} has no checkpoint yet. Wait for its first one, or choose another run."
-                )
-            config = load_config(run_dir / "config.yaml")
-            refuse_remote_code(config, f"workbench eval {run_dir}")
-            if example.origin == OWN_IMAGE:
-                check_evidence(config, example)
-            weights = run_dir / "config.yaml" if checkpoint is None else checkpoint.path
-            key = (run_dir, weights, weights.stat().st_mtime_ns)
-            if key != self._key:
-                self._key = self._scorer = None
-                self._scorer = open_scorer(run_dir)
-                self._key = key
-            scored = self._scorer.score(example, answer)
-            state = "its student" if checkpoint is None else f"checkpoint of step {checkpoint.step}"
-            view = token_view(scored, run=f"{run_dir.name}, {state}")
-            meta = {name: value for name, value in view.meta.items() if name not in ("step", "rollout")}
-            return replace(view, meta=meta)
-
-
-SCORER = ScorerCache()
 
 
 def draw(
@@ -365,35 +315,37 @@ def score_own(
     return score(context, run, own_example(file, question, answer, caption, hint, boxes), given)
 
 
-def check_evidence(config: RunConfig, example: Example) -> None:
-    """Raises DataError naming the fields that the contexts of the method's views need."""
-    missing: dict[str, list[str]] = {}
-    for name, view in config.load_method().views.items():
-        lacking = missing_evidence(example, view.context)
-        if lacking is not None:
-            missing.setdefault(lacking.partition(" (")[0], []).append(f"{name} ({view.context})")
-    faults = []
-    for what, views in missing.items():
-        if what not in EVIDENCE_FIELDS:
-            raise DataError(
-                f"your own image cannot have {what}, which this run shows to {' and '.join(views)}. Choose a run of "
-                "another method, or score an example from the list above."
-            )
-        faults.append(f"{what}: missing; this run shows it to {' and '.join(views)}. {EVIDENCE_FIELDS[what]}")
-    if faults:
-        raise DataError(f"{' '.join(faults)} Then score again.")
-
-
 def score_listed(
     context: AppContext, run: str | None, address: Mapping | None, source: str | None, given: str | None
 ) -> str:
     """Score the chosen example of the list."""
     context.check_writable()
-    chosen = chosen_source(context, context.run_dir(run), source)
-    example = find(load(chosen, folders=context.folders)[0], address) if chosen else None
+    example, _ = listed_example(context, run, address, source)
+    return score(context, run, example, given)
+
+
+def compare_listed(
+    context: AppContext, run: str | None, address: Mapping | None, source: str | None, given: str | None, *change: Any
+) -> str:
+    """Score the chosen example of the list before and after a change; `change` as in what_if."""
+    context.check_writable()
+    return what_if(context, run, *listed_example(context, run, address, source), given, *change)
+
+
+def listed_example(
+    context: AppContext, run: str | None, address: Mapping | None, source: str | None
+) -> tuple[Example, list[Example]]:
+    """The chosen example of the list, and all that are listed. Raises DataError if the source lacks it."""
+    run_dir = context.run_dir(run)
+    chosen = chosen_source(context, run_dir, source)
+    examples = load(chosen, list_limit(run_dir, address), context.folders)[0] if chosen else []
+    example = find(examples, address)
+    wanted = str((address or {}).get("example") or "")
     if example is None:
         raise DataError("no example to score. Choose a source that has examples.")
-    return score(context, run, example, given)
+    if wanted and example.id != wanted:
+        raise DataError(f'{chosen} has no example "{wanted}" among its first {len(examples)}. Choose one of the list.')
+    return example, examples
 
 
 def example_address(address: Mapping | None, key: Mapping) -> dict:
@@ -421,6 +373,10 @@ def build_tab(context: AppContext, shared: Shared) -> None:
         label="the example", js_on_load=None, css_template=css, apply_default_css=False, elem_id="data-example"
     )
     scored = fragment_component("supervision of each token", js=_REVEAL, elem_id="data-scored")
+    change = what_if_form(is_open)
+    compared = fragment_component(
+        "the answer before and after the change", js=_REVEAL, css_template=css, elem_id="data-compared"
+    )
     form = own_image_form(is_open, list(KINDS))
 
     quiet = {"show_progress": "hidden", "api_visibility": "private"}
@@ -444,6 +400,14 @@ def build_tab(context: AppContext, shared: Shared) -> None:
         render_error_in_place(partial(score_listed, context), [scored]),
         [shared.run, shared.address, source, given],
         scored,
+        **busy,
+    )
+    change.button.click(None, None, compared, js=f"() => {json.dumps(waiting)}")
+    gr.on([shared.address.change, source.input, shared.run.change], None, None, compared, js="() => ''")
+    change.button.click(
+        render_error_in_place(partial(compare_listed, context), [compared]),
+        [shared.run, shared.address, source, given, *change.inputs],
+        compared,
         **busy,
     )
     scoring = render_error_in_place(partial(score_own, context), [scored])

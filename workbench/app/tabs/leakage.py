@@ -1,35 +1,40 @@
-"""Leakage: capability gain against imitation of evidence that the student lacks; worst cases open in Answers."""
+"""Leakage: is a run's gain capability, or imitation of evidence that the student lacks?
+
+1. Four tiles: a number, its interval, and a sentence that claims no more than the interval.
+2. Two charts: accuracy with confidence, and loss that only the evidence explains.
+3. Confident errors beside the answers before training, and tokens that the evidence drives, which open in Answers.
+4. Details: calibration, over-confidence of all policies, entropy, separation, the table of accuracies.
+"""
 
 from collections.abc import Mapping
 from functools import partial
-from html import escape
 from pathlib import Path
 
 import gradio as gr
 
 from workbench.analysis import figures, illusion, regimes
+from workbench.analysis.leakage import SURE, confident_error_rates, confident_errors, loss_shares, verdicts
 from workbench.analysis.style import VISIBILITIES
-from workbench.analysis.table import Table, table
+from workbench.analysis.table import Table, has_gaps, table
 from workbench.app.components import (
     TRACES,
     Column,
     answer_address,
     aside_html,
-    empty_html,
     fragment_component,
     plot_component,
     rows_component,
     rows_html,
 )
-from workbench.app.context import AppContext, Shared, persistent_params, show_errors
-from workbench.app.finding_cards import findings_html
+from workbench.app.context import CHOICES, AppContext, Shared, choice, persistent_params, show_errors, sync_to_url
 from workbench.app.live_updates import follow_run
+from workbench.app.verdict_tiles import tiles_html
 from workbench.evals.findings import INTERVALS
 from workbench.traces.reader import Traces
 from workbench.types import PRIVILEGED
 
 KEY = ("step", "process", "rollout", "position")
-SURE_KEY = ("example", "context")
+ERROR_KEY = ("example", "context")
 WORST_COLUMNS = (
     Column("token", kind="token"),
     Column("visibility", kind="short"),
@@ -44,14 +49,18 @@ WORST_COLUMNS = (
     Column("step", kind="number"),
     Column("rollout", kind="number"),
 )
-SURE_COLUMNS = (
+ERROR_COLUMNS = (
     Column("confidence", kind="share"),
     Column("question"),
     Column("text", "answer"),
-    Column("answer", "expected", "short"),
-    Column("visibility", kind="short"),
+    Column("expected", kind="short"),
+    Column("before", "answer before training"),
+    Column("confidence_before", "confidence before", "share"),
+    Column("right_before", "graded before", "right"),
+    Column("visibility", "evidence needed", "short"),
     Column("context", kind="short"),
 )
+PARTS = (("all recorded steps", ""), ("first quarter of training", "first"), ("last quarter of training", "last"))
 ACCURACY_COLUMNS = (
     Column("policy", kind="short"),
     Column("context", kind="short"),
@@ -67,22 +76,67 @@ ACCURACY_COLUMNS = (
 )
 
 
-def draw(context: AppContext, run: str | None, theme: str, curve_of: str | None) -> tuple:
-    """Headline, choices of the calibration curve, figures, tables.
+def draw(context: AppContext, run: str | None, theme: str, address: Mapping | None, curve_of: str | None) -> tuple:
+    """Tiles, the two charts, confident errors, the part of the run and its tokens, then the details.
 
     curve_of  "policy, context" of the calibration curve
     """
     run_dir = context.run_dir(run)
     traces = TRACES.of(run_dir)
     accuracy = illusion.accuracy(run_dir)
+    part = choice(address, "leakage", "part", [value for _, value in PARTS])
+    return (
+        headline(run_dir, traces),
+        figures.accuracy_curves(accuracy, theme=theme),
+        figures.information_share(illusion.information_dominated_loss(traces or run_dir), theme=theme),
+        draw_errors(run_dir),
+        part,
+        draw_tokens(traces, run_dir, part),
+        *draw_details(run_dir, traces, accuracy, theme, curve_of),
+    )
+
+
+def headline(run_dir: Path, traces: Traces | None) -> str:
+    """The four tiles, and how to read them."""
+    reading = f"{INTERVALS}; of the loss over recorded steps. {illusion.CONFIDENCE_NOTE}"
+    return tiles_html(verdicts(run_dir, traces), run_dir.name) + aside_html(reading)
+
+
+def draw_errors(run_dir: Path) -> str:
+    """Wrong answers of the last evaluation by confidence, beside the answers before training."""
+    errors = confident_errors(run_dir)
+    title = "Confident errors"
+    if not errors.empty:
+        title += f" at step {errors.rows[0]['step']}: choose one to score it token by token in Data"
+    html = rows_html(errors, ERROR_COLUMNS, label="confident errors", key=ERROR_KEY, title=title, tall=430)
+    counts = [
+        f"step {row['step']}: {row['errors']} of {row['count']} {row['visibility']} questions "
+        f"({row['share']:.0%} [{row['low']:.0%}, {row['high']:.0%}])"
+        for row in confident_error_rates(run_dir).rows
+    ]
+    reading = f"Wrong with a confidence of at least {SURE:.0%}, without evidence. {'; '.join(counts)}."
+    return html + (aside_html(reading) if counts else "")
+
+
+def draw_tokens(traces: Traces | None, run_dir: Path, part: str) -> str:
+    """Tokens with the largest loss that only the evidence explains, of a part of the run."""
+    between, title = None, "Evidence-driven tokens by loss: choose one to open it in Answers"
+    parts = loss_shares(traces) if traces is not None and has_gaps(traces) and part else []
+    if parts:
+        chosen = parts[0 if part == "first" else -1]
+        between, title = (chosen.first_step, chosen.last_step), f"{title} ({chosen.steps})"
+    cases = illusion.worst_cases(traces or run_dir, between=between)
+    return rows_html(cases, WORST_COLUMNS, label="evidence-driven tokens", key=KEY, title=title, tall=440)
+
+
+def draw_details(
+    run_dir: Path, traces: Traces | None, accuracy: Table, theme: str, curve_of: str | None
+) -> tuple[object, ...]:
+    """Choices of the calibration curve, the curve, over-confidence, entropy, separation, table of accuracies."""
     pairs = [] if accuracy.empty else list(dict.fromkeys(f"{row['policy']}, {row['context']}" for row in accuracy.rows))
     curve_of = curve_of if curve_of in pairs else pairs[0] if pairs else ""
-    dominated = illusion.information_dominated_loss(traces or run_dir)
-    separation = illusion.separation(traces or run_dir)
     over, group = overconfidence(accuracy)
     return (
-        headline(run_dir, accuracy, dominated, separation),
-        figures.accuracy_curves(accuracy, theme=theme),
         gr.Dropdown(choices=pairs, value=curve_of or None, visible=bool(pairs)),
         draw_reliability(run_dir, curve_of, theme),
         figures.bars(
@@ -96,23 +150,13 @@ def draw(context: AppContext, run: str | None, theme: str, curve_of: str | None)
             meaning="calibrated",
             tints=[VISIBILITIES[theme][group]] * len(over.frame),
         ),
-        figures.information_share(dominated, theme=theme),
         figures.curves(
             entropies(traces, run_dir),
             title="Student entropy",
             theme=theme,
             tints={f"{visibility} tokens": tint for visibility, tint in VISIBILITIES[theme].items()},
         ),
-        figures.separation_bars(separation, theme=theme),
-        rows_html(
-            illusion.worst_cases(traces or run_dir),
-            WORST_COLUMNS,
-            label="worst cases",
-            key=KEY,
-            title="Largest loss on tokens that only the evidence explains: choose one to open it in Answers",
-            tall=440,
-        ),
-        draw_wrong(illusion.confidently_wrong(run_dir)),
+        figures.separation_bars(illusion.separation(traces or run_dir), theme=theme),
         rows_html(
             illusion.newest(accuracy),
             ACCURACY_COLUMNS,
@@ -121,52 +165,6 @@ def draw(context: AppContext, run: str | None, theme: str, curve_of: str | None)
             tall=340,
         ),
     )
-
-
-def draw_wrong(answers: Table) -> str:
-    """Wrong answers of the last evaluation by confidence; a row opens its question in Data."""
-    title = "Confidently wrong"
-    if not answers.empty:
-        title += f" at step {answers.rows[0]['step']}: choose one to open it in Data"
-    return rows_html(answers, SURE_COLUMNS, label="confidently wrong", key=SURE_KEY, title=title, tall=478)
-
-
-def headline(run_dir: Path, accuracy: Table, dominated: Table, separation: Table) -> str:
-    """The cards of findings, and two numbers on imitation with what they are computed over."""
-    if accuracy.empty:
-        return empty_html(accuracy.empty)
-    tiles = []
-    shares = [row for row in dominated.rows if row["visibility"] == "all" and row["loss_share"] is not None]
-    if shares:
-        end = shares[-1]
-        tiles.append(
-            (
-                f"{end['loss_share']:.0%}",
-                "information-dominated loss",
-                f"{_steps(end)}, {end['num_positions']:,} tokens; {shares[0]['loss_share']:.0%} at {_steps(shares[0])}",
-            )
-        )
-    for row in separation.rows:
-        if row["gap"] != illusion.HEADLINE_GAP:
-            continue
-        tiles.append(
-            (
-                f"{row['auroc']:.2f}",
-                "AUROC of the information gap's size",
-                f"{row['num_privileged']:,} privileged and {row['num_visible']:,} visible tokens; 0.5 = no separation",
-            )
-        )
-    cards = "".join(
-        f"<div><b>{escape(number)}</b><span>{escape(name)}</span><small>{escape(detail)}</small></div>"
-        for number, name, detail in tiles
-    )
-    label = f"headline of {escape(run_dir.name, quote=True)}"
-    numbers = f'<div class="wbu-tiles" role="group" aria-label="{label}">{cards}</div>' if tiles else ""
-    return findings_html(run_dir) + numbers + aside_html(f"{INTERVALS}. {illusion.CONFIDENCE_NOTE}")
-
-
-def _steps(row: Mapping) -> str:
-    return f"step {row['step']}" if row["first_step"] == row["step"] else f"steps {row['first_step']} to {row['step']}"
 
 
 def draw_reliability(run_dir: Path, curve_of: str | None, theme: str) -> object:
@@ -232,19 +230,29 @@ def worst_address(address: Mapping | None, key: Mapping) -> dict:
     )
 
 
-def wrong_address(address: Mapping | None, key: Mapping) -> dict:
+def error_address(address: Mapping | None, key: Mapping) -> dict:
     """The address of an evaluated question and its context in Data."""
     return persistent_params(address) | {"example": str(key["example"]), "context": str(key["context"])}
 
 
 def build_tab(context: AppContext, shared: Shared) -> None:
-    """Headline, figures, worst cases, wrong answers, accuracy table."""
+    """Tiles, charts, confident errors, evidence-driven tokens, details."""
     follow_run(context, shared, "leakage", "rollouts")
-    head = fragment_component("headline", elem_id="leakage-headline")
-    accuracy = plot_component("accuracy and confidence", elem_id="leakage-accuracy")
+    head = fragment_component("four verdicts", elem_id="leakage-headline")
     with gr.Row():
         with gr.Column(min_width=420):
-            share = plot_component("information-dominated loss")
+            accuracy = plot_component("accuracy and confidence", elem_id="leakage-accuracy")
+        with gr.Column(min_width=420):
+            share = plot_component("loss that only the evidence explains", elem_id="leakage-share")
+    errors = rows_component("confident errors", elem_id="leakage-wrong")
+    with gr.Row(elem_classes="wbu-bar"):
+        part = gr.Radio(PARTS, value="", label="tokens of", elem_id="leakage-part")
+    worst = rows_component("evidence-driven tokens", elem_id="leakage-worst")
+    gr.HTML("<h2>Details</h2>", elem_classes="wbu wbu-words", apply_default_css=False)
+    with gr.Row():
+        with gr.Column(min_width=420):
+            curve_of = gr.Dropdown([], label="calibration of", elem_id="leakage-who")
+            reliability = plot_component("calibration")
         with gr.Column(min_width=420):
             over = plot_component("over-confidence")
     with gr.Row():
@@ -252,22 +260,17 @@ def build_tab(context: AppContext, shared: Shared) -> None:
             entropy = plot_component("entropy")
         with gr.Column(min_width=420):
             separation = plot_component("separation")
-    worst = rows_component("worst cases", elem_id="leakage-worst")
-    with gr.Row():
-        with gr.Column(min_width=420):
-            curve_of = gr.Dropdown([], label="calibration of", elem_id="leakage-who")
-            reliability = plot_component("calibration")
-        with gr.Column(min_width=420):
-            wrong = rows_component("confidently wrong", elem_id="leakage-wrong")
     measured = rows_component("accuracy", elem_id="leakage-table")
 
     quiet = {"show_progress": "hidden", "api_visibility": "private"}
-    inputs = [shared.run, shared.theme, curve_of]
-    outputs = [head, accuracy, curve_of, reliability, over, share, entropy, separation, worst, wrong, measured]
+    inputs = [shared.run, shared.theme, shared.address, curve_of]
+    outputs = [head, accuracy, share, errors, part, worst]
+    outputs += [curve_of, reliability, over, entropy, separation, measured]
     shared.on_show("leakage", show_errors(partial(draw, context), len(outputs)), inputs, outputs)
+    sync_to_url(shared, [part.input], CHOICES["leakage"], [part])
     curve_of.input(
         show_errors(lambda run, theme, curve_of: draw_reliability(context.run_dir(run), curve_of, theme)),
-        inputs,
+        [shared.run, shared.theme, curve_of],
         reliability,
         **quiet,
     )
@@ -275,8 +278,8 @@ def build_tab(context: AppContext, shared: Shared) -> None:
     def open_case(event: gr.EventData, address: dict) -> tuple:
         return worst_address(address, event.key), "answers"
 
-    def open_wrong(event: gr.EventData, address: dict) -> tuple:
-        return wrong_address(address, event.key), "data"
+    def open_error(event: gr.EventData, address: dict) -> tuple:
+        return error_address(address, event.key), "data"
 
     worst.select(show_errors(open_case, 2), shared.address, [shared.address, shared.tab], **quiet)
-    wrong.select(show_errors(open_wrong, 2), shared.address, [shared.address, shared.tab], **quiet)
+    errors.select(show_errors(open_error, 2), shared.address, [shared.address, shared.tab], **quiet)
