@@ -263,6 +263,8 @@ def _sampler(options: argparse.Namespace) -> None:
 def _import(options: argparse.Namespace) -> None:
     if options.destination is None and not options.preview:
         raise ConfigError("the destination is missing. Give a new folder, or --preview to show the converted rows.")
+    if options.model is not None and not options.preview:
+        raise ConfigError("--model counts image tokens in a preview. Add --preview, or leave --model out.")
     chosen = {
         "layout": options.layout,
         "box_format": options.box_format,
@@ -275,7 +277,7 @@ def _import(options: argparse.Namespace) -> None:
         report = wb.import_dataset(options.source, options.destination, max_examples=options.max_examples, **chosen)
         print(report)
     if options.preview:
-        print(wb.preview_dataset(options.source, **chosen))
+        print(wb.preview_dataset(options.source, model=options.model, **chosen))
 
 
 def _pair(text: str) -> tuple[str, str]:

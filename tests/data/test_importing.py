@@ -459,6 +459,13 @@ def test_preview_draws_first_rows_and_leaves_one_file(folder):
     assert "crop, cut from the first box" in page and 'src="http' not in page
 
 
+def test_preview_of_model_counts_image_tokens(folder, models):
+    """By hand: an image of the small models is 9 tokens and 3 around it; the crop is a second one."""
+    source = write(folder, {"prompt": "What?", "image": "a.png", "crop": "b.png"}, {"prompt": "Who?"})
+    page = preview_dataset(source, model=str(models["student"])).path.read_text()
+    assert "12 under plain, 24 under crop" in page and "0 under plain<" in page
+
+
 def test_import_hub_data_set_streams_rows(folder, monkeypatch):
     monkeypatch.chdir(folder)
     data = folder / "hub"

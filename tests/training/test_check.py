@@ -227,3 +227,12 @@ def test_check_counts_answers_in_prompts(models: dict, tmp_path: Path) -> None:
     result = checks["answers in prompts"].finding
     assert result.startswith("1 of 3 prompts of the student hold") and f"first: {path}:1." in result
     assert "1 more offer it among choices" in result
+
+
+def test_check_counts_memory_of_weights_gradients_and_moments(models: dict, tmp_path: Path) -> None:
+    """By hand: four float32 numbers for each weight of the student, one of the teacher; buffers are small."""
+    config = run_config(models, tmp_path, method={"name": "opd"})
+    row = {check.name: check for check in check_config(config)}["memory"]
+    sizes = [load_policy(models[name], name).model.num_parameters() for name in ("student", "teacher")]
+    assert row.status == OK
+    assert float(row.finding.split()[2]) == pytest.approx(4 * (4 * sizes[0] + sizes[1]) / 1e9, rel=0.02)

@@ -314,6 +314,9 @@ def _add_exchange(add: Add) -> None:
     command.add_argument(
         "--preview", action="store_true", help="write the first five rows with their evidence as an HTML file"
     )
+    command.add_argument(
+        "--model", help="with --preview: count the tokens that images cost this model (folder or name)"
+    )
     command.add_argument("--layout", default="plain", help=f"layout of the columns: {', '.join(LAYOUTS)}")
     command.add_argument("--box-format", choices=("xyxy", "xywh", "cxcywh"), help="default: the layout's")
     command.add_argument(

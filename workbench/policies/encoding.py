@@ -9,6 +9,7 @@ however a family packs its pixels:
 """
 
 import copy
+import dataclasses
 import functools
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -120,6 +121,12 @@ class PromptEncoder:
         self._kept.clear()
         self._pictures.clear()
         self._kept_bytes = 0
+
+    def picture_tokens(self, prompt: Prompt) -> int:
+        """Number of tokens that the images of a prompt cost. Raises PolicyError as `encode`."""
+        bare = tuple(dataclasses.replace(turn, images=()) for turn in prompt.history)
+        texts = dataclasses.replace(prompt, key="", images=(), history=bare)
+        return self.encode(prompt)["input_ids"].shape[1] - self.encode(texts)["input_ids"].shape[1]
 
     def open(self, source: Image.Image | Path) -> Image.Image:
         """Open an image as the processor gets it: upright, as RGB, of at most max_pixels pixels."""

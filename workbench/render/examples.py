@@ -1,6 +1,6 @@
 """Draw examples with their evidence, to check data before training."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from html import escape
 from pathlib import Path
@@ -12,9 +12,10 @@ from workbench.render.view import TokenView, ViewImage
 from workbench.types import Example
 
 
-def write_preview(examples: Sequence[Example], path: Path, title: str) -> Path:
-    """Write examples to a self-contained HTML file, replacing an older one."""
-    path.write_text(render_page([(example.id, example_html(example)) for example in examples], title), "utf-8")
+def write_preview(examples: Sequence[Example], path: Path, title: str, costs: Mapping[str, str] | None = None) -> Path:
+    """Write examples to a self-contained HTML file, replacing an older one; `costs`: image tokens by id, as text."""
+    pages = [(example.id, example_html(example, (costs or {}).get(example.id, ""))) for example in examples]
+    path.write_text(render_page(pages, title), "utf-8")
     return path
 
 
@@ -44,7 +45,7 @@ def pictures_of(example: Example) -> tuple[ViewImage, ...]:
     return tuple(pictures)
 
 
-def example_html(example: Example) -> str:
+def example_html(example: Example, image_tokens: str = "") -> str:
     """One example as HTML: images with evidence, texts, and the prompt of each context."""
     contexts = [
         "plain",
@@ -58,6 +59,7 @@ def example_html(example: Example) -> str:
         "answer": example.answer,
         "reference": example.reference,
         "domain": example.domain,
+        "image tokens": image_tokens,
         "from": example.origin,
         "marks": "; ".join(f"{mark.kind}: {mark.truth or 'visibility unknown'}" for mark in example.marks),
     }

@@ -29,7 +29,7 @@ from workbench.distill.scoring import Batch, score_views
 from workbench.distill.step import ScoredBatch, StepResult, compute_step, score_batch
 from workbench.distill.supervised_part import count_thinking
 from workbench.distributed import choose_device
-from workbench.errors import DataError
+from workbench.errors import DataError, WorkbenchError
 from workbench.policies import Completion, Policy, SamplingOptions
 from workbench.policies.autoregressive import AutoregressivePolicy
 from workbench.policies.by_domain import member
@@ -41,6 +41,8 @@ from workbench.training.check_rows import count_pictures, describe_pictures, des
 from workbench.training.filter import split_by_teacher
 from workbench.training.learner import Learner, attach_engine, attach_sampler, autocast, build_learner, check_engine
 from workbench.training.length import describe_steps, with_steps
+from workbench.training.planning.plan import least_bytes
+from workbench.training.planning.report import gigabytes
 from workbench.training.requirements import require_models
 from workbench.training.run_data import RunData, load_run_data
 from workbench.training.underflow import REMEDY
@@ -110,7 +112,7 @@ def check_config(config: RunConfig) -> list[Check]:
             )
     checks = [_evidence(len(with_teacher), len(usable), lacking), *_placeholders(examples)]
     checks += [*_domains(examples, skipped), *row_checks]
-    checks += [Check("length", OK, length), *_sources(config, examples, usable)]
+    checks += [Check("length", OK, length), *_sources(config, examples, usable), _memory(config)]
     checks += _leaks(usable, method.learner_context)
     checks += _prepared(method, usable, learners[STUDENT])
     for name, learner in learners.items():
@@ -175,6 +177,19 @@ def _row_checks(
         checks.append(Check("held out", OK, held_out))
     checks += [Check("pictures", *line) for line in describe_pictures(before)]
     return usable_rows[0], checks
+
+
+def _memory(config: RunConfig) -> Check:
+    """What a run needs of memory at least, by the sizes of its models."""
+    try:
+        least = least_bytes(config)
+    except WorkbenchError as error:
+        return Check("memory", NOTE, f"not counted: {error}")
+    text = (
+        f"at least {gigabytes(least)} GB in one process: weights, gradients and the optimizer's moments; `workbench "
+        "plan` adds activations and caches"
+    )
+    return Check("memory", OK, text)
 
 
 def _sources(config: RunConfig, examples: list[Example], usable: list[Example]) -> Iterator[Check]:
