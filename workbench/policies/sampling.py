@@ -59,7 +59,8 @@ def draw(logits: Float[Tensor, "B V"], uniform: Float[Tensor, " B"], options: Sa
     """
     if options.temperature == 0.0:
         return logits.argmax(-1)
-    probability = (logits.double() / options.temperature).softmax(-1)
+    precise = logits.double()
+    probability = (precise if options.temperature == 1.0 else precise / options.temperature).softmax(-1)
     if options.top_p == 1.0 and options.top_k == 0:
         cumulative = probability.cumsum(-1)
         return _entry_at(cumulative, uniform.unsqueeze(-1) * cumulative[:, -1:])
