@@ -61,8 +61,8 @@ def sample_rollouts(
         for sample_idx, from_data in enumerate(flags):
             completion = reference_completion(policy, example) if from_data else next(remaining)
             rollout = _to_rollout(policy, example, sample_idx, completion, from_data, turns)
-            options = {"tolerance": tolerance, "prefix": rollout.answer_prefix}
-            reward = None if example.answer is None else grade(rollout.text, example.answer, grader, **options)
+            text, prefix = rollout.text, rollout.answer_prefix
+            reward = grade(text, example.answer, grader, tolerance=tolerance, prefix=prefix)
             rollouts.append(replace(rollout, reward=reward))
     return rollouts
 
