@@ -130,7 +130,7 @@ def test_spawn_received_folder_modules_are_not_imported(tmp_path: Path) -> None:
     for name in ("yaml", "tqdm", "torch", "workbench"):
         (theirs / f"{name}.py").write_text(f"open({str(mark)!r}, 'w')\nraise SystemExit('theirs')\n")
     run = tmp_path / "runs" / "run"
-    jobs._job_folder(run, make=True)
+    jobs.job_folder(run, make=True)
     jobs._spawn(run, ["methods"], theirs)
     wait_for(lambda: jobs._living(run) is None)
     assert not mark.exists() and "opd" in jobs.log_tail(run), jobs.log_tail(run)

@@ -100,6 +100,7 @@ def rows_html(
             attributes = f' data-key="{text}" aria-selected="{selected}" tabindex="{0 if row_idx == stop else -1}"'
         body.append(f"<tr{attributes}>{''.join(_cell(column, row[column.name]) for column in columns)}</tr>")
     style = f' style="--tall:{tall}px"' if tall else ""
+    style += "" if key else ' tabindex="0"'  # keys scroll a table without rows to choose
     role = ' role="grid"' if key else ""
     return (
         f'<div class="wbu-scroll"{style}>'

@@ -333,6 +333,8 @@ def _theme() -> gr.themes.Base:
         button_secondary_border_color="*neutral_300",
         button_secondary_border_color_dark="*neutral_700",
         button_border_width="1px",
+        block_title_text_color="*neutral_600",
+        block_title_text_color_dark="*neutral_300",
         block_label_text_color="*neutral_600",
         block_label_text_color_dark="*neutral_400",
         block_info_text_color="*neutral_600",

@@ -109,10 +109,7 @@ def _most_telling(view: TokenView) -> int:
 
 
 def _head(view: TokenView) -> str:
-    meta = "".join(
-        f"<span><span class='wb-key'>{escape(str(key))}</span> {escape(str(value))}</span>"
-        for key, value in view.meta.items()
-    )
+    meta = "".join(f"<span>{escape(str(key))} {escape(str(value))}</span>" for key, value in view.meta.items())
     title = f'<span class="wb-title">{escape(view.title)}</span>'
     return f'<header class="wb-head">{title}<span class="wb-meta">{meta}</span></header>'
 

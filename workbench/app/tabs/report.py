@@ -90,7 +90,7 @@ def build_panel(context: AppContext, shared: Shared, opener: gr.Button) -> None:
     )
     opened.then(drawing, shared.run, [words, link], **quiet)
     close.click(lambda: (False, gr.Column(visible=False)), None, [is_open, panel], **quiet)
-    shared.run.change(lambda: (False, gr.Column(visible=False), ""), None, [is_open, panel, notice], **quiet)
+    shared.run.change(drawing, shared.run, [words, link], **quiet).then(lambda: "", None, notice, **quiet)
     button.click(
         show_errors(partial(write, context), 2),
         [shared.run, answers, theme],
