@@ -339,6 +339,30 @@ def _open(options: argparse.Namespace) -> None:
         print(f"the run is not in {options.runs}: open the app with {command}", file=sys.stderr)
 
 
+def _answers(options: argparse.Namespace) -> None:
+    answers = wb.open_answers(options.run_dir, runs_dir=options.runs, base=options.base)
+    listed = answers.select(options.where, limit=options.limit, offset=options.offset)
+    total = answers.count(options.where)
+    if options.json:
+        for answer in listed:
+            print(json.dumps(answer, ensure_ascii=False))
+    else:
+        grades = {None: "not graded", True: "correct", False: "incorrect"}
+        rows = [
+            (
+                str(answer["step"]),
+                str(answer["rollout"]),
+                grades[answer["right"]],
+                cut(answer["answer"], 60),
+                answer["address"],
+            )
+            for answer in listed
+        ]
+        print(_module("analysis.summary").format_table(("step", "rollout", "grade", "answer", "address"), rows))
+    first = options.offset + 1 if listed else 0
+    print(f"answers {first} to {options.offset + len(listed)} of {total:,}", file=sys.stderr)
+
+
 def _quote_check(options: argparse.Namespace) -> int:
     checked = _module("analysis.query").check_document(options.file, runs_dir=options.runs)
     wrong = [item for item in checked if item.fault]
@@ -433,6 +457,7 @@ COMMANDS = {
     "check": _check,
     "plan": _plan,
     "show": _show,
+    "answers": _answers,
     "open": _open,
     "quote-check": _quote_check,
     "summary": _summary,

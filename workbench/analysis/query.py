@@ -11,6 +11,7 @@ An answer is a mapping of plain values, ready for JSON. Log-probs, gaps, entropi
 """
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from workbench.analysis.tokens import Selection
 from workbench.errors import DataError, TraceError
 from workbench.files.folders import reason
 from workbench.runs.folder import find_run_dir
-from workbench.traces.reader import TracedRollout, Traces, open_traces
+from workbench.traces.reader import ORDERS, TracedRollout, Traces, open_traces
+from workbench.traces.selection import TOKEN, parse_selection
 
 EVERY = Selection()
 MAX_LISTED = 500  # answers of one call
@@ -36,6 +38,11 @@ _FACTS = {  # name -> column of the table rollouts
     "sampled_by": "sampled_by",
     "finished": "finished",
     "length": "num_positions",
+}
+_EQUAL: dict[str, tuple[str, Callable[[Any], Any]]] = {  # field of a filter -> field of the selection, its value
+    "step": ("step", int),
+    "grade": ("right", lambda grade: grade == "correct"),
+    **{name: (name, str) for name in ("domain", "example", "regime", "token_type", "visibility")},
 }
 _MEANS = ("capability_gap", "information_gap", "loss")
 
@@ -77,11 +84,11 @@ class Answers:
     def __init__(self, traces: Traces, run: str, base: str = DEFAULT_BASE) -> None:
         self.traces, self.run, self.base = traces, run, base
 
-    def count(self, selection: Selection = EVERY) -> int:
-        """Number of answers that match. Raises TraceError for an unknown regime."""
-        return tokens.count(self.traces, selection)
+    def count(self, selection: Selection | str = EVERY) -> int:
+        """Number of answers that match. Raises TraceError for a wrong filter."""
+        return tokens.count(self.traces, _selection(selection))
 
-    def select(self, selection: Selection = EVERY, *, limit: int = 20, offset: int = 0) -> list[dict[str, Any]]:
+    def select(self, selection: Selection | str = EVERY, *, limit: int = 20, offset: int = 0) -> list[dict[str, Any]]:
         """Answers that match, in the selection's order, without their tokens.
 
         limit, offset  number of answers, and how many to skip before them
@@ -92,6 +99,7 @@ class Answers:
             raise TraceError(f"limit is {limit}. Expected 1 to {MAX_LISTED}; read further answers with offset.")
         if offset < 0:
             raise TraceError(f"offset is {offset}. Expected 0 or more.")
+        selection = _selection(selection)
         keys, _ = self.traces.rollout_keys(**selection.filters, order=selection.order, limit=limit, offset=offset)
         rows = self.traces.rollouts_at(keys, probe=selection.probe).to_pylist()
         return [self._listed(row, selection.probe) for row in rows]
@@ -165,6 +173,24 @@ class Answers:
         facts = {name: row[column] for name, column in _FACTS.items()}
         right = None if reward is None else reward == 1.0
         return {"address": address.url(self.base), **key, **facts, "right": right, "reward": reward}
+
+
+def _selection(selection: Selection | str) -> Selection:
+    """The selection itself, or as read from a filter of equalities, source and order. Raises TraceError for others."""
+    if isinstance(selection, Selection):
+        return selection
+    parsed = parse_selection(selection)
+    values: dict[str, Any] = {"probe": parsed.source == "probes"}
+    for condition in parsed.conditions:
+        name = condition.field.removeprefix(TOKEN)
+        if condition.operator != "=" or name not in _EQUAL or condition.value == "unknown":
+            raise TraceError(f"the filter {condition.text} is not supported here. Allowed: {', '.join(_EQUAL)} with =.")
+        field, convert = _EQUAL[name]
+        values[field] = convert(condition.value)
+    order = parsed.order.removeprefix("abs_")
+    if order not in ORDERS or not parsed.descending or parsed.source == "evaluation":
+        raise TraceError(f'the filter "{selection}" is not supported here. Allowed: in:probes, sort:-loss, sort:-step.')
+    return Selection(order=order, **values)
 
 
 def _token(position: dict) -> dict[str, Any]:

@@ -245,7 +245,16 @@ def _add_runs(add: Add) -> None:
 
 
 def _add_answers(add: Add) -> None:
-    """Add the commands that address and quote answers."""
+    """Add the commands that list, address and quote answers."""
+    command = add("answers", "list the answers of a run that match a filter, each with its address")
+    command.add_argument("run_dir", help="the run's folder")
+    command.add_argument(
+        "--where", default="", metavar="FILTER", help="e.g. 'token.regime=HS grade=incorrect sort:-loss'"
+    )
+    command.add_argument("--limit", type=int, default=20, metavar="N", help="number of answers, default 20")
+    command.add_argument("--offset", type=int, default=0, metavar="N", help="skip the first N answers")
+    command.add_argument("--json", action="store_true", help="print a JSON object per line, with the whole texts")
+    _add_app_address(command)
     command = add("open", "print the address of an answer or a token in the app, or the answer as JSON or as a quote")
     command.add_argument("run_dir", help="the run's folder")
     command.add_argument("--step", type=int, required=True, help="step of the answer")
@@ -257,11 +266,15 @@ def _add_answers(add: Add) -> None:
     output.add_argument("--json", action="store_true", help="print the answer with all its tokens as JSON")
     output.add_argument("--quote", action="store_true", help="print Markdown for quote-check: the answer, or the token")
     command.add_argument("--last", type=int, metavar="N", help="with --quote: quote the tokens from --token to N")
-    command.add_argument("--base", default=DEFAULT_BASE, metavar="URL", help=f"address of the app, {DEFAULT_BASE}")
-    command.add_argument("--runs", default="runs", help="folder that the app shows, default runs")
+    _add_app_address(command)
     command = add("quote-check", "check the answers, tokens and numbers that a Markdown file quotes against the traces")
     command.add_argument("file", help="a Markdown file, see docs/answers.md")
     command.add_argument("--runs", default="runs", help="folder of the runs that its addresses name, default runs")
+
+
+def _add_app_address(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--base", default=DEFAULT_BASE, metavar="URL", help=f"address of the app, {DEFAULT_BASE}")
+    command.add_argument("--runs", default="runs", help="folder that the app shows, default runs")
 
 
 def _add_geometry(add: Add) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
 import gradio as gr
+from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 QUEUE_PAUSE_S = 0.02  # between two polls of the queue
@@ -25,6 +26,15 @@ def find_event(app: gr.Blocks, path: str, number: object) -> Any:
         return app.fns.get(number) if isinstance(number, int) and not isinstance(number, bool) else None
     name = path.removesuffix("/").rpartition("/")[2]
     return next((event for event in app.fns.values() if event.api_name == name), None)
+
+
+def is_logged_in(request: Request) -> bool:
+    """Whether a request may see what the page shows: the app has no users, or the request has the cookie of one."""
+    app = request.app
+    if app.auth is None and app.auth_dependency is None:
+        return True
+    names = (f"access-token-{app.cookie_id}", f"access-token-unsecure-{app.cookie_id}")
+    return any(app.tokens.get(request.cookies.get(name)) is not None for name in names)
 
 
 class EarlyHead:

@@ -14,6 +14,7 @@ from pathlib import Path
 import gradio as gr
 from starlette.middleware import Middleware
 
+from workbench.app.api import api_routes
 from workbench.app.context import MAX_UPLOAD_MB, AppContext
 from workbench.app.gradio_private import NO_SELF_REQUEST, EarlyHead, slow_queue
 from workbench.app.layout import build_app, early_head, page_style
@@ -60,7 +61,8 @@ def serve(
     max_runs = default_limit() if max_runs is None else max_runs
     if not read_only:
         set_limit(runs, max_runs)
-    app = build_app(AppContext(runs, _recipes(configs), read_only, read_folders(allow_dirs), max_runs))
+    context = AppContext(runs, _recipes(configs), read_only, read_folders(allow_dirs), max_runs)
+    app = build_app(context)
     app.queue(default_concurrency_limit=8, max_size=MAX_WAITING)
     slow_queue(app)
     app.launch(
@@ -79,7 +81,7 @@ def serve(
         max_file_size=1 if read_only else f"{MAX_UPLOAD_MB}mb",
         prevent_thread_lock=True,
         state_session_capacity=MAX_SESSIONS,
-        app_kwargs={"middleware": _middleware(app, origins, read_only=read_only)},
+        app_kwargs={"middleware": _middleware(app, origins, read_only=read_only), "routes": api_routes(context)},
         **page_style(),
     )
     return app
