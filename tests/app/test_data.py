@@ -190,14 +190,16 @@ def test_what_if_changes_are_compared_token_by_token(context: AppContext) -> Non
 
     away = compare(AWAY, "", 1, "")
     assert "without the evidence" in away and "log-prob of the answer, teacher" in away
-    assert away.count('class="wbu-pair') == len(SCORER.compare(context.run_dir("dopd"), *listed(context), ())[0].tokens)
+    assert away.count('<span class="wbu-pair') == len(
+        SCORER.compare(context.run_dir("dopd"), *listed(context), ())[0].tokens
+    )
     assert "evidence of another example" in compare(SWAP, "", 1, "")
     edited = compare(EDIT, "", 2, "<b>right</b>")
     assert "wbu-edited" in edited and "<b>right" not in edited
     for change, named in (
         ((SWAP, "gone", 1, ""), "gone"),
         ((EDIT, "", None, ""), "token"),
-        ((EDIT, "", 99, "a"), "98"),
+        ((EDIT, "", 99, "a"), "1 to "),
     ):
         with raises(WorkbenchError, named):
             compare(*change)

@@ -119,4 +119,6 @@ def _swapped(
 def _edited(scorer: Any, example: Example, before: TracedRollout, *, position: int, text: str) -> TracedRollout:
     from workbench.training.counterfactual import with_token  # noqa: PLC0415
 
+    if position >= len(before.tokens):  # the page counts from 1
+        raise DataError(f"the answer has no token {position + 1}. Enter a number from 1 to {len(before.tokens)}.")
     return with_token(scorer, example, before, position, text)
