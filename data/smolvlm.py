@@ -24,6 +24,8 @@ import torch
 import torch.nn.functional as F
 from peft import LoraConfig, get_peft_model
 from peft.helpers import disable_input_dtype_casting
+from safetensors.torch import save_file
+from smolvlm_packing import Document, PackedBatch, collate, forward_packed, image_features, pack
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, Idefics3ForConditionalGeneration
 
@@ -34,14 +36,13 @@ from workbench.data.scenes.sentences import as_sentences
 from workbench.data.scenes.world import PLACES, Scene, Thing, crop, full_view
 from workbench.policies.autoregressive import AutoregressivePolicy
 from workbench.policies.fetching import source_file
-from workbench.policies.grafting import file_digest, graft_vision, write_parts
+from workbench.policies.grafting import RECORD, WEIGHTS, file_digest, graft_vision
 from workbench.training.pretraining.batches import LessonEncoder
-from workbench.training.pretraining.packing import Document, PackedBatch, collate, forward_packed, image_features, pack
 
 TEACHER = Path(__file__).parent / "models" / "teacher"
 DESCRIBE = "Describe the picture."
 # Sampling weights of documents: a scene with several questions, its description, a crop alone, a scene with a crop of
-# what is asked about, and a question without an image
+# the question's thing, and a question without an image
 # first step -> weights. After 350 steps the model read crops and scenes in order (color 80 %, tag 79 %), but it
 # named the row of a thing in 44 % of questions: so more questions about scenes, which teach to look things up.
 MIXES = {
@@ -142,10 +143,10 @@ def start_connector(model: Idefics3ForConditionalGeneration, encoder: LessonEnco
         scene = make_scene("train", rng)
         by_cell = {thing.cell: thing for thing in scene.things}
         pictures.append(encoder.pixels(full_view(scene)))
-        for cell, place in enumerate(PLACES):
+        for cell, name in enumerate(PLACES):
             thing = by_cell.get(cell)
             tag = f" {thing.tag}" if thing and thing.readable else ""
-            targets.append(words(f" {thing.name}{tag}" if thing else " nothing") + 0.5 * words(f" {place}"))
+            targets.append(words(f" {thing.name}{tag}" if thing else " nothing") + 0.5 * words(f" {name}"))
         thing = rng.choice(scene.things)
         pictures.append(encoder.pixels(crop(scene, thing.cell)))
         targets += [words(f" {thing.name} {thing.tag}")] * len(PLACES)
@@ -189,13 +190,13 @@ def own_answers(text, tokenizer, kept: Path) -> list[tuple[str, str]]:
     questions += [f"{start} {word}{end}" for word in WORDS for start, end in STARTS]
     tokenizer.padding_side, pairs = "left", []
     for start in range(0, len(questions), 12):
-        asked = questions[start : start + 12]
-        chats = [[{"role": "user", "content": question}] for question in asked]
+        batch = questions[start : start + 12]
+        chats = [[{"role": "user", "content": question}] for question in batch]
         encoded = tokenizer.apply_chat_template(
             chats, add_generation_prompt=True, padding=True, return_dict=True, return_tensors="pt"
         )
         ids = text.generate(**encoded, max_new_tokens=32, do_sample=False)[:, encoded["input_ids"].shape[1] :]
-        for question, answer in zip(asked, ids.tolist(), strict=True):
+        for question, answer in zip(batch, ids.tolist(), strict=True):
             if tokenizer.eos_token_id in answer:
                 pairs.append((question, tokenizer.decode(answer, skip_special_tokens=True)))
     print(f"{len(pairs)} of {len(questions)} answers of the text model end", flush=True)
@@ -274,6 +275,19 @@ def train(base: Path, folder: Path, steps: int, documents: int, seed: int) -> No
                 {"step": step + 1, "weights": weights, "optimizer": optimizer.state_dict()}, folder / "state.new"
             )
             os.replace(folder / "state.new", state)
+
+
+def write_parts(folder: Path, weights: dict[str, Tensor], record: dict[str, Any]) -> None:
+    """Write the weights that `grafting.add_parts` reads, in half precision, and `record` with their hash.
+
+    weights  by names of Idefics3Model: vision_model.*, connector.*; text_model.MODULE.lora_A and .lora_B of a LoRA
+    record   vision, scale_factor, lora_scale, base_sha256 (of the GGUF file), and anything to keep with them
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    halves = {name: weight.detach().half().contiguous() for name, weight in sorted(weights.items())}
+    save_file(halves, folder / WEIGHTS)
+    record = record | {"sha256": file_digest(folder / WEIGHTS), "bytes": (folder / WEIGHTS).stat().st_size}
+    (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
 def export(state: Path, parts: Path, record: dict) -> None:

@@ -16,10 +16,9 @@ import smollm2
 import smolvlm
 import torch
 from peft.helpers import disable_input_dtype_casting
+from smolvlm_packing import collate, pack
 from torch import Tensor
 from transformers import Idefics3ForConditionalGeneration
-
-from workbench.training.pretraining.packing import collate, pack
 
 KINDS = {"rephrase": 60, "add": 40, "repeat": 40, "capital": 16}  # questions of each kind
 NOUNS = ("triangle", "circle", "doctor", "river", "computer", "car", "planet", "tree", "book", "bridge", "bird", "song")
@@ -32,19 +31,19 @@ RATE = 3e-4  # of the LoRA, falling to zero; connector and tower stay as they ar
 def ask_texts() -> list[str]:
     rows = smollm2.questions()["train"]
     kinds = {kind: [row["question"] for row in rows if row["domain"] == kind] for kind in KINDS}
-    asked = [question for kind, count in KINDS.items() for question in kinds[kind][:count]]
-    asked += [start.format(noun) for noun in NOUNS for start in STARTS]
-    random.Random(0).shuffle(asked)
-    return asked
+    texts = [question for kind, count in KINDS.items() for question in kinds[kind][:count]]
+    texts += [start.format(noun) for noun in NOUNS for start in STARTS]
+    random.Random(0).shuffle(texts)
+    return texts
 
 
 @torch.no_grad()
-def answer(model: Idefics3ForConditionalGeneration, tokenizer, asked: list[str]) -> list[tuple[Tensor, int]]:
+def answer(model: Idefics3ForConditionalGeneration, tokenizer, texts: list[str]) -> list[tuple[Tensor, int]]:
     """Ids of prompt and SmolLM2's greedy answer, and the prompt's length, of each question."""
     text, answered = model.model.text_model, []
     end = tokenizer.eos_token_id
-    for start in range(0, len(asked), 24):
-        chats = [[{"role": "user", "content": question}] for question in asked[start : start + 24]]
+    for start in range(0, len(texts), 24):
+        chats = [[{"role": "user", "content": question}] for question in texts[start : start + 24]]
         encoded = tokenizer.apply_chat_template(
             chats, add_generation_prompt=True, padding=True, return_dict=True, return_tensors="pt"
         )
@@ -68,9 +67,9 @@ def kl_of(model: Idefics3ForConditionalGeneration, answered: list[tuple[Tensor, 
         wanted[row, prompt - 1 : len(tokens) - 1] = True
     with torch.autocast("cpu", torch.bfloat16), disable_input_dtype_casting(text):
         with torch.no_grad(), text.disable_adapter():
-            own = model.lm_head(text(input_ids=ids, use_cache=False).last_hidden_state[wanted]).float().log_softmax(-1)
+            base = model.lm_head(text(input_ids=ids, use_cache=False).last_hidden_state[wanted]).float().log_softmax(-1)
         learned = model.lm_head(text(input_ids=ids, use_cache=False).last_hidden_state[wanted]).float().log_softmax(-1)
-    return (own.exp() * (own - learned)).sum(-1).mean()
+    return (base.exp() * (base - learned)).sum(-1).mean()
 
 
 def recall(base: Path, folder: Path, target: Path, steps: int, seed: int) -> None:

@@ -4,11 +4,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from data.smolvlm_packing import Document, collate, forward_packed, image_features, pack
 from workbench.data.contexts import build_prompt
 from workbench.data.scenes import make_examples
 from workbench.policies.autoregressive import AutoregressivePolicy, load_policy
 from workbench.training.pretraining.batches import LessonEncoder
-from workbench.training.pretraining.packing import Document, collate, forward_packed, image_features, pack
 
 
 @pytest.fixture(scope="module")

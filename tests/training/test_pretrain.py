@@ -22,12 +22,10 @@ from workbench.training.pretraining.tokenizer import build_processor
 from workbench.training.pretraining.train import (
     LessonEncoder,
     PretrainConfig,
-    WorldScore,
     build_model,
     evaluate_world,
     load_pretrain_config,
     pretrain,
-    score_table,
     train_on_lessons,
 )
 from workbench.types import PRIVILEGED, VISIBLE
@@ -254,13 +252,3 @@ def test_pretrain_overrides_replace_values_of_file():
 @pytest.mark.parametrize("name", ["student", "teacher"])
 def test_shipped_pretrain_configs_load(name):
     assert load_pretrain_config(ROOT / "configs" / f"pretrain-{name}.yaml").output_dir == f"data/models/{name}"
-
-
-def test_score_table_has_row_per_family_and_visibility():
-    scores = [WorldScore("tag", PRIVILEGED, "plain", 8, 0.125), WorldScore("all", VISIBLE, "crop", 40, 1.0)]
-    assert score_table({"student": scores}).splitlines() == [
-        "| visibility | family | questions | student, plain | student, crop |",
-        "|---|---|--:|--:|--:|",
-        "| visible | all | 40 |  | 100.0 |",
-        "| privileged | tag | 8 | 12.5 |  |",
-    ]

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from safetensors.torch import load_file
 from transformers import (
     GenerationConfig,
     Idefics3Config,
@@ -75,21 +74,8 @@ def graft_vision(
     return model, Idefics3Processor(images, tokenizer, image_seq_len=count, chat_template=CHAT_TEMPLATE)
 
 
-def write_parts(folder: Path, weights: dict[str, Tensor], record: dict[str, Any]) -> None:
-    """Write the weights that `add_parts` reads, in half precision, and what `record` says of them with their hash.
-
-    weights  names as in Idefics3Model: vision_model.*, connector.*; text_model.MODULE.lora_A and .lora_B of a LoRA
-    record   vision, scale_factor, lora_scale, base_sha256 (of the GGUF file), and anything to keep with them
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    halves = {name: weight.detach().half().contiguous() for name, weight in sorted(weights.items())}
-    save_file(halves, folder / WEIGHTS)
-    record = record | {"sha256": file_digest(folder / WEIGHTS), "bytes": (folder / WEIGHTS).stat().st_size}
-    (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-
-
 def read_record(folder: Path, base: Path) -> dict[str, Any]:
-    """Read what `write_parts` recorded, and check that the parts are whole and fit the text model's file.
+    """Read what data/smolvlm.py recorded, and check that the parts are whole and fit the text model's file.
 
     Raises: PolicyError if the base is another file than that of training, or the parts are damaged.
     """

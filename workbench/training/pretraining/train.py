@@ -289,25 +289,6 @@ def evaluate_world(
     return [WorldScore(*key, count=len(rows), accuracy=sum(rows) / len(rows)) for key, rows in sorted(right.items())]
 
 
-def score_table(scores: dict[str, list[WorldScore]]) -> str:
-    """Scores of several models, by name, as a Markdown table: percent right, and the number of questions."""
-    by_cell = {(name, s.domain, s.visibility, s.context): s for name, rows in scores.items() for s in rows}
-    columns = list(dict.fromkeys((name, context) for name, _, _, context in by_cell))
-    rows = sorted(
-        {(visibility, domain) for _, domain, visibility, _ in by_cell}, key=lambda row: (row[0] != VISIBLE, row)
-    )
-    lines = [
-        "| visibility | family | questions | " + " | ".join(f"{name}, {context}" for name, context in columns) + " |"
-    ]
-    lines.append("|---|---|--:|" + "--:|" * len(columns))
-    for visibility, domain in rows:
-        cells = [by_cell.get((name, domain, visibility, context)) for name, context in columns]
-        number = max(cell.count for cell in cells if cell)
-        percents = " | ".join(f"{100 * cell.accuracy:.1f}" if cell else "" for cell in cells)
-        lines.append(f"| {visibility} | {domain} | {number} | {percents} |")
-    return "\n".join(lines)
-
-
 def _require_free(folder: Path) -> None:
     """Raises ConfigError unless the folder is new or empty."""
     try:

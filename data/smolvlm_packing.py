@@ -1,7 +1,7 @@
 """Several questions about one picture, and several pictures, in one row of tokens.
 
 The questions of a document share the tokens of its images. Each sees the images and itself only, at the positions that
-it has when it is asked alone, so a packed row gives the same logits as its questions one by one.
+it has alone, so a packed row gives the same logits as its questions one by one.
 """
 
 from dataclasses import dataclass, field
