@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -182,6 +183,25 @@ def test_workbook_is_read(run: RunFolder, tmp_path: Path) -> None:
     book.save(tmp_path / "my-student_MMVet_score.xlsx")
     ((result,), _) = import_eval(tmp_path / "my-student_MMVet_score.xlsx", run.path)
     assert (result.benchmark, result.metric, result.value) == ("MMVet", "Overall", 0.5)
+
+
+def test_broken_workbook_raises(run: RunFolder, tmp_path: Path) -> None:
+    openpyxl = pytest.importorskip("openpyxl", reason="openpyxl is not installed")
+    file = tmp_path / "my-student_MMVet_score.xlsx"
+    openpyxl.Workbook().save(file)
+    whole = file.read_bytes()
+    with zipfile.ZipFile(file) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    for changed in ({"[Content_Types].xml": b""}, {"xl/workbook.xml": b"<a>"}, {"xl/workbook.xml": b"<a/>"}):
+        with zipfile.ZipFile(file, "w") as archive:
+            for name, content in (parts | changed).items():
+                archive.writestr(name, content)
+        with raises(DataError, str(file)):
+            import_eval(file, run.path)
+    for content in (b"", b"no archive", whole[: len(whole) // 2]):
+        file.write_bytes(content)
+        with raises(DataError, str(file)):
+            import_eval(file, run.path)
 
 
 def test_export_is_recorded_and_results_reach_summary_report_and_card(trained: Path, tmp_path: Path) -> None:

@@ -101,10 +101,10 @@ def _files(source: Path, readers: Mapping[str, Reader]) -> list[tuple[Path, Read
     if not source.exists():
         raise DataError(f"{source} does not exist. Give a result file of lmms-eval or VLMEvalKit, or their folder.")
     files = sorted(source.rglob("*")) if source.is_dir() else [source]
-    found = [
+    matches = [
         (file, reader) for file in files for pattern, reader in readers.items() if re.fullmatch(pattern, file.name)
     ]
-    unique = {file.resolve(): reader for file, reader in found if file.is_file()}  # VLMEvalKit links its files
+    unique = {file.resolve(): reader for file, reader in matches if file.is_file()}  # VLMEvalKit links its files
     if not unique:
         raise DataError(
             f"{source} has no result file. Expected names such as 20250101_000000_results.json (lmms-eval), or "
@@ -120,10 +120,10 @@ def _with_export(row: BenchmarkResult, exports: list[dict], run: RunFolder, *, a
             return replace(row, learner=export["learner"], step=export["step"], is_export=True)
     if any_model:
         return row
-    known = ", ".join(str(export["to"]) for export in exports) or "none"
+    names = ", ".join(str(export["to"]) for export in exports) or "none"
     raise DataError(
         f"{row.file}: the evaluated model is {show(row.model) if row.model else 'not named'}, which is not an exported "
-        f"student of {run.path} (exports: {known}). Import it into its own run, or add --any-model to keep it here, "
+        f"student of {run.path} (exports: {names}). Import it into its own run, or add --any-model to keep it here, "
         "marked as of another model."
     )
 

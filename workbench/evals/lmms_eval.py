@@ -27,7 +27,7 @@ def read_lmms_eval(file: Path, exports: list[str]) -> tuple[list[BenchmarkResult
     if not isinstance(values, dict) or not isinstance(values.get("results"), dict):
         raise DataError(f'{file}: "results" must be a mapping of tasks. Give the results file of lmms-eval.')
     model, version = _model(values), values.get("lmms_eval_version")
-    found: list[BenchmarkResult] = []
+    results: list[BenchmarkResult] = []
     notes: list[str] = []
     for task, metrics in values["results"].items():
         if not isinstance(metrics, dict):
@@ -41,7 +41,7 @@ def read_lmms_eval(file: Path, exports: list[str]) -> tuple[list[BenchmarkResult
             if isinstance(value, bool) or not isinstance(value, (int, float)):
                 notes.append(f"{file.name}: results.{task}.{key} is {show(value)}, which is not a number; left out")
                 continue
-            found.append(
+            results.append(
                 BenchmarkResult(
                     benchmark=task,
                     metric=metric if filtered == "none" else key,
@@ -56,9 +56,9 @@ def read_lmms_eval(file: Path, exports: list[str]) -> tuple[list[BenchmarkResult
                     sha256=hashlib.sha256(raw).hexdigest(),
                 )
             )
-    if not found:
+    if not results:
         raise DataError(f"{file}: results has no metric with a number. Run the evaluation again. {' '.join(notes)}")
-    return found, notes
+    return results, notes
 
 
 def _model(values: dict[str, Any]) -> str | None:

@@ -10,6 +10,8 @@ import hashlib
 import importlib
 import io
 import re
+import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,8 @@ PATTERN = r".+_(acc\.csv|score\.(csv|json|xlsx))"
 _RUN = re.compile(r"T\d{8}(_G(?P<commit>[0-9a-fA-F]+)|-\d{6})")
 _UNNAMED = ("", "none")  # the split of a benchmark without splits
 _COUNT = "tot"  # column with a row's number of questions
+# of a broken workbook: the archive's, SyntaxError of its XML, and what openpyxl raises for values that are not its own
+_BROKEN = (zipfile.BadZipFile, zlib.error, SyntaxError, LookupError, ValueError, TypeError, NotImplementedError)
 
 
 def read_vlmevalkit(file: Path, exports: list[str]) -> tuple[list[BenchmarkResult], list[str]]:
@@ -30,14 +34,14 @@ def read_vlmevalkit(file: Path, exports: list[str]) -> tuple[list[BenchmarkResul
     model, benchmark = _named(file, exports)
     raw = file.read_bytes()
     commit = _RUN.fullmatch(file.parent.name)
-    found, notes = [], []
+    results, notes = [], []
     for metric, value, count in _metrics(file, raw):
         try:
             numeric = number(value, file, metric)
         except DataError:
             notes.append(f"{file.name}: {metric} is {show(value)}, which is not a number; left out")
             continue
-        found.append(
+        results.append(
             BenchmarkResult(
                 benchmark=benchmark,
                 metric=metric,
@@ -52,11 +56,11 @@ def read_vlmevalkit(file: Path, exports: list[str]) -> tuple[list[BenchmarkResul
                 sha256=hashlib.sha256(raw).hexdigest(),
             )
         )
-    if not found:
+    if not results:
         raise DataError(
             f"{file} has no number. Expected a table of scores. Run the evaluation again. {' '.join(notes)}"
         )
-    return found, notes
+    return results, notes
 
 
 def _named(file: Path, exports: list[str]) -> tuple[str | None, str]:
@@ -92,10 +96,10 @@ def _metrics(file: Path, raw: bytes) -> Iterator[tuple[str, Any, int | None]]:
 def _of_table(file: Path, table: list[list[Any]]) -> Iterator[tuple[str, Any, int | None]]:
     """Metrics of a table with a header: ROW/COLUMN, or COLUMN for a row without a name."""
     header, rows = (table[0], table[1:]) if table else ([], [])
-    for place, row in enumerate(rows, start=2):
+    for line, row in enumerate(rows, start=2):
         if len(row) != len(header):
             raise DataError(
-                f"{file}: row {place} has {len(row)} cells, the header {len(header)}. The file is not whole."
+                f"{file}: row {line} has {len(row)} cells, the header {len(header)}. The file is not whole."
             )
         cells = {str(column): _number_of(cell) for column, cell in zip(header, row, strict=True)}
         names = [cell for cell in cells.values() if isinstance(cell, str) and cell.lower() not in _UNNAMED]
@@ -120,8 +124,9 @@ def _sheet(file: Path) -> list[list[Any]]:
             f"{file} needs the package openpyxl. Run pip install openpyxl, or save the table as .csv beside it."
         ) from None
     try:
-        return [list(row) for row in openpyxl.load_workbook(file, read_only=True, data_only=True).active.values]
-    except Exception as error:  # openpyxl raises errors of zip, of XML and its own
+        book = openpyxl.load_workbook(file, read_only=True, data_only=True)
+        return [list(row) for row in book.worksheets[0].values]
+    except _BROKEN as error:
         raise DataError(
             f"{file} is not a workbook ({type(error).__name__}: {error}). Run the evaluation again."
         ) from None
