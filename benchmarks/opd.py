@@ -83,6 +83,28 @@ def main() -> None:
         show(title, counted, base=TRL)
 
 
+def trl_config(args, folder: Path, steps: int, never: list[int]) -> DistillationConfig:
+    """TRL's settings of a step as ours: reverse KL, float32 and a constant learning rate; `never` are not sampled."""
+    return DistillationConfig(
+        output_dir=str(folder / "trl"),
+        per_device_train_batch_size=args.prompts * args.generations,
+        max_steps=steps,
+        learning_rate=1e-5,
+        lr_scheduler_type="constant",
+        max_completion_length=args.tokens,
+        beta=1.0,  # reverse KL
+        bf16=False,
+        use_cpu=not torch.cuda.is_available(),
+        gradient_checkpointing=False,
+        shuffle_dataset=False,
+        logging_steps=steps,
+        save_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        generation_kwargs={"suppress_tokens": never},
+    )
+
+
 def trl_trainer(args, folder: Path, ours: Steps, turns: TakeTurns) -> DistillationTrainer:
     """Build TRL's trainer on the questions of our steps, in the same order."""
     steps = args.repeats + args.warmup
@@ -99,24 +121,7 @@ def trl_trainer(args, folder: Path, ours: Steps, turns: TakeTurns) -> Distillati
         for model in (args.student, args.teacher)
     )
     adapter = ours.trainer.learners[0].student.model.peft_config["default"] if args.lora else None
-    config = DistillationConfig(
-        output_dir=str(folder / "trl"),
-        per_device_train_batch_size=args.prompts * args.generations,
-        max_steps=steps,
-        learning_rate=1e-5,
-        lr_scheduler_type="constant",
-        max_completion_length=args.tokens,
-        beta=1.0,  # reverse KL
-        bf16=False,
-        use_cpu=not torch.cuda.is_available(),
-        gradient_checkpointing=False,
-        shuffle_dataset=False,
-        logging_steps=steps,
-        save_strategy="no",
-        report_to=[],
-        disable_tqdm=True,
-        generation_kwargs={"suppress_tokens": ours.never},
-    )
+    config = trl_config(args, folder, steps, ours.never)
     return DistillationTrainer(
         model=student,
         teacher_model=teacher,

@@ -11,20 +11,15 @@ import sys
 import tempfile
 from pathlib import Path
 
-import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, TrainerCallback
 
+from benchmarks.opd import DistillationTrainer, trl_config
 from benchmarks.steps import DTYPE, step_arguments
 from benchmarks.timing import Clock, Turn, show
 from workbench.data.contexts import build_prompt
 from workbench.data.examples import load_examples
 from workbench.policies.processors import load_processor
 from workbench.training.integrations.trl import record_rollouts
-
-try:
-    from trl import DistillationConfig, DistillationTrainer
-except ImportError as error:
-    sys.exit(f"TRL is not here ({error}): pip install 'vlm-distillation-workbench[bench,data]'")
 
 ALONE, RECORDED = "TRL DistillationTrainer", "and recorded"
 METHODS = {"opd": {"method": "opd"}, "dopd, crop": {"method": "dopd", "privilege": "crop"}}
@@ -67,23 +62,7 @@ def measure(args, folder: Path, options: dict) -> dict[str, list[Turn]]:
     student, teacher = (
         AutoModelForImageTextToText.from_pretrained(model, dtype=DTYPE) for model in (args.student, args.teacher)
     )
-    config = DistillationConfig(
-        output_dir=str(folder / "trl"),
-        per_device_train_batch_size=args.prompts * args.generations,
-        max_steps=steps,
-        learning_rate=1e-5,
-        max_completion_length=args.tokens,
-        beta=1.0,
-        bf16=False,
-        use_cpu=not torch.cuda.is_available(),
-        gradient_checkpointing=False,
-        shuffle_dataset=False,
-        logging_steps=steps,
-        save_strategy="no",
-        report_to=[],
-        disable_tqdm=True,
-        generation_kwargs={"suppress_tokens": [processor.tokenizer.eos_token_id]},
-    )
+    config = trl_config(args, folder, steps, [processor.tokenizer.eos_token_id])
     timer = Alternating()
     trainer = DistillationTrainer(
         model=student,

@@ -10,6 +10,9 @@ from table_policy import LogitTablePolicy
 
 from workbench.config.schema import RunConfig, build_config
 from workbench.data.contexts import CONTEXTS
+from workbench.distill.method import Method
+from workbench.distill.scoring import Batch
+from workbench.distill.step import StepResult, compute_step, score_batch
 from workbench.types import Box, DenoisingTrace, Evidence, Example, Rollout
 
 VOCABULARY, LENGTH = 11, 7
@@ -39,6 +42,20 @@ def example(idx: int = 0, **values: object) -> Example:
         "evidence": Evidence((Box(2, 2, 8, 8, "thing"),), caption="a caption", hint="a hint"),
     }
     return Example(f"example-{idx}", **{**facts, **values})
+
+
+def step_with_gradients(method: Method, policies: dict, batch: Batch) -> StepResult:
+    """One step of a batch whose gradients are added to those of the student's weights."""
+    policies["student"].model.requires_grad_(True)
+    return compute_step(
+        method,
+        policies,
+        score_batch(method, policies, batch),
+        seed=0,
+        top_k=3,
+        top_k_rollouts=2,
+        backward=lambda total: total.backward(),
+    )
 
 
 def write_without_answer(file: Path) -> Path:

@@ -5,13 +5,13 @@ from dataclasses import replace
 import pytest
 import torch
 from failures import raises
-from small import example, run_config, table_policies
+from small import example, run_config, step_with_gradients, table_policies
 
 from workbench.data.contexts import build_prompt
 from workbench.distill.micro_batches import split_by_tokens
 from workbench.distill.rollouts import sample_rollouts
 from workbench.distill.scoring import Batch
-from workbench.distill.step import StepResult, compute_step, score_batch
+from workbench.distill.step import StepResult
 from workbench.errors import ConfigError
 from workbench.methods import load_method
 from workbench.policies import SamplingOptions
@@ -62,18 +62,9 @@ def test_split_by_tokens_covers_every_row_once() -> None:
 
 def scored(policies: dict, batch: Batch) -> tuple[StepResult, list[torch.Tensor], object]:
     method, model = load_method("dopd", {"privilege": "boxes"}), policies["student"].model
-    model.requires_grad_(True)
     model.zero_grad()
     with count_passes() as counts:
-        result = compute_step(
-            method,
-            policies,
-            score_batch(method, policies, batch),
-            seed=0,
-            top_k=3,
-            top_k_rollouts=2,
-            backward=lambda total: total.backward(),
-        )
+        result = step_with_gradients(method, policies, batch)
     gradient = [weight.grad.clone() for weight in model.parameters() if weight.grad is not None]
     return result, gradient, counts
 

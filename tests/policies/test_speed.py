@@ -10,16 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 from failures import raises
-from small import example, run_config
+from small import example, run_config, step_with_gradients
 
 import workbench.policies.sampling
 from workbench.data.contexts import build_prompt
 from workbench.data.scenes import make_examples
 from workbench.distill.losses import score
-from workbench.distill.method import Method
 from workbench.distill.rollouts import sample_rollouts
 from workbench.distill.scoring import Batch
-from workbench.distill.step import StepResult, compute_step, score_batch
+from workbench.distill.step import StepResult
 from workbench.errors import ConfigError
 from workbench.methods import load_method
 from workbench.policies import SamplingOptions
@@ -98,19 +97,6 @@ def test_unavailable_compiler_or_attention_raises(models: dict) -> None:
             teacher(models, attn_implementation="flash_attention_2")
 
 
-def scored(method: Method, policies: dict, batch: Batch) -> StepResult:
-    policies["student"].model.requires_grad_(True)
-    return compute_step(
-        method,
-        policies,
-        score_batch(method, policies, batch),
-        seed=0,
-        top_k=3,
-        top_k_rollouts=2,
-        backward=lambda total: total.backward(),
-    )
-
-
 def test_image_features_are_cached_per_weights(models: dict) -> None:
     """dopd shown boxes: the student looks once to write and to read as `self`, and once more to learn."""
     method = load_method("dopd", {"privilege": "boxes"})
@@ -131,7 +117,7 @@ def test_image_features_are_cached_per_weights(models: dict) -> None:
                 num_generations=2,
                 seed=(0,),
             )
-            return scored(method, policies, Batch(tuple(settings)))
+            return step_with_gradients(method, policies, Batch(tuple(settings)))
 
     with_memory, seen = step(True), sorted(looks)
     without, seen_without = step(False), sorted(looks)
@@ -211,7 +197,7 @@ def test_group_by_length_changes_no_number(models: dict) -> None:
     matches = []
     for group_by_length in (False, True):
         policies["student"].model.zero_grad()
-        result = scored(method, policies, Batch(tuple(shaped), 2, group_by_length))
+        result = step_with_gradients(method, policies, Batch(tuple(shaped), 2, group_by_length))
         matches.append(
             (
                 result,
