@@ -9,7 +9,7 @@ from typing import Any
 import jaxtyping
 from beartype import BeartypeConf, beartype
 
-check = beartype(conf=BeartypeConf(is_pep484_tower=True))  # where a float is asked for, an int will do
+check = beartype(conf=BeartypeConf(is_pep484_tower=True))  # an int is accepted for a float
 _jaxtyped = jaxtyping.jaxtyped
 
 

@@ -58,7 +58,7 @@ def main() -> None:
     masks = make_masks(study) if len(free) < len(study.usable) else None
     train_all(study)
     print(f"tables with paired intervals: {write_report(study)}")
-    text = page(study, masks, geometry_of(study), recovered(study), asked(study))
+    text = page(study, masks, geometry_of(study), recovered(study), answers(study))
     if any(not override.startswith("parallel=") for override in overrides):
         print(text)
     else:
@@ -126,7 +126,7 @@ def recovered(study: Study) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def asked(study: Study) -> pd.DataFrame:
+def answers(study: Study) -> pd.DataFrame:
     """Accuracy on visible and over-confidence on privileged questions of every variant and seed, in points."""
     values = [
         vars(value) if not dataclasses.is_dataclass(value) else dataclasses.asdict(value)
@@ -157,7 +157,7 @@ def column(geometry: pd.DataFrame, variant: str, delta: str, metric: tuple[str, 
     return selected.set_index("seed")[name]
 
 
-def shown(metric: tuple[str, str], sign: str = "") -> str:
+def number_format(metric: tuple[str, str], sign: str = "") -> str:
     return f"{{:{sign}.2f}}" if metric[0].startswith(("effective", "enrichment")) else f"{{:{sign}.2%}}"
 
 
@@ -209,8 +209,8 @@ def page(
     ]
     for label, metric in METRICS.items():
         cells = [
-            f"{interval(column(geometry, name, UPDATE, metric), shown(metric))} "
-            f"({shown(metric).format(column(geometry, name, RANDOM, metric).mean())})"
+            f"{interval(column(geometry, name, UPDATE, metric), number_format(metric))} "
+            f"({number_format(metric).format(column(geometry, name, RANDOM, metric).mean())})"
             for name in updates
         ]
         lines.append(f"| {label} | {' | '.join(cells)} |")
@@ -224,7 +224,9 @@ def page(
     ]
     for label, metric in METRICS.items():
         values = column(geometry, FULL, UPDATE, metric)
-        cells = [interval(column(geometry, name, UPDATE, metric) - values, shown(metric, "+")) for name in others]
+        cells = [
+            interval(column(geometry, name, UPDATE, metric) - values, number_format(metric, "+")) for name in others
+        ]
         lines.append(f"| {label} | {' | '.join(cells)} |")
     if masks is not None:
         lines += mask_lines(masks)

@@ -257,7 +257,7 @@ def test_policy_stop_string_ends_answer_with_its_token(
 ) -> None:
     options = SamplingOptions(LENGTH, evaluates=evaluates)
     usual = flat(prompts, idefics3.sample(prompts, SEEDS, options))[1]
-    texts = tuple("".join(idefics3.token_texts(usual[row].ids[place : place + 2])) for row, place in ((0, 2), (1, 4)))
+    texts = tuple("".join(idefics3.token_texts(usual[row].ids[at : at + 2])) for row, at in ((0, 2), (1, 4)))
     stopped = dataclasses.replace(options, stop_strings=texts)
     reasons = set()
     for before, item in zip(usual, flat(prompts, idefics3.sample(prompts, SEEDS, stopped))[1], strict=True):

@@ -65,11 +65,11 @@ def test_pack_inputs_positions_begin_anew_in_each_sequence() -> None:
 
 def prompts_for(policy: AutoregressivePolicy) -> list[Prompt]:
     if policy.processor is policy.tokenizer:
-        shown = [(), (), (), ()]
+        pictures = [(), (), (), ()]
     else:
-        shown = [(picture(0, (72, 120)), picture(1)), (), (picture(2, (96, 64)),), (picture(3),)]
+        pictures = [(picture(0, (72, 120)), picture(1)), (), (picture(2, (96, 64)),), (picture(3),)]
     texts = ("red", "what is the color of the sky over there, where the sun is?", "which one?", "blue")
-    return [Prompt(images, text, key=f"{idx}") for idx, (images, text) in enumerate(zip(shown, texts, strict=True))]
+    return [Prompt(images, text, key=f"{idx}") for idx, (images, text) in enumerate(zip(pictures, texts, strict=True))]
 
 
 def scored(policy: AutoregressivePolicy) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor], object]:

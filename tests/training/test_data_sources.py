@@ -50,9 +50,9 @@ def test_train_draws_from_sources_by_weight_and_resumes(models: dict, tmp_path: 
 
 def test_check_shows_sources_and_order(models: dict, tmp_path: Path) -> None:
     config = run_config(models, tmp_path, data__train=SOURCES, data__eval=None, data__shuffle=False)
-    found = [(check.name, check.finding) for check in check_config(config)]
-    assert [text.partition(":")[0] for name, text in found if name == "source of data.train"] == ["many", "few"]
-    assert dict(found)["order of examples"] == "as in the data, in every epoch"
+    findings = [(check.name, check.finding) for check in check_config(config)]
+    assert [text.partition(":")[0] for name, text in findings if name == "source of data.train"] == ["many", "few"]
+    assert dict(findings)["order of examples"] == "as in the data, in every epoch"
 
 
 def test_train_source_without_evidence_raises_before_models_are_loaded(tmp_path: Path) -> None:

@@ -41,15 +41,15 @@ def widen(folder: Path, auto_class: type, seed: int) -> Path:
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Path]]:
     """Student and teacher of three families."""
-    folder, made = tmp_path_factory.mktemp("wide"), {}
+    folder, pairs = tmp_path_factory.mktemp("wide"), {}
     for save, auto_class in (
         (save_idefics3, AutoModelForImageTextToText),
         (save_gemma3, AutoModelForImageTextToText),
         (save_qwen3, AutoModelForCausalLM),
     ):
         name = save.__name__.removeprefix("save_")
-        made[name] = tuple(widen(save(folder / f"{name}-{seed}", seed), auto_class, seed) for seed in (0, 1))
-    return made
+        pairs[name] = tuple(widen(save(folder / f"{name}-{seed}", seed), auto_class, seed) for seed in (0, 1))
+    return pairs
 
 
 def config_of(pair: tuple[Path, Path], output: Path, **values: object) -> RunConfig:

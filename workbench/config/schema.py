@@ -660,7 +660,7 @@ class RunConfig:
 
     @property
     def evaluation_sets(self) -> tuple[EvaluationSet, ...]:
-        """The sets of data.eval or data.held_out, none if there is no evaluation."""
+        """The sets of data.eval or data.held_out, empty without evaluation."""
         if self.data.held_out:
             return parse_evaluation_sets("", self.evaluation)
         return () if self.data.eval is None else parse_evaluation_sets(self.data.eval, self.evaluation)

@@ -29,7 +29,7 @@ def load_mixture(
         return load(sources[0].path, max_examples=max_examples)
     examples: list[Example] = []
     for source in sources:
-        with at(source.place):
+        with at(source.key):
             examples += _labeled(load(source.path, max_examples=max_examples), source, is_alone=len(sources) == 1)
     return examples
 
@@ -53,7 +53,7 @@ def require_every_source(usable: Sequence[Example], sources: Sequence[Source]) -
     for source in sources if len(sources) > 1 else ():
         if source.name not in left:
             raise DataError(
-                f'{source.place} "{source.path}": none of its examples can be used, so its weight of '
+                f'{source.key} "{source.path}": none of its examples can be used, so its weight of '
                 f"{source.weight:g} cannot be kept. Remove the entry, or see skipped.jsonl and correct its rows."
             )
 

@@ -18,14 +18,14 @@ class Source:
     weight  share of the draws, relative to the other sources; above 0
     domain  domain of the rows that have none
     name    unique among the sources; the file's stem, or the path where stems are equal
-    place   key in messages, such as data.train[1]
+    key     key in messages, such as data.train[1]
     """
 
     path: str
     weight: float = 1.0
     domain: str = ""
     name: str = ""
-    place: str = "data.train"
+    key: str = "data.train"
 
 
 def parse_sources(value: str | list) -> tuple[Source, ...]:
@@ -41,31 +41,31 @@ def parse_sources(value: str | list) -> tuple[Source, ...]:
             text = getattr(source, attribute)
             if text in first:
                 raise ConfigError(
-                    f'{source.place}.{attribute} "{text}" is that of {first[text]} too. '
+                    f'{source.key}.{attribute} "{text}" is that of {first[text]} too. '
                     + ("Name it once, with the sum of the weights." if attribute == "path" else "Rename one of them.")
                 )
-            first[text] = source.place
+            first[text] = source.key
     return tuple(named)
 
 
-def _source(entry: object, place: str) -> Source:
+def _source(entry: object, key: str) -> Source:
     if isinstance(entry, str):
         entry = {"path": entry}
     if not isinstance(entry, dict):
-        raise ConfigError(f"{place} must be a path or {{path, weight, domain, name}}, got {show(entry)}.")
+        raise ConfigError(f"{key} must be a path or {{path, weight, domain, name}}, got {show(entry)}.")
     for name in entry:
         if name not in KEYS:
-            raise ConfigError(unknown("key", f"{place}.{name}", [f"{place}.{allowed}" for allowed in KEYS]))
+            raise ConfigError(unknown("key", f"{key}.{name}", [f"{key}.{allowed}" for allowed in KEYS]))
     texts = {name: entry.get(name) for name in ("path", "domain", "name")}
     for name, text in texts.items():
         if not isinstance(text, str | None) or (name == "path" and not text):
-            raise ConfigError(f"{place}.{name} must be text, got {show(text)}.")
+            raise ConfigError(f"{key}.{name} must be text, got {show(text)}.")
     weight = entry.get("weight", 1.0)
     if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < math.inf:
         raise ConfigError(
-            f"{place}.weight must be a number above 0, got {show(weight)}. To leave a source out, remove its entry."
+            f"{key}.weight must be a number above 0, got {show(weight)}. To leave a source out, remove its entry."
         )
-    return Source(str(texts["path"]), float(weight), texts["domain"] or "", texts["name"] or "", place)
+    return Source(str(texts["path"]), float(weight), texts["domain"] or "", texts["name"] or "", key)
 
 
 def _stem(path: str) -> str:

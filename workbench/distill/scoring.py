@@ -151,8 +151,8 @@ def of_view(policy: Policy, prompts: Prompts, batch: Batch) -> Batch:
     rollouts = tuple(itertools.compress(batch.rollouts, has_prompt))
     sizes: tuple[RowSize, ...] = ()
     if batch.tokens_per_micro_batch:
-        shown = [prompt for prompt in prompts if prompt is not None]
-        sizes = tuple(policy.row_sizes(shown, [rollout.ids for rollout in rollouts]))
+        present = [prompt for prompt in prompts if prompt is not None]
+        sizes = tuple(policy.row_sizes(present, [rollout.ids for rollout in rollouts]))
     return replace(batch, rollouts=rollouts, row_sizes=sizes, pass_tokens=policy.pass_tokens)
 
 

@@ -188,10 +188,10 @@ class AutoregressivePolicy(Passes):
             if drawn.entropies is not None:
                 entropies_BT[rows, column] = drawn.entropies.float()
             ended = ended | torch.isin(drawn.ids, stop)
-            for place in (~ended).nonzero().flatten().tolist() if options.stop_strings else ():
-                row = int(rows[place])
+            for at in (~ended).nonzero().flatten().tolist() if options.stop_strings else ():
+                row = int(rows[at])
                 if text := self._stop_string(ids_BT[row, : column + 1], options.stop_strings):
-                    stopped[row], ended[place] = (column + 1, text), True
+                    stopped[row], ended[at] = (column + 1, text), True
             num_ended = int(ended.sum())
             if num_ended == len(ended) or column + 1 == longest:
                 break

@@ -48,7 +48,7 @@ def as_sentences(example: Example, style: str = "sentences") -> Example:
 def _answer(example: Example) -> str:
     if example.domain == "count":
         places = re.findall(_AT, example.reference)
-        listed = " and ".join(f"one at the {place}" for place in places)
+        listed = " and ".join(f"one at the {name}" for name in places)
         return f"There is {listed}, so the answer is {len(places)}."
     pattern, template = _ANSWERS[example.domain]
     return re.search(pattern, f"{example.question}|{example.reference}").expand(template)

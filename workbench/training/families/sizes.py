@@ -23,10 +23,8 @@ _RULES: tuple[tuple[str, int], ...] = (
     (r"num_experts|n_routed_experts|num_local_experts|moe_num_experts", 4),
     (r"num_experts_per_tok|moe_topk|moe_k|index_topk", 2),
     (r"n_group|topk_group|\w*n_groups|n_shared_experts|num_nextn_predict_layers|num_kv_shared_layers", 1),
-    (
-        r"(\w*_)?(hidden_size|embed_dim|d_model|hidden_dim|projection_dim|proj_dim|output_proj_dims|output_dim|input_dim)",
-        WIDTH,
-    ),
+    (r"(\w*_)?(hidden_size|embed_dim|d_model|hidden_dim|projection_dim|proj_dim)", WIDTH),
+    (r"(\w*_)?(output_proj_dims|output_dim|input_dim)", WIDTH),
     (r"max_position_embeddings", 2048),
     (r"hidden_size_per_layer_input|adapter_out_dim|out_dim", WIDTH),
 )

@@ -33,9 +33,9 @@ def own_depths(config: PretrainedConfig) -> Depths:
     return Depths(*(depth if depth > SHALLOW else 0 for depth in (text_depth, vision_depth)))
 
 
-def shallow(own: Depths, *, text: int = 0, vision: int = 0) -> Depths:
+def shallow(depths: Depths, *, text: int = 0, vision: int = 0) -> Depths:
     """Depths in which a model is run, with some layers more."""
-    return Depths(_TEXT + text if own.text else 0, _VISION + vision if own.vision else 0)
+    return Depths(_TEXT + text if depths.text else 0, _VISION + vision if depths.vision else 0)
 
 
 def with_depths(config: PretrainedConfig, depths: Depths) -> PretrainedConfig:

@@ -111,8 +111,8 @@ class DryRun(TorchDispatchMode):
     def _count(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
         key = storage._cdata
-        known = self._seen.get(key)
-        if known is not None and known() is not None:
+        seen = self._seen.get(key)
+        if seen is not None and seen() is not None:
             return
         size, kind = storage.nbytes(), self.kind or self._kind_of(tensor)
         self._seen[key] = weakref.ref(storage, lambda _: self._release(key, size, kind))

@@ -105,29 +105,29 @@ def plan_run(config: RunConfig, *, processes: int = 1, sharded: bool = False, si
     kind = ShardedResidency if sharded else Residency
     residency = kind(sizes, processes, config.models.offload_teachers)
     prompts, num_prompts = _prompts(config, method, specs, size), -(-config.training.batch_size // processes)
-    own = {spec: depths_of(spec, config.models) for spec in specs}
+    full_depths = {spec: depths_of(spec, config.models) for spec in specs}
 
     def measure(**more: int) -> Measured:
-        run, depths = DryRun(), {spec: shallow(own[spec], **more) for spec in specs}
+        run, depths = DryRun(), {spec: shallow(full_depths[spec], **more) for spec in specs}
         policies = _policies(config, method, depths, prompts, run, sharded=sharded)
         return PlannedStep(config, method, run, policies, residency, num_prompts).simulate()
 
     base = measure()
-    parts = [part for part in ("text", "vision") if any(getattr(depths, part) for depths in own.values())]
+    parts = [part for part in ("text", "vision") if any(getattr(depths, part) for depths in full_depths.values())]
     deeper = [(part, measure(**{part: 1})) for part in parts]
-    of_policy = {name: own[spec] for spec in specs for name in spec.names}
+    of_policy = {name: full_depths[spec] for spec in specs for name in spec.names}
     phases = tuple(_phase(name, base, deeper, of_policy) for name in PHASES)
     return Plan(config, processes, sharded, phases, sizes, prompts, StepShape.of(config, num_prompts))
 
 
-def _phase(name: str, base: Measured, deeper: list[tuple[str, Measured]], own: Mapping[str, Depths]) -> Phase:
+def _phase(name: str, base: Measured, deeper: list[tuple[str, Measured]], full_depths: Mapping[str, Depths]) -> Phase:
     """A phase in the models' own depths: the largest of its segments, and the sums of their operations."""
     segments = [segment for segment in base.peaks if segment[0] == name]
-    peaks = {segment: _extended(segment, "peaks", base, deeper, own) for segment in segments}
+    peaks = {segment: _extended(segment, "peaks", base, deeper, full_depths) for segment in segments}
     largest = max(segments, key=lambda segment: sum(peaks[segment].values()))
     totals = (
         sum(
-            _extended(segment, what, base, deeper, own).total()
+            _extended(segment, what, base, deeper, full_depths).total()
             for segment in base.flops | base.traffic
             if segment[0] == name
         )
@@ -138,7 +138,7 @@ def _phase(name: str, base: Measured, deeper: list[tuple[str, Measured]], own: M
 
 
 def _extended(
-    segment: Segment, what: str, base: Measured, deeper: list[tuple[str, Measured]], own: Mapping[str, Depths]
+    segment: Segment, what: str, base: Measured, deeper: list[tuple[str, Measured]], full_depths: Mapping[str, Depths]
 ) -> Counter:
     """A segment's numbers, affine in the numbers of layers of the policy whose layers it passes."""
 
@@ -146,7 +146,7 @@ def _extended(
         value = getattr(measured, what).get(segment, 0)
         return value if isinstance(value, Counter) else Counter({what: value})
 
-    depths = own[segment[2]]
+    depths = full_depths[segment[2]]
     start = shallow(depths)
     extended = Counter(of(base))
     for part, measured in deeper:

@@ -159,8 +159,8 @@ def _sized(config: PretrainedConfig, pictures: int, text_tokens: int, picture: t
     unit = vision.patch_size * merge
     columns, rows = (max(1, round(edge / unit)) for edge in picture)
     begin, end = (getattr(config, f"vision_{side}_token_id", 1) for side in ("start", "end"))
-    shown = [begin, *[config.image_token_id] * (columns * rows), end] * pictures
-    ids = torch.tensor([shown + text])
+    image_ids = [begin, *[config.image_token_id] * (columns * rows), end] * pictures
+    ids = torch.tensor([image_ids + text])
     patches = pictures * columns * rows * merge**2
     width = getattr(vision, "in_channels", 3) * getattr(vision, "temporal_patch_size", 1) * vision.patch_size**2
     encoded = {
@@ -170,7 +170,7 @@ def _sized(config: PretrainedConfig, pictures: int, text_tokens: int, picture: t
         GRID: torch.tensor([[1, rows * merge, columns * merge]] * pictures),
         MODALITIES: (ids == config.image_token_id).int(),
     }
-    return Sized(encoded, pictures, len(shown))
+    return Sized(encoded, pictures, len(image_ids))
 
 
 def _square(pixels: int) -> tuple[int, int]:

@@ -124,10 +124,10 @@ def score_rollouts(
         "unread": sorted(file.unread),
     }
     examples = list({id(example): example for _, example in pairs}.values())
-    own = index if isinstance(index, OwnExamples) else None
-    if own is not None:
+    row_examples = index if isinstance(index, OwnExamples) else None
+    if row_examples is not None:
         config = replace(config, data=replace(config.data, train=str(config.run_dir / DATA_FILE)))
-    return ScoredSteps(config, method, policies, given, skipped, facts).run(examples, own)
+    return ScoredSteps(config, method, policies, given, skipped, facts).run(examples, row_examples)
 
 
 def _check_options(config: RunConfig, max_skipped: int) -> None:

@@ -103,10 +103,10 @@ class ScoredSteps:
         self.prompts = PromptComparison(method, policies)
         self.num_scored = 0
 
-    def run(self, examples: list[Example], own: OwnExamples | None = None) -> ScoreResult:
+    def run(self, examples: list[Example], row_examples: OwnExamples | None = None) -> ScoreResult:
         """Create the run folder and score all steps. SIGINT and SIGTERM stop after the current one.
 
-        own  the rows' own examples, which the run folder keeps as a data file
+        row_examples  the rows' own examples, which the run folder keeps as a data file
         """
         config = self.config
         facts = {"config": config.to_dict(), "scored": self.facts}
@@ -118,8 +118,8 @@ class ScoredSteps:
             try:
                 with recorded_errors(folder, _AGAIN, _OUT_OF_MEMORY), StopSignal() as stop:
                     folder.update(pid=os.getpid(), process=identify(os.getpid()), steps=config.training.steps)
-                    if own is not None:
-                        own.write(folder.path)
+                    if row_examples is not None:
+                        row_examples.write(folder.path)
                     require_same_data(folder, {"data.train": examples}, resume=False)
                     outcome = self._score_steps(folder, stop)
             finally:
