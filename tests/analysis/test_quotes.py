@@ -94,10 +94,11 @@ def test_answer_has_tokens_with_recorded_numbers(answers, trained: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("place", "listed"), [((99, 0, None), "1, 2, 3, 4"), ((4, 99, None), "0, 1, 2, 3, 4, 5"), ((4, 0, 99), "token 99")]
+    ("address", "listed"),
+    [((99, 0, None), "1, 2, 3, 4"), ((4, 99, None), "0, 1, 2, 3, 4, 5"), ((4, 0, 99), "token 99")],
 )
-def test_answer_not_recorded_names_recorded(answers, place: tuple, listed: str) -> None:
-    step, rollout, token = place
+def test_answer_not_recorded_names_recorded(answers, address: tuple, listed: str) -> None:
+    step, rollout, token = address
     with raises(TraceError, listed):
         answers.get(step, rollout, token=token)
 

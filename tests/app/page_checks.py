@@ -71,9 +71,9 @@ REFERENCES = """() => {
 
 def click_tab(page: Page, tab: str) -> None:
     """Open a tab by its place and, within it, by its own name."""
-    place = place_of(tab)
-    page.locator(f"#place-{place}-button").click()
-    if len(PLACES[place][1]) > 1:
+    group = place_of(tab)
+    page.locator(f"#place-{group}-button").click()
+    if len(PLACES[group][1]) > 1:
         page.locator(f"#tab-{tab}-button").click()
 
 
