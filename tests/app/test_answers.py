@@ -24,7 +24,7 @@ def keys(listed: str) -> list[dict]:
 
 
 def title(displayed: str) -> dict:
-    return dict(re.findall(r"<span class='wb-key'>(\w+)</span> ([^<]*)</span>", displayed))
+    return dict(re.findall(r"<span>(\w+) ([^<]*)</span>", displayed))
 
 
 def test_tokens_no_address_lists_newest_and_opens_first(context: AppContext) -> None:
