@@ -1,14 +1,14 @@
 """A step with a served teacher against the larger of student and teacher, and what an answer costs on the wire.
 
     python -m benchmarks served step [--student FOLDER --teacher FOLDER] [--prompts 8] [--generations 4] [--tokens 32]
-    python -m benchmarks served wire [--rows 512] [--width 5120] [--layers 2]
+    python -m benchmarks served wire [--rows 512] [--width 5120]
 
 step: dopd with crops, once with the teacher in the run's process and once behind `workbench teacher` on this machine,
 by turns; processor time, the server's by the system's count. The student's share of a step is what its local step takes
 beside the teacher's forward passes. Two processes work at the same time if each takes no more than the larger share.
 
 wire: processor time of both ends together for hidden states in bfloat16, through the real server and client, against a
-read of as many tokens by a random decoder of that width and a few layers.
+small part of a read: one of the three matrix products of the MLP of one layer of that width.
 """
 
 import argparse
@@ -24,7 +24,6 @@ from pathlib import Path
 
 import torch
 import uvicorn
-from transformers import Qwen3Config, Qwen3Model
 
 from benchmarks.steps import Steps, make_trainer, step_arguments
 from benchmarks.timing import machine
@@ -118,7 +117,6 @@ def measure_wire() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=512, help="answer tokens of a request")
     parser.add_argument("--width", type=int, default=5120)
-    parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=20)
     args = parser.parse_args()
     hidden, port = torch.randn(args.rows, args.width).bfloat16(), _free_port()
@@ -138,23 +136,12 @@ def measure_wire() -> None:
         assert torch.equal(tensors["hidden"], hidden)
 
     wire = statistics.median(_processor(ask) for _ in range(args.repeats))
-    config = Qwen3Config(
-        vocab_size=32,
-        hidden_size=args.width,
-        intermediate_size=5 * args.width,
-        num_hidden_layers=args.layers,
-        num_attention_heads=args.width // 80,
-        num_key_value_heads=8,
-        head_dim=128,
-    )
-    with torch.no_grad():
-        model, ids = Qwen3Model._from_config(config, dtype=torch.bfloat16).eval(), torch.ones(len(answers), 32).long()
-        read = statistics.median(_processor(lambda: model(ids)) for _ in range(3))
+    states, weight = torch.ones(128, args.width).bfloat16(), torch.zeros(args.width, 5 * args.width).bfloat16()
+    product = statistics.median(_processor(lambda: states @ weight) for _ in range(3)) / len(states)
+    wire /= args.rows
     print(f"{machine()}, {args.rows} tokens of width {args.width}, processor time of both ends")
-    print(
-        f"wire {1e6 * wire / args.rows:.1f} us a token; a read of {args.layers} layers {1e6 * read / args.rows:.0f} us"
-    )
-    print(f"share of such a read: {wire / read:.4%}; of 64 layers: {wire * args.layers / read / 64:.5%}")
+    print(f"wire {1e6 * wire:.1f} us a token; a product with {args.width} x {5 * args.width} {1e6 * product:.0f} us")
+    print(f"share of that product, a third of the MLP of each layer: {wire / product:.3%}")
 
 
 def _free_port() -> int:
