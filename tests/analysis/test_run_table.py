@@ -8,7 +8,7 @@ import pytest
 from failures import raises
 from run_files import write_job, write_run
 
-from workbench.analysis.run_columns import filter_rows, row_values, shown_columns, sort_rows, table_texts, to_csv
+from workbench.analysis.run_columns import csv_lines, filter_rows, row_values, shown_columns, sort_rows, table_texts
 from workbench.analysis.run_table import RunRow, list_run_rows
 from workbench.errors import ConfigError
 from workbench.runs.labels import label_run
@@ -180,7 +180,7 @@ def test_texts_show_first_and_last_value(three: list[RunRow]) -> None:
 
 def test_csv_has_first_and_last_values_and_no_formulas(three: list[RunRow], tmp_path: Path) -> None:
     label_run(tmp_path, "a", note="=1+1")
-    lines = to_csv(sort_rows(list_run_rows(tmp_path), "name")).splitlines()
+    lines = "".join(csv_lines(sort_rows(list_run_rows(tmp_path), "name"))).splitlines()
     row = dict(zip(lines[0].split(","), lines[1].split(","), strict=True))
     assert (row["accuracy_visible_first"], row["accuracy_visible_last"]) == ("0.25", "0.75")
     assert (row["overconfidence_first"], row["overconfidence_last"]) == ("0.25", "0.375")

@@ -11,6 +11,7 @@ from workbench.app.layout import PLACES, place_of
 
 PATIENCE_MS = 120_000  # a busy machine is slow, and a wrong page stays wrong
 SHOWS = {  # what a tab has when it is drawn
+    "runs": "#runs-all tr[data-run]",
     "new-run": "#new-run-start",
     "answers": "#answers-answer .wb-detail .wb-views",
     "movement": "#movement-shares .js-plotly-plot .main-svg",

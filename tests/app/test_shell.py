@@ -51,7 +51,7 @@ def test_open_address_full_opens_run_tab_and_parameters(context: AppContext) -> 
 
 def test_open_address_empty_opens_newest_run_or_launch(context: AppContext, tmp_path: Path) -> None:
     assert opened(context, "") == ("new", "training", {})
-    assert opened(AppContext(tmp_path / "none", tmp_path), "?tab=nonsense") == (None, "new-run", {})
+    assert opened(AppContext(tmp_path / "none", tmp_path), "?tab=nonsense") == (None, "runs", {})
 
 
 def test_open_address_missing_run_warns_and_opens_newest(context: AppContext) -> None:

@@ -125,6 +125,12 @@ COLUMNS = (
         "note", "note", "", lambda row: row.labels.note.lower() or None, lambda row: row.labels.note, is_number=False
     ),
 )
+_FIRST_AND_LAST = ("accuracy_all", "accuracy_visible", "accuracy_privileged", "overconfidence")
+CSV_COLUMNS = (
+    *("name", "path", "state", "reason", "method", "seed", "step", "steps"),
+    *(f"{name}_{end}" for name in _FIRST_AND_LAST for end in ("first", "last")),
+    *("tokens_per_second", "duration_s", "started", "tags", "note", "archived"),
+)
 BY_KEY = {column.key: column for column in COLUMNS}
 _OPTIONAL = ("accuracy", "visible", "privileged", "overconfidence", "tags", "note")  # left out where no row has a value
 
@@ -150,21 +156,22 @@ def sort_rows(rows: Sequence[RunRow], key: str) -> list[RunRow]:
             f"cannot sort runs by {show(key)}. Choose: {', '.join(BY_KEY)}; with - for the largest first."
         )
     column = BY_KEY[name]
-    known = [row for row in rows if _has(column, row)]
-    known.sort(key=column.value, reverse=descending)
-    return known + [row for row in rows if not _has(column, row)]
+    with_value = [row for row in rows if _has(column, row)]
+    with_value.sort(key=column.value, reverse=descending)
+    return with_value + [row for row in rows if not _has(column, row)]
 
 
 def filter_rows(rows: Iterable[RunRow], text: str, *, archived: bool = False) -> list[RunRow]:
     """Rows in whose texts every word of `text` occurs, in any case. archived: include archived runs."""
     words = text.lower().split()
-    return [row for row in rows if (archived or not row.labels.archived) and _matches(row, words)]
+    return [
+        row for row in rows if (archived or not row.labels.archived) and all(word in search_text(row) for word in words)
+    ]
 
 
-def _matches(row: RunRow, words: list[str]) -> bool:
-    texts = (row.name, row.status, row.method or "", *row.labels.tags, row.labels.note, row.reason)
-    line = "\n".join(texts).lower()
-    return all(word in line for word in words)
+def search_text(row: RunRow) -> str:
+    """Texts of a row in which a search looks, in lower case."""
+    return "\n".join((row.name, row.status, row.method or "", *row.labels.tags, row.labels.note, row.reason)).lower()
 
 
 def row_values(row: RunRow) -> dict[str, object]:
@@ -190,23 +197,28 @@ def row_values(row: RunRow) -> dict[str, object]:
     }
 
 
-def to_csv(rows: Iterable[RunRow]) -> str:
-    """All rows as CSV with a header; first and last values in columns of their own."""
-    lines = []
-    for row in rows:
-        values = row_values(row)
-        accuracy, overconfidence = values.pop("accuracy"), values.pop("overconfidence")
-        for group in (ALL, VISIBLE, PRIVILEGED):
-            first, last = accuracy.get(group, (None, None))
-            values |= {f"accuracy_{group}_first": first, f"accuracy_{group}_last": last}
-        first, last = overconfidence or (None, None)
-        values |= {"overconfidence_first": first, "overconfidence_last": last, "tags": ", ".join(row.labels.tags)}
-        lines.append({key: _safe_cell(value) for key, value in values.items()})
+def csv_lines(rows: Iterable[RunRow]) -> list[str]:
+    """A header and a line of CSV for each row, with line ends; first and last values in columns of their own."""
     stream = io.StringIO()
-    writer = csv.DictWriter(stream, list(lines[0]) if lines else ["name"], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    return stream.getvalue()
+    writer = csv.DictWriter(stream, CSV_COLUMNS, lineterminator="\n")
+    lines = []
+    for values in (dict(zip(CSV_COLUMNS, CSV_COLUMNS, strict=True)), *map(_csv_values, rows)):
+        writer.writerow(values)
+        lines.append(stream.getvalue())
+        stream.seek(0)
+        stream.truncate()
+    return lines
+
+
+def _csv_values(row: RunRow) -> dict[str, object]:
+    values = row_values(row)
+    values |= {f"accuracy_{group}": row.measures.accuracy.get(group) for group in (ALL, VISIBLE, PRIVILEGED)}
+    for name in (*(f"accuracy_{group}" for group in (ALL, VISIBLE, PRIVILEGED)), "overconfidence"):
+        first, last = values.pop(name) or (None, None)
+        values |= {f"{name}_first": first, f"{name}_last": last}
+    del values["accuracy"]
+    values["tags"] = ", ".join(row.labels.tags)
+    return {key: _safe_cell(value) for key, value in values.items()}
 
 
 def _safe_cell(value: object) -> object:

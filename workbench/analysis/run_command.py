@@ -33,16 +33,16 @@ def run_command(options: argparse.Namespace) -> str:
 
 def _table(options: argparse.Namespace) -> str:
     rows = list_run_rows(options.runs)
-    shown = sort_rows(filter_rows(rows, options.filter, archived=options.archived), options.sort)
+    listed = sort_rows(filter_rows(rows, options.filter, archived=options.archived), options.sort)
     if options.json:
-        return json.dumps([row_values(row) for row in shown], indent=1, ensure_ascii=False)
-    lines = [format_table(*table_texts(shown))] if shown else []
-    lines += [f"  {clean(row.name)}: {clean(row.reason)}" for row in shown if row.reason]
+        return json.dumps([row_values(row) for row in listed], indent=1, ensure_ascii=False)
+    lines = [format_table(*table_texts(listed))] if listed else []
+    lines += [f"  {clean(row.name)}: {clean(row.reason)}" for row in listed if row.reason]
     num_archived = 0 if options.archived else sum(row.labels.archived for row in rows)
-    num_filtered = len(rows) - len(shown) - num_archived
+    num_filtered = len(rows) - len(listed) - num_archived
     left_out = [f"{num_filtered} do not match the filter"] if num_filtered else []
     left_out += [f"{num_archived} are archived (--archived)"] if num_archived else []
-    count = f"{len(shown)} {'run' if len(shown) == 1 else 'runs'} in {options.runs}"
+    count = f"{len(listed)} {'run' if len(listed) == 1 else 'runs'} in {options.runs}"
     return "\n".join([*lines, "; ".join([count, *left_out])])
 
 

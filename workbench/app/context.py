@@ -43,7 +43,9 @@ CHOICES = {  # by tab: the parameters that its lists and switches have in the ad
 }
 # parameters of the address that stay when another answer is opened
 PERSISTENT_PARAMS = ("with", "study", *(name for defaults in CHOICES.values() for name in defaults))
-ADDRESS_KEYS = ("step", "rollout", "process", "probe", "token", "example", "context", "list_page", *PERSISTENT_PARAMS)
+FORM_KEYS = ("start_from", "guide")  # of the form of a new run: what it starts from, and whether it shows the guide
+ANSWER_KEYS = ("step", "rollout", "process", "probe", "token", "example", "context", "list_page")
+ADDRESS_KEYS = (*ANSWER_KEYS, *FORM_KEYS, *PERSISTENT_PARAMS)
 MAX_UPLOAD_MB = 20
 MAX_PARAM_LENGTH = 200  # characters of one parameter of an address
 MAX_RUNS_LENGTH = 4000  # of the parameter "with", which names the further ticked runs
@@ -201,7 +203,7 @@ def requested_run(params: Mapping[str, str], runs: Sequence[str]) -> str | None:
 
 def first_tab(runs: Sequence) -> str:
     """The tab that opens if the address names none."""
-    return "training" if runs else "new-run"
+    return "training" if runs else "runs"
 
 
 def run_names(context: AppContext) -> list[str]:

@@ -28,12 +28,24 @@ from workbench.app.context import (
     show_errors,
 )
 from workbench.app.sidebar import build_sidebar, connect_sidebar, sidebar_html
-from workbench.app.tabs import answers, compare, data, geometry, leakage, movement, new_run, report, studies, training
+from workbench.app.tabs import (
+    answers,
+    compare,
+    data,
+    geometry,
+    leakage,
+    movement,
+    new_run,
+    report,
+    runs,
+    studies,
+    training,
+)
 from workbench.errors import RunError
 from workbench.render import page_head
 
 PLACES: dict[str, tuple[str, dict[str, tuple[str, ModuleType]]]] = {  # place: label, its views
-    "runs": ("Runs", {"new-run": ("New run", new_run), "studies": ("Studies", studies)}),
+    "runs": ("Runs", {"runs": ("All runs", runs), "new-run": ("New run", new_run), "studies": ("Studies", studies)}),
     "training": (
         "Training",
         {"training": ("Charts", training), "movement": ("Movement", movement), "geometry": ("Geometry", geometry)},
@@ -43,7 +55,7 @@ PLACES: dict[str, tuple[str, dict[str, tuple[str, ModuleType]]]] = {  # place: l
     "data": ("Data", {"data": ("Examples", data)}),
 }
 TABS = [tab for _, views in PLACES.values() for tab in views]
-WITHOUT_RUN = ("", "new-run", "studies")  # tabs that draw no run
+WITHOUT_RUN = ("", "runs", "new-run", "studies")  # tabs that draw no run
 POLL_S = 10.0  # seconds between looks for new runs, and at whether the shown run has died or was deleted
 ACCENT = gr.themes.Color(
     "#eef6fb",
@@ -201,14 +213,15 @@ def _connect(
 
 def page_style() -> dict:
     """Theme, CSS and head for gr.Blocks.launch; they load nothing from other machines."""
-    style = f"{read_asset('app.css')}\n#app-tabs :where(.wbu .html-container > div) {{ {read_asset('rows.css')} }}"
+    styles = f"{read_asset('app.css')}\n{read_asset('runs.css')}"
+    style = f"{styles}\n#app-tabs :where(.wbu .html-container > div) {{ {read_asset('rows.css')} }}"
     return {"theme": _theme(), "css": style, "head": page_head()}
 
 
 def early_head() -> str:
     """The page's script, and the style of its first paint."""
     font = f":root {{ --first-font: {SANS}; }}"
-    scripts = "".join(map(read_asset, ("app.js", "sidebar.js", "lists.js", "rows.js")))
+    scripts = "".join(map(read_asset, ("app.js", "sidebar.js", "runs.js", "lists.js", "rows.js")))
     return f"<style>{font}{read_asset('app.css')}</style><script>{scripts}</script>"
 
 

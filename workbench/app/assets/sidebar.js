@@ -11,19 +11,33 @@ window.workbenchSidebar = (() => {
       item.querySelector("input").checked = name === run || further.includes(name);
       item.querySelector("button").ariaCurrent = name === run ? "true" : "false";
     }
+    for (const line of document.querySelectorAll("#runs-all tr[data-run]")) { // the table of all runs has the same ticks
+      const name = line.dataset.run;
+      line.querySelector("input").checked = name === run || further.includes(name);
+      line.toggleAttribute("data-current", name === run);
+    }
     document.querySelector("#app-runs-toggle")?.style.setProperty("--run", JSON.stringify(run || "no run"));
   };
   const isNarrow = () => matchMedia("(max-width: 900px)").matches;
   const classes = () => document.querySelector("#app-body").classList;
+  let choose = () => {};
+  const tick = (name, box) => {
+    if (box.checked) choose(run || name, [...further, name]);
+    else if (name !== run) choose(run, further.filter((each) => each !== name));
+    else if (further.length) choose(further[0], further.slice(1));
+    else box.checked = true; // one run stays
+  };
   const toggle = () => { classes().toggle(isNarrow() ? "app-open" : "app-closed"); };
   return {
     toggle,
+    tick,
+    paint,
     mark: (name, ticked) => {
       [run, further] = [name, (ticked || "").split(",").filter(Boolean)];
       paint();
     },
     start: (element, trigger, watch) => {
-      const choose = (next, rest) => {
+      choose = (next, rest) => {
         [run, further] = [next, rest.filter((name) => name !== next)];
         paint();
         trigger("select", { key: { run, with: further.join() } });
@@ -37,11 +51,7 @@ window.workbenchSidebar = (() => {
       });
       element.addEventListener("change", (event) => {
         const name = event.target.closest("li[data-run]")?.dataset.run;
-        if (!name) return;
-        if (event.target.checked) choose(run || name, [...further, name]);
-        else if (name !== run) choose(run, further.filter((each) => each !== name));
-        else if (further.length) choose(further[0], further.slice(1));
-        else event.target.checked = true; // one run stays
+        if (name) tick(name, event.target);
       });
       addEventListener("keydown", (event) => {
         if (event.key === "Escape") classes().remove("app-open");

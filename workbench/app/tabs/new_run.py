@@ -45,6 +45,19 @@ from workbench.runs.commands import copyable, overrides_between, train_command
 from workbench.runs.jobs import start_run
 from workbench.runs.processes import child_environment
 
+GUIDE = (
+    '<div class="runs-guide"><h3>Your data and models</h3><ol>'
+    "<li><b>Data.</b> One JSON line per question: <code>question</code>, <code>images</code>, <code>answer</code>, and "
+    "any evidence (<code>crop</code>, <code>boxes</code>, <code>caption</code>, <code>hint</code>). Convert a dataset "
+    "of TRL or ms-swift, and see its first rows: <code>workbench import DATASET my-data --preview</code>. Enter the "
+    "files under <i>train</i> and <i>eval</i>.</li>"
+    "<li><b>Models.</b> Under <i>student</i> and <i>teacher</i>: folders, or names on the hub. The teacher needs the "
+    "student's tokens. Without one, choose a method of self-distillation.</li>"
+    "<li><b>Evidence.</b> Under <i>privilege</i>: what the teacher sees beside the question. Rows without it are "
+    "counted and named.</li>"
+    "<li><b>Check</b> loads the models, samples a few answers and verifies that all views score the same tokens. Then "
+    "<b>Start</b>.</li></ol></div>"
+)
 Form = list[dict[str | None, Field]]  # of form.form_slots
 CHECK_SECONDS = 600.0
 OPEN = ("method", "models", "data", "training")
@@ -58,6 +71,7 @@ def build_tab(context: AppContext, shared: Shared) -> None:
     choices = recipes(context)
     first = choices[0][1] if choices else None
     method, values = _first_values(context, form, first)
+    guide = gr.HTML("", elem_id="new-run-guide", padding=False)
     with gr.Row(elem_id="new-run"):
         with gr.Column(scale=5, min_width=560):
             with gr.Row(elem_classes="app-top"):
@@ -82,7 +96,7 @@ def build_tab(context: AppContext, shared: Shared) -> None:
                     elem_id="new-run-more",
                 )
         side = _lay_out_side(context)
-    _connect_form(context, shared, form, widgets, recipe, overrides, about, side)
+    _connect_form(context, shared, form, widgets, recipe, overrides, about, guide, side)
     _connect_buttons(context, shared, form, widgets, [recipe, overrides, *widgets], side)
 
 
@@ -144,6 +158,7 @@ def _connect_form(
     recipe: gr.Dropdown,
     overrides: gr.Textbox,
     about: gr.HTML,
+    guide: gr.HTML,
     side: _Side,
 ) -> None:
     """An edit shows the new command and clears the outcome; another recipe or method fills the form."""
@@ -167,8 +182,10 @@ def _connect_form(
     loaded.then(*shows, **_SILENT)
     changed = chooser.input(partial(show_method, context, form), [recipe, chooser], [about, *options], **_SILENT)
     changed.then(*shows, **_SILENT)
-    refreshing = show_errors(partial(refresh_recipes, context), 2)
-    shared.on_show("new-run", refreshing, [recipe, name], [recipe, name]).then(*shows, **_SILENT)
+    recipe.input(None, shared.address, shared.address, js="({ start_from, ...rest }) => rest")
+    refreshing = show_errors(partial(refresh_recipes, context), 3)
+    inputs, outputs = [recipe, name, shared.address], [recipe, name, guide]
+    shared.on_show("new-run", refreshing, inputs, outputs).then(*shows, **_SILENT)
 
 
 def _connect_buttons(
@@ -279,17 +296,24 @@ def show_method(context: AppContext, form: Form, recipe: str | None, method: str
     return [_about(method), *(_shown_option(slot, method, values_of_method) for slot in form if None not in slot)]
 
 
-def refresh_recipes(context: AppContext, recipe: str | None, name: str) -> tuple[object, object]:
-    """The current recipes and runs, and a free name if this one is taken; everything else stays.
+def refresh_recipes(
+    context: AppContext, recipe: str | None, name: str, address: Mapping | None = None
+) -> tuple[object, object, str]:
+    """The current recipes and runs, a free name if this one is taken, and the guide; everything else stays.
 
     The user may already be typing when the response arrives, so only values that must change are returned.
+
+    address  its "start_from" names what the form starts from, and its "guide" opens the guide
     """
     choices = recipes(context)
     if not choices:
         raise ConfigError(f"no recipe in {context.configs_dir}. Open the app with --configs FOLDER.")
-    picker = gr.Dropdown(choices=choices) if recipe else gr.Dropdown(choices=choices, value=choices[0][1])
+    wanted = str((address or {}).get("start_from") or recipe or choices[0][1])
+    if (address or {}).get("start_from"):
+        recipe_file(context, wanted)
+    picker = gr.Dropdown(choices=choices) if recipe == wanted else gr.Dropdown(choices=choices, value=wanted)
     free = free_name(context, name or "")
-    return picker, gr.skip() if free == name else free
+    return picker, gr.skip() if free == name else free, GUIDE if (address or {}).get("guide") else ""
 
 
 def checked_form(context: AppContext, form: Form, recipe: str, more: str | None, *entered: object) -> Iterator[tuple]:
