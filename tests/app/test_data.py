@@ -12,7 +12,7 @@ from small import run_config
 from test_answers import keys
 
 from workbench.app.context import AppContext
-from workbench.app.scoring import SCORER
+from workbench.app.scoring import SCORER, check_evidence
 from workbench.app.tabs import data
 from workbench.app.what_if import AWAY, EDIT, SWAP
 from workbench.errors import ConfigError, DataError, RunError, WorkbenchError
@@ -159,7 +159,7 @@ def test_own_image_scored_twice_reuses_scorer(context: AppContext, picture: str)
 def test_own_image_missing_evidence_names_field(models: dict, picture: str, method: str, output: str) -> None:
     config = run_config(models, "runs", method={"name": method})
     with pytest.raises(DataError, match=output):
-        data.check_evidence(config, data.own_example(picture, "what?", "", "", "", ""))
+        check_evidence(config, data.own_example(picture, "what?", "", "", "", ""))
 
 
 def test_score_own_run_without_checkpoint_raises(context: AppContext, runs: Path, tmp_path: Path, picture: str) -> None:
