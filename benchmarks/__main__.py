@@ -7,6 +7,7 @@
     python -m benchmarks packing    answers of mixed length: padded, sorted, by a token budget, packed
     python -m benchmarks memory     peak memory and time of steps of 1,024 to 16,384 positions, vocabulary of 151,936
     python -m benchmarks plan       which public models fit on which devices, planned without weights: docs/devices.md
+    python -m benchmarks processes  sharded models in several processes: memory while loading and scoring, time
     python -m benchmarks gpu        Qwen3-VL with random weights: parts of a step, floor, memory (small without a GPU)
     python -m benchmarks served     a step with a served teacher against student and teacher alone; cost of the wire
     python -m benchmarks tracing    what recording every token adds to a step
@@ -39,6 +40,7 @@ NAMES = (
     "packing",
     "memory",
     "plan",
+    "processes",
     "gpu",
     "served",
     "tracing",

@@ -6,6 +6,16 @@ the loss normalizers cover all ranks, so the summed gradient equals that of one 
 writes the files of the run; every rank writes its own traces. A run of one process is a group of size 1, in which every
 collective returns at once.
 
+What accelerate, torchrun and torch do is left to them: finding the ranks and their devices, starting and ending the
+processes, collectives, shards and their all-gathers (FSDP2). Ours, and why:
+
+    messages over gloo   NCCL notices a lost rank only after its timeout, and no collective carries another rank's error
+    slices of a step     accelerate's samplers reorder batches by rank, and our seeds belong to positions in a step
+    GradientReduction    DistributedDataParallel takes one forward call; a pass is several (training/gradients)
+    Rounds               FSDP2 needs equally many passes on all ranks; ragged batches have others (policies/fsdp)
+    scattering           accelerate's loading broadcasts each weight whole to every rank (policies/scattering)
+    --resume             torchrun's restarts would begin at step 0; ours begins at the newest checkpoint
+
 Python objects travel over gloo, which detects a lost rank; gradients use the device's backend (NCCL or gloo). If one
 rank raises an error, the next object all-gather raises it on every rank, so that all can save the weights before a step
 that failed. In a lockstep pass of sharded weights a rank prints its error and exits, and the launcher ends the others.

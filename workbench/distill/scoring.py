@@ -17,7 +17,7 @@ from workbench.distill.losses import missing_scores, score
 from workbench.distill.method import Method
 from workbench.distill.micro_batches import PassTokens, split_by_tokens
 from workbench.policies import Policy, prefetches
-from workbench.policies.fsdp import unsharded
+from workbench.policies.fsdp import layer_by_layer
 from workbench.policies.pass_counts import add_pass
 from workbench.policies.row_sizes import RowSize, padded_tokens
 from workbench.policies.view_output import ViewOutput, join_outputs
@@ -215,7 +215,7 @@ def score_views(
     outputs, scores = {}, {}
     for name in [name for name, view in method.views.items() if not view.learns] if names is None else names:
         policy = policies[method.views[name].policy]
-        with unsharded(policy):
+        with layer_by_layer(policy):
             output = forward_view(policy, prompts[name], batch)
         if output is None:
             scores[name] = missing_scores(batch.num_positions)

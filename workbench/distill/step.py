@@ -35,9 +35,9 @@ from workbench.distill.scoring import (
 )
 from workbench.distributed import ALONE, ProcessGroup
 from workbench.errors import RunError
-from workbench.policies import Policy
+from workbench.policies import Policy, prefetches
 from workbench.policies.by_domain import member
-from workbench.policies.fsdp import lockstep_forward, num_synced_passes, unsharded
+from workbench.policies.fsdp import layer_by_layer, lockstep_forward, num_synced_passes
 from workbench.policies.row_sizes import RowSize
 from workbench.policies.view_output import ViewOutput
 from workbench.types import Evidence, Rollout, Routing, TokenScores
@@ -137,12 +137,10 @@ def _clean_feedback(method: Method, policies: dict[str, Policy], rollout: Rollou
 
 def join_collectives(method: Method, policies: dict[str, Policy]) -> None:
     """Take part in the FSDP all-gathers while rank 0 scores the probes. Call on every other rank."""
-    for view in method.views.values():
-        if not view.learns:
-            with unsharded(policies[view.policy]):
-                pass
-    with unsharded(policies["student"]):
-        pass
+    scoring = [policies[view.policy] for view in method.views.values() if not view.learns]
+    for policy in (*sorted(scoring, key=prefetches), policies["student"]):  # awaited views come after the others
+        with layer_by_layer(policy):
+            pass
 
 
 def compute_step(
@@ -222,7 +220,7 @@ class _LearnerPasses:
         if self.num_passes == 1:
             output = self.forward()
         else:
-            with unsharded(self.student):
+            with layer_by_layer(self.student):
                 output = forward_view(self.student, prompts, batch)
         return score(output, batch.token_ids.to(output.device)), output if self.num_passes == 1 else None
 

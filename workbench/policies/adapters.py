@@ -104,13 +104,15 @@ def load_adapter(model: nn.Module, folder: str | Path, name: str, *, weights: bo
 
 
 def load_adapter_weights(model: nn.Module, folder: str | Path, name: str) -> None:
-    """Load the adapter weights of a folder into the adapter of a model.
+    """Load the adapter weights of a folder into the adapter of a model; none into a model without numbers.
 
     Raises: PolicyError listing weights that are missing, unused, or not the adapter's; RuntimeError and KeyError of
     peft.
     """
     from peft import set_peft_model_state_dict  # noqa: PLC0415  (slow to import)
 
+    if next(model.parameters()).is_meta:
+        return
     weights = safetensors.torch.load_file(Path(folder) / "adapter_model.safetensors")
     result = set_peft_model_state_dict(model, _in_names_of(model, weights), NAME)
     missing = [key for key in result.missing_keys if is_adapter_weight(key)]

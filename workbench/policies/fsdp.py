@@ -3,19 +3,23 @@
 Each decoder layer is one FSDP unit. All else (embeddings, head, vision tower) is the root unit, which is all-gathered
 once a step and stays unsharded until its end, because losses use the head outside of a forward pass.
 
-    with gradient     a layer is unsharded only while it computes, and its gradient is reduce-scattered in the backward
-                      pass. All ranks run the same layers equally often: a rank with fewer micro-batches repeats one
-                      with zero loss
-    without gradient  the whole model is unsharded (`unsharded`), so that sampling and scoring need no communication and
-                      ranks need not make equally many passes. This costs the memory of one full model
+    with gradient  a layer is unsharded only while it computes, and its gradient is reduce-scattered in the backward
+                   pass. All ranks run the same layers equally often: a rank with fewer micro-batches repeats one with
+                   zero loss (`lockstep_forward`)
+    scoring        a layer is unsharded only while it computes. Ranks make passes in rounds: a rank without a pass in a
+                   round takes part in its all-gathers (`layer_by_layer`)
+    sampling       the whole model is unsharded (`unsharded`), since a pass per token would gather all layers for each
+                   token. This costs the memory of one full model
 
 Without sharding every function here does nothing.
 """
 
 import contextlib
+import functools
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import MethodType
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -29,19 +33,25 @@ from workbench.policies import Policy
 from workbench.policies.autoregressive import AutoregressivePolicy
 from workbench.policies.by_domain import PolicyByDomain
 from workbench.policies.diffusion import DiffusionPolicy
+from workbench.policies.scattering import broadcast_buffers, match_structure, scattered
 from workbench.policies.serving.served import ServedPolicy
+
+R = TypeVar("R")
 
 
 class FsdpModel:
-    """A model sharded over all ranks of a process group; forward passes with gradient call `model.below_head`.
+    """A model sharded over all ranks of a process group; forward passes call `model.below_head` or the model itself.
 
     Raises: PolicyError if its decoder has no list of layers, or its weights have several dtypes.
     """
 
-    def __init__(self, model: nn.Module, process_group: ProcessGroup, mesh: DeviceMesh) -> None:
+    def __init__(self, model: nn.Module, process_group: ProcessGroup, mesh: DeviceMesh, device: torch.device) -> None:
         self.model, self.process_group, self._depth = model, process_group, 0
+        self.rounds: Rounds | None = None  # inside of layer_by_layer
+        self._passed: list[int] = []  # layers of the current pass
         layers = getattr(model.get_decoder(), "layers", None)
         adapted = any(_is_adapter(name) for name, _ in model.named_parameters())  # then only the adapter is trained
+        match_structure(model, process_group)
         trained = (parameter for name, parameter in model.named_parameters() if not adapted or _is_adapter(name))
         kinds = sorted({str(parameter.dtype) for parameter in trained})
         if not isinstance(layers, nn.ModuleList) or len(kinds) > 1:
@@ -54,15 +64,56 @@ class FsdpModel:
             )
         self.layers = list(layers)
         model.below_head = MethodType(_below_head, model)
+        process_group.all_gather_object("built")  # raises the error of a rank whose model differs
+        with in_lockstep(process_group):
+            for part in (*self.layers, model):
+                with scattered(part, process_group, device):
+                    fully_shard(part, mesh=mesh)
+        broadcast_buffers(model, process_group, device)
         for part in (*self.layers, model):
-            fully_shard(part, mesh=mesh)
             part.set_gradient_divide_factor(1.0)  # loss_normalizers already cover all ranks
             part.set_force_sum_reduction_for_comms(True)
         register_fsdp_forward_method(model, "below_head")
         if adapted:  # the first layer also needs a backward pass on ranks without an image
             model.get_input_embeddings().register_forward_hook(_with_gradient)
         model.set_reduce_scatter_unused_params(True)  # ranks differ in whether they have images
+        for idx, layer in enumerate(self.layers):
+            layer.register_forward_pre_hook(functools.partial(_append, self._passed, idx))
         self._work_in_layers()
+
+    def make_pass(self, forward: Callable[[], R]) -> R:
+        """Make a forward pass in the way of the present context.
+
+        Raises: PolicyError if its layers do not run one after the other, as other ranks without a pass gather them.
+        """
+        if self._depth or torch.is_grad_enabled():
+            return forward()
+        assert self.rounds is not None, "a pass of sharded weights outside of unsharded and layer_by_layer"
+        return self.rounds.run(self, forward)
+
+    def pass_in_layers(self, forward: Callable[[], R]) -> R:
+        """Make this rank's pass of a round."""
+        self._passed.clear()
+        result = forward()
+        if self._passed != list(range(len(self.layers))):
+            raise PolicyError(
+                f"cannot shard {type(self.model).__name__}, whose decoder layers do not run one after the other. Start "
+                "with distributed_type: MULTI_GPU (configs/accelerate/one-node-8.yaml)."
+            )
+        return result
+
+    def gather_in_layers(self) -> None:
+        """Take part in another rank's pass of a round: all-gather and reshard layer after layer."""
+        for layer in self.layers:
+            layer.unshard()
+            layer.reshard()
+
+    def forget_passes(self) -> None:
+        """Drop FSDP's record of passes without gradient, which only a backward pass would."""
+        for part in (*self.layers, self.model):
+            for group in part._get_fsdp_state()._fsdp_param_groups:
+                group._post_forward_indices.clear()
+                getattr(group.comm_ctx, "post_forward_order", []).clear()  # not there before the first pass
 
     def _work_in_layers(self) -> None:
         self.model.set_requires_gradient_sync(True)
@@ -117,6 +168,52 @@ class FsdpModel:
                 parameter.grad = None
 
 
+class Rounds:
+    """Passes of all ranks over some sharded models, in rounds.
+
+    Each rank names the model of its next pass, or none; then all ranks pass through each named model once. So ranks
+    may have different numbers of passes, and several models by domain. An error between passes reaches all ranks.
+    """
+
+    def __init__(self, models: Sequence[FsdpModel]) -> None:
+        self.models, self._process_group = models, models[0].process_group
+
+    def run(self, model: FsdpModel, forward: Callable[[], R]) -> R:
+        """Make a pass of this rank, in the next round."""
+        result: list[R] = []
+        for turn in self._turns(self.models.index(model)):
+            with in_lockstep(self._process_group):
+                if turn is model:
+                    result.append(model.pass_in_layers(forward))
+                else:
+                    turn.gather_in_layers()
+        return result[0]
+
+    def finish(self) -> None:
+        """Take part in the rounds of other ranks until no rank has a pass."""
+        while turns := self._turns(None):
+            for turn in turns:
+                with in_lockstep(self._process_group):
+                    turn.gather_in_layers()
+
+    def _turns(self, idx: int | None) -> list[FsdpModel]:
+        """Models of the next round."""
+        named = set(self._process_group.all_gather_object(idx)) - {None}
+        return [self.models[idx] for idx in sorted(named)]
+
+
+@contextlib.contextmanager
+def in_lockstep(process_group: ProcessGroup) -> Iterator[None]:
+    """Context of collectives of a model; a rank that fails inside exits without another collective."""
+    process_group.in_lockstep = True
+    yield
+    process_group.in_lockstep = False
+
+
+def _append(numbers: list[int], number: int, *_: object) -> None:
+    numbers.append(number)
+
+
 def _with_gradient(module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
     return output.requires_grad_().clone() if torch.is_grad_enabled() else output
 
@@ -130,7 +227,8 @@ def _below_head(model: nn.Module, **inputs: object) -> Tensor:
 
 
 def shard(policies: Iterable[Policy], process_group: ProcessGroup, device: str) -> None:
-    """Shard the models of policies over the ranks, on each rank's `device`.
+    """Shard the models of policies over the ranks, on each rank's `device`. The weights are those of rank 0; the other
+    ranks need none (`load_policies(..., empty=True)`).
 
     Raises: ConfigError if torch is too old; PolicyError for a model that cannot be sharded, such as a diffusion model.
     """
@@ -151,17 +249,52 @@ def shard(policies: Iterable[Policy], process_group: ProcessGroup, device: str) 
                     "between ranks. Start with distributed_type: MULTI_GPU (configs/accelerate/one-node-8.yaml)."
                 )
             if id(policy.model) not in of_model:
-                of_model[id(policy.model)] = FsdpModel(policy.model, process_group, mesh)
+                of_model[id(policy.model)] = FsdpModel(policy.model, process_group, mesh, torch.device(device))
             policy.shards = of_model[id(policy.model)]
+
+
+def describe_shards(sampling: Iterable[Policy]) -> str:
+    """One line on which models are whole on a device, and when. `sampling`: the policies that sample."""
+    names = " and ".join(dict.fromkeys(policy.name for policy in single_policies(sampling)))
+    models = _shards(sampling)
+    size = sum(weight.nbytes for shards in models for layer in shards.layers for weight in layer.parameters())
+    return (
+        f"weights are sharded over {models[0].process_group.size} processes; {names} is whole on each while sampling "
+        f"({size / 1e9:.3g} GB of layers), and every model is gathered a layer at a time to score and learn"
+    )
 
 
 @contextlib.contextmanager
 def unsharded(*policies: Policy) -> Iterator[None]:
-    """All-gather the policies' weights; inside, each rank makes any number of passes without gradient."""
+    """All-gather the policies' weights to sample; inside, each rank makes any number of passes without gradient."""
     with contextlib.ExitStack() as stack:
         for shards in _shards(policies):
             stack.enter_context(shards.unsharded())
         yield
+
+
+@contextlib.contextmanager
+def layer_by_layer(*policies: Policy) -> Iterator[None]:
+    """All-gather the policies' weights one layer at a time; inside, each rank makes any number of passes without
+    gradient. The roots must be unsharded (`unsharded_root`).
+    """
+    models = _shards(policies)
+    if not models or models[0].rounds is not None:  # not sharded, or inside of another such context
+        yield
+        return
+    rounds = Rounds(models)
+    for model in models:
+        model.rounds = rounds
+        for layer in model.layers:
+            layer.set_reshard_after_forward(True)
+    try:
+        yield
+        rounds.finish()
+    finally:
+        for model in models:
+            model.rounds = None
+            model.forget_passes()
+            model._work_in_layers()
 
 
 @contextlib.contextmanager
@@ -176,12 +309,10 @@ def unsharded_root(*policies: Policy) -> Iterator[None]:
 @contextlib.contextmanager
 def lockstep_forward(policy: Policy) -> Iterator[None]:
     """Context of forward and backward passes of all ranks in lockstep; a failing rank exits without a collective."""
-    process_groups = [shards.process_group for shards in _shards([policy])]
-    for process_group in process_groups:
-        process_group.in_lockstep = True
-    yield
-    for process_group in process_groups:
-        process_group.in_lockstep = False
+    with contextlib.ExitStack() as stack:
+        for shards in _shards([policy]):
+            stack.enter_context(in_lockstep(shards.process_group))
+        yield
 
 
 def num_synced_passes(policy: Policy, count: int) -> int:

@@ -109,7 +109,7 @@ def load_policies(
     learner             name of the student among several: "ann" has the policies ann, ann@ema, ann@start
     block               denoising schedule of masked diffusion models, with steps_per_block; 0 = the model's own
     accept_differences  accept models whose numbers differ from their own forward pass
-    options             of load_policy: dtype, device, max_pixels, system_prompt, trust_remote_code, ...
+    options             of load_policy: dtype, device, max_pixels, system_prompt, trust_remote_code, empty, mapped, ...
 
     Raises: PolicyError if a model cannot be loaded, has another vocabulary, or differs from its own forward pass.
     """

@@ -17,9 +17,10 @@ from transformers import (
     AutoModelForImageTextToText,
     AutoModelForMaskedLM,
     BitsAndBytesConfig,
+    GenerationConfig,
     PretrainedConfig,
 )
-from transformers.initialization import no_init_weights
+from transformers.initialization import meta_device_safe_creation_ops, no_init_weights
 
 from workbench.errors import ConfigError, PolicyError, WorkbenchError
 from workbench.files.gguf_paths import refuse_gguf
@@ -57,6 +58,8 @@ def load_model(
     attn_implementation: str | None = None,
     compiler: str | None = None,
     image_processor: dict | None = None,
+    empty: bool = False,
+    mapped: bool = False,
 ) -> tuple[nn.Module, object]:
     """Load a model, frozen and in evaluation mode, and its processor; `name` is the policy's name, for messages.
 
@@ -65,6 +68,8 @@ def load_model(
     attn_implementation  attention implementation of transformers, None = its default
     compiler   backend of torch.compile for RMSNorms and MLPs, None = not compiled
     image_processor  options of the model's image processor, in its own terms
+    empty      build the model without numbers, on the meta device, and read no weights
+    mapped     leave weights in the memory map of their file, from which the system can drop them
 
     Raises: PolicyError for a path without model, processor or safetensors weights, and for weights that are missing,
     unused, of another shape, or not finite; ConfigError for a missing package, an unknown compiler, a GGUF file, or an
@@ -78,29 +83,27 @@ def load_model(
     try:
         config = AutoConfig.from_pretrained(base, **options)
         _refuse_out_of_scope(config, source, name)
-        with _without_load_report():
-            model, report = auto_class(config).from_pretrained(
-                base,
-                use_safetensors=True,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,  # _require_whole reports them
-                **model_options,
-                **options,
-            )
+        if empty:
+            model = _build_empty(config, base, attn_implementation, **options)
+        else:
+            model, report = _read(config, base, **model_options, **options)
     except PolicyError:
         raise
     except (ImportError, OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise _not_loaded(error, base, source, name, attn_implementation) from error
-    _require_whole(model, report, source, name)
-    if getattr(config, "quantization_config", None) is None:
-        _require_floating(model, base, name)
+    if not empty:
+        _require_whole(model, report, source, name)
+        if getattr(config, "quantization_config", None) is None:
+            _require_floating(model, base, name)
     if base is not path:
-        load_adapter(model, path, name)
-    _require_numbers(model, path, name)
-    _keep_differentiable(model)
-    _align(model)
+        load_adapter(model, path, name, weights=not empty)
+    if not empty:
+        _require_numbers(model, path, name)
+        _keep_differentiable(model)
+    if not (empty or mapped):
+        _align(model)
     processor = _load_processor(path, config, name, image_processor, **options)
-    model = model if dtype in QUANTIZED else model.to(device)
+    model = model if dtype in QUANTIZED or empty else model.to(device)
     if compiler:
         compile_parts(model, compiler, name)
     return model.requires_grad_(False).eval(), processor
@@ -115,14 +118,39 @@ def load_skeleton(path: str | Path, name: str, *, trust_remote_code: bool = Fals
     try:
         config = AutoConfig.from_pretrained(base, trust_remote_code=trust_remote_code)
         _refuse_out_of_scope(config, path, name)
-        with torch.device("meta"), no_init_weights():
-            model = auto_class(config).from_config(config, trust_remote_code=trust_remote_code)
-            if base is not path:
-                load_adapter(model, path, name, weights=False)
+        model = _build_empty(config, base, None, trust_remote_code=trust_remote_code)
+        if base is not path:
+            load_adapter(model, path, name, weights=False)
     except (ImportError, OSError, ValueError, KeyError) as error:
         if isinstance(error, WorkbenchError):
             raise
         raise _not_loaded(error, base, path, name, None) from error
+    return model
+
+
+def _read(config: PretrainedConfig, base: str | Path, **options: Any) -> tuple[nn.Module, dict]:
+    """The model of a folder with its weights, and transformers' report of what it read."""
+    with _without_load_report():
+        return auto_class(config).from_pretrained(
+            base,
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # _require_whole reports them
+            **options,
+        )
+
+
+def _build_empty(
+    config: PretrainedConfig, base: str | Path, attn_implementation: str | None, **options: Any
+) -> nn.Module:
+    """The model of a folder on the meta device, with the generation settings of its files."""
+    if attn_implementation:
+        options["attn_implementation"] = attn_implementation
+    with torch.device("meta"), meta_device_safe_creation_ops(), no_init_weights():
+        model = auto_class(config).from_config(config, **options)
+        model.tie_weights()
+    with contextlib.suppress(OSError):  # as from_pretrained: then they are those of config.json
+        model.generation_config = GenerationConfig.from_pretrained(base)
     return model
 
 

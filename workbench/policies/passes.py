@@ -335,11 +335,16 @@ class Passes:
             places = _counted(inputs["attention_mask"], inputs["input_ids"].shape[1])
             inputs = inputs | {"position_ids": places}
         with self._adapter_state():
-            if not self.shortcuts.head:
-                return self.model(**inputs).logits
             if self.shards is not None:
-                return self.model.below_head(**inputs)
-            return self.model.base_model(**inputs).last_hidden_state
+                return self.shards.make_pass(lambda: self._pass(inputs))
+            return self._pass(inputs)
+
+    def _pass(self, inputs: dict) -> Float[Tensor, "B T D"]:
+        if not self.shortcuts.head:
+            return self.model(**inputs).logits
+        if self.shards is not None:
+            return self.model.below_head(**inputs)
+        return self.model.base_model(**inputs).last_hidden_state
 
     @contextlib.contextmanager
     def evaluation(self) -> Iterator[None]:

@@ -19,6 +19,7 @@ from workbench.policies.autoregressive import AutoregressivePolicy
 from workbench.policies.cache_folder import cache_folder
 from workbench.policies.diffusion import DiffusionPolicy
 from workbench.policies.proof import Proof
+from workbench.policies.scattering import is_empty
 from workbench.policies.shortcuts import Shortcuts
 
 _CODE = (
@@ -43,6 +44,8 @@ def prove_all(policies: Iterable[AutoregressivePolicy], *, accept_differences: b
     """
     unusual: dict[tuple, list[str]] = {}
     for policy in policies:
+        if is_empty(policy.model):
+            continue  # it gets the proof of rank 0
         packs = policy.shortcuts.packing
         proof = prove_once(policy)
         if packs and not proof.shortcuts.packing:
@@ -70,13 +73,14 @@ def _cannot_pack(policy: AutoregressivePolicy, proof: Proof) -> ConfigError:
 
 
 def agree(policies: Iterable[AutoregressivePolicy], process_group: ProcessGroup) -> None:
-    """Disable each shortcut on all ranks if it is disabled on one."""
+    """Disable each shortcut on all ranks if it is disabled on one. Ranks without weights get the others' proof."""
     if process_group.size == 1:
         return
     policies = list(policies)
     for policy, *proofs in zip(
         policies, *process_group.all_gather_object([policy.proof for policy in policies]), strict=True
     ):
+        proofs = [proof for proof in proofs if proof is not None]
         policy.apply(max(proofs, key=lambda proof: (len(proof.off), sorted(proof.off))))
 
 

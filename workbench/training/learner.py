@@ -188,6 +188,8 @@ def build_learner(
         packing=config.training.packing,
         compiler=models.compile,
         device="cpu" if process_group.sharding else device,
+        empty=process_group.sharding is not None and not process_group.is_main,  # rank 0 reads for all
+        mapped=process_group.sharding is not None,
         max_completion_length=config.sampling.max_completion_length,
         max_prompt_length=config.data.max_prompt_length,
         block=config.sampling.diffusion_block_size,
@@ -207,7 +209,7 @@ def build_learner(
         )
     _refuse_for_canvases(config, policies)
     if process_group.sharding is not None:
-        _refuse_rows_apart(config, policies)
+        _refuse_rows_apart(config, policies[STUDENT])
         shard(policies.values(), process_group, device)
     return Learner(policies, config, method.ema_rate, name)
 
@@ -327,15 +329,16 @@ def _refuse_for_canvases(config: RunConfig, policies: dict[str, Policy]) -> None
             )
 
 
-def _refuse_rows_apart(config: RunConfig, policies: dict[str, Policy]) -> None:
-    """Raise ConfigError for a sharded model with one pass per row, whose number of passes would differ by rank."""
-    for policy in single_policies(policies.values()):
-        if not policy.shortcuts.rows and config.training.micro_batch_size != 1:
-            raise ConfigError(
-                f"{policy.name} cannot pad rows to one batch, so sharded weights need micro-batches of one row. Set "
-                "training.micro_batch_size=1, or start with distributed_type: MULTI_GPU "
-                "(configs/accelerate/one-node-8.yaml)."
-            )
+def _refuse_rows_apart(config: RunConfig, student: AutoregressivePolicy) -> None:
+    """Raise ConfigError for a sharded student with one pass per row, whose passes with gradient would differ in number
+    by rank.
+    """
+    if not student.shortcuts.rows and config.training.micro_batch_size != 1:
+        raise ConfigError(
+            f"{student.name} cannot pad rows to one batch, so sharded weights need micro-batches of one row. Set "
+            "training.micro_batch_size=1, or start with distributed_type: MULTI_GPU "
+            "(configs/accelerate/one-node-8.yaml)."
+        )
 
 
 def require_shardable(config: RunConfig) -> None:

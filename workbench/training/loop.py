@@ -35,7 +35,7 @@ from workbench.distributed import ALONE, ProcessGroup, choose_device
 from workbench.errors import RunError, TraceError, UnavailableError
 from workbench.evals.evaluate import Evaluation, teachers
 from workbench.policies.by_domain import covers
-from workbench.policies.fsdp import single_policies, unsharded, unsharded_root
+from workbench.policies.fsdp import describe_shards, layer_by_layer, single_policies, unsharded, unsharded_root
 from workbench.policies.image_features import cached_image_features
 from workbench.policies.pass_counts import PassCounts, count_passes, sum_counts
 from workbench.policies.proven import keep_shortcuts
@@ -134,6 +134,8 @@ class Trainer:
             for learner in self.learners
             for view in self.method.views.values()
         ]
+        if process_group.sharding is not None:
+            log.info("%s", describe_shards(self.sampling_policies))
         # students that also train on the examples' references, which then must be usable too
         reference_students = list(self.students.values()) if self.method.dataset_fraction > 0.0 else []
         self._problem_of = partial(encoding_problem, views=self.all_views, reference_students=reference_students)
@@ -500,7 +502,7 @@ class Trainer:
                 probes = self.probes[learner.name]
                 others = _of_peers(self.probes, learner)
                 scored_batch = score_batch(self.method, learner.policies, self._batch(probes), others)
-                with unsharded(learner.student):
+                with layer_by_layer(learner.student):
                     result = compute_step(
                         self.method,
                         learner.policies,

@@ -49,6 +49,7 @@ class Outcome:
             f"Memory in GB at each phase's peak. Times: {self.share:.0%} of the peak of {speed.name} "
             f"({speed.half / 1e12:g} TFLOP/s in half precision, {speed.single / 1e12:g} in float32, "
             f"{speed.bandwidth / 1e12:g} TB/s), without communication.",
+            *report.describe_whole(self.plan),
             report.describe_host(self.plan, self.per_node),
         ]
 

@@ -7,9 +7,9 @@ from workbench.types import STUDENT
 
 
 def bytes_at_load(plan: Plan, per_node: int) -> int:
-    """Every process reads each model whole; sharded ones are all read before the first is cut into parts."""
+    """Without sharding every process reads each model whole; sharded models are read by the first process alone."""
     totals = [sizes.total for sizes in plan.sizes.values()]
-    return per_node * (sum(totals) if plan.sharded else max(totals))
+    return sum(totals) if plan.sharded else per_node * max(totals)
 
 
 def bytes_at_save(plan: Plan, config: RunConfig) -> int:

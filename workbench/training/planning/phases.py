@@ -164,7 +164,7 @@ class PlannedStep:
             policy, prompts = self.policies[view.policy], self._rows_of(view.context, batch)
             before = live[ACTIVATIONS]
             self._mark("pass", view.policy)
-            with self.residency.whole(self.run, policy.spec), torch.no_grad():
+            with self.residency.scoring(self.run, policy.spec), torch.no_grad():
                 passes = [_pass(policy, prompts, batch, rows) for rows, _ in batch.micro_batches()]
                 self.outputs[name] = join_outputs(passes)
                 del passes
@@ -187,7 +187,7 @@ class PlannedStep:
         prompts = self._rows_of(method.learner_context, batch)
         if method.learner_view in method.router_views and self.shape.micro_batches > 1:
             self._mark("scores")
-            with self.residency.whole(self.run, policy.spec), torch.no_grad():
+            with self.residency.scoring(self.run, policy.spec), torch.no_grad():
                 for rows, _ in batch.micro_batches():
                     self._score_a_chunk(_pass(policy, prompts, batch, rows), batch.token_ids[: len(rows) * self.length])
         self._enter_training()

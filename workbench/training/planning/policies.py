@@ -1,7 +1,7 @@
 """Policies of a plan: the run's own passes over a model without numbers."""
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import MethodType
 from typing import Any
 
@@ -72,6 +72,10 @@ class PlannedPolicy(Passes):
             self.shards = self
             model.below_head = MethodType(_below_head, model)
         self._newest: weakref.ref[PlannedCache] | None = None  # weak, so that a pass frees its cache as in the run
+
+    def make_pass(self, forward: Callable[[], Tensor]) -> Tensor:
+        """As FsdpModel.make_pass, without communication."""
+        return forward()
 
     def _new_cache(self) -> PlannedCache:
         cache = PlannedCache(self.run, config=self.model.config)

@@ -7,6 +7,7 @@ from workbench.training.planning.dry_run import KINDS, WEIGHTS
 from workbench.training.planning.host import bytes_at_load, bytes_at_save
 from workbench.training.planning.plan import Phase, Plan
 from workbench.training.planning.remedies import Trial
+from workbench.types import STUDENT
 
 _ORDER = (WEIGHTS, *(kind for kind in KINDS if kind != WEIGHTS))
 
@@ -46,6 +47,24 @@ def describe(plan: Plan) -> str:
 def describe_host(plan: Plan, per_node: int) -> str:
     load, save = bytes_at_load(plan, per_node), bytes_at_save(plan, plan.config)
     return f"Host memory of a node: {gigabytes(load)} GB while loading, {gigabytes(save)} GB while saving."
+
+
+def describe_whole(plan: Plan) -> list[str]:
+    """With sharded weights, a sentence on the models that a device must hold whole to sample."""
+    if not plan.sharded:
+        return []
+    layers = {spec.names[0]: sum(sizes.layers) for spec, sizes in plan.sizes.items()}
+    text = (
+        f"The student is whole on each device while it samples, {gigabytes(layers[STUDENT])} GB beside its part; other "
+        "models, and all models that score or learn, are gathered a layer at a time."
+    )
+    teachers = {name: size for name, size in layers.items() if name.startswith("teacher")}
+    if plan.config.evaluation.teacher and teachers:
+        text += (
+            " Not in this plan: evaluation.teacher=true samples from the teacher before the first step, whole as well, "
+            f"{gigabytes(max(teachers.values()))} GB beside its part. Set it to false where that does not fit."
+        )
+    return [text]
 
 
 def verdict(plan: Plan, memory: int, trials: list[Trial]) -> str:

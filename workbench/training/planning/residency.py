@@ -51,8 +51,14 @@ class Residency:
         yield
 
     @contextlib.contextmanager
+    def scoring(self, run: DryRun, spec: ModelSpec) -> Iterator[None]:
+        """Hold what a model's scoring passes need more."""
+        with self.whole(run, spec):
+            yield
+
+    @contextlib.contextmanager
     def whole(self, run: DryRun, spec: ModelSpec) -> Iterator[None]:
-        """Hold what a model's passes without gradient need more."""
+        """Hold what a model that samples needs more."""
         extra = self.sizes[spec].total - self._stays(spec)
         run.hold(WEIGHTS, extra)
         yield
@@ -68,7 +74,7 @@ class Residency:
 
 @dataclass
 class ShardedResidency(Residency):
-    """FSDP2 (policies/fsdp.py): a part of every weight, roots whole in a step, models whole in turn.
+    """FSDP2 (policies/fsdp.py): a part of every weight, roots whole in a step, the model that samples whole.
 
     A gathered unit is first in one flat buffer, then in tensors of its own: both are there for a moment.
     """
@@ -95,11 +101,17 @@ class ShardedResidency(Residency):
 
     @contextlib.contextmanager
     def whole(self, run: DryRun, spec: ModelSpec) -> Iterator[None]:
-        """Hold all decoder layers of one model."""
+        """Hold all decoder layers of the model that samples."""
         layers = self.sizes[spec].layers
         with _held(run, WEIGHTS, sum(layers)):
             with _held(run, WEIGHTS, max(layers, default=0)):
                 pass
+            yield
+
+    @contextlib.contextmanager
+    def scoring(self, run: DryRun, spec: ModelSpec) -> Iterator[None]:
+        """Hold two decoder layers: a layer while it computes, and its flat buffer or the next layer's."""
+        with _held(run, WEIGHTS, 2 * max(self.sizes[spec].layers, default=0)):
             yield
 
     @contextlib.contextmanager
