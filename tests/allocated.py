@@ -28,7 +28,7 @@ PLACES = (  # what belongs to which phase
     ("sample", loop.Trainer, "_sample"),
     ("score", loop, "score_batch"),
     ("learn", loop, "compute_step"),
-    ("learn", loop.Learner, "all_reduce_gradients"),
+    ("learn", loop.Learner, "finish_gradients"),
 )
 _COUNTS = ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost")
 

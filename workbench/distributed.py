@@ -22,7 +22,6 @@ that failed. In a lockstep pass of sharded weights a rank prints its error and e
 """
 
 import contextlib
-import itertools
 import logging
 import os
 import pickle
@@ -50,7 +49,7 @@ _FSDP_SETTINGS = {
     "TRANSFORMER_CLS_TO_WRAP": (None, "the layers are those of the model's text decoder"),
     "IGNORED_MODULES": (None, "all weights are sharded"),
 }
-BUCKET_BYTES = 64 * 2**20  # of gradients in one all-reduce
+BUCKET_BYTES = 25 * 2**20  # of gradients in one all-reduce, as in torch's DDP
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -163,31 +162,29 @@ class ProcessGroup:
         except Exception:
             pass  # the error of another rank; the caller raises its own
 
-    @torch.no_grad()
-    def all_reduce_gradients(self, parameters: Sequence[Tensor]) -> None:
-        """All-reduce the gradients by summation, in place. A parameter without a gradient on any rank keeps None."""
-        if self.size == 1:
-            return
-        has_grad = self.any_rank([parameter.grad is not None for parameter in parameters], parameters[0].device)
-        for bucket in _buckets(list(itertools.compress(parameters, has_grad))):
-            grads = [torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in bucket]
-            flat = torch.cat([grad.reshape(-1) for grad in grads])
-            self._reduce(flat, dist.ReduceOp.SUM)
-            for parameter, summed in zip(bucket, flat.split([grad.numel() for grad in grads]), strict=True):
-                parameter.grad = summed.reshape(parameter.shape).clone()
+    def start_sum(self, values: Tensor) -> dist.Work:
+        """Begin an all-reduce by summation, in place; `wait` for it before the values are used."""
+        try:
+            return dist.all_reduce(values, async_op=True)
+        except RuntimeError as error:
+            raise self._lost(error) from error
+
+    def wait(self, work: dist.Work) -> None:
+        """Wait for a collective. Raises LostProcess if a rank exited."""
+        try:
+            work.wait()
+        except RuntimeError as error:
+            raise self._lost(error) from error
 
     def any_rank(self, flags: Sequence[bool] | Tensor, device: torch.device) -> list[bool]:
         """Logical or of each flag over the ranks."""
         flags_set = torch.as_tensor(flags, dtype=torch.uint8, device=device)
         if self.size > 1:
-            self._reduce(flags_set, dist.ReduceOp.MAX)
+            try:
+                dist.all_reduce(flags_set, op=dist.ReduceOp.MAX)
+            except RuntimeError as error:
+                raise self._lost(error) from error
         return flags_set.bool().tolist()
-
-    def _reduce(self, values: Tensor, how: dist.ReduceOp) -> None:
-        try:
-            dist.all_reduce(values, op=how)
-        except RuntimeError as error:
-            raise self._lost(error) from error
 
     def _all_gather(self, error: Exception | None, value: T) -> list[T]:
         if self.size == 1:
@@ -310,20 +307,3 @@ def _sendable(error: Exception, rank: int, remedy: str) -> WorkbenchError:
         if isinstance(error, WorkbenchError) and type(pickle.loads(pickle.dumps(error))) is type(error):
             return error
     return RunError(f"rank {rank} failed: {type(error).__name__}: {error}. {remedy}".strip())
-
-
-def _buckets(parameters: list[Tensor]) -> Iterator[list[Tensor]]:
-    """Group parameters for one all-reduce: of one dtype, in order, at most BUCKET_BYTES unless one parameter is
-    larger.
-    """
-    bucket: list[Tensor] = []
-    size = 0
-    for parameter in sorted(parameters, key=lambda weight: str(weight.dtype)):  # stable: the same order on every rank
-        num_bytes = parameter.numel() * parameter.element_size()
-        if bucket and (parameter.dtype != bucket[0].dtype or size + num_bytes > BUCKET_BYTES):
-            yield bucket
-            bucket, size = [], 0
-        bucket.append(parameter)
-        size += num_bytes
-    if bucket:
-        yield bucket

@@ -152,6 +152,7 @@ def compute_step(
     top_k: int = 0,
     top_k_rollouts: int = 0,
     backward: Callable[[Tensor], None] | None = None,
+    during_last_pass: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
     process_group: ProcessGroup = ALONE,
 ) -> StepResult:
     """Route the whole batch, then compute the learner's losses micro-batch by micro-batch.
@@ -159,12 +160,13 @@ def compute_step(
     seed            of routing rules that draw at random
     top_k           most likely tokens to record per view, at positions of the first `top_k_rollouts` rollouts
     backward        called with each micro-batch's share of the total loss; None = no gradient
+    during_last_pass  context of its last call
     process_group   ranks that each hold a slice of the batch; routing and loss_normalizers cover the whole batch
     Raises          NonFiniteError naming the first position
     """
     student, learner, batch = policies["student"], method.learner_view, scored_batch.batch
     num_passes = batch.num_micro_batches if backward is None else num_synced_passes(student, batch.num_micro_batches)
-    passes = _LearnerPasses(method, student, scored_batch, num_passes, backward)
+    passes = _LearnerPasses(method, student, scored_batch, num_passes, backward, during_last_pass)
     learner_scores, learner_output = {}, None
     with torch.set_grad_enabled(backward is not None):
         if learner in method.router_views:
@@ -206,6 +208,7 @@ class _LearnerPasses:
     num_passes  forward passes of every rank: sharded weights need equally many, so a rank with fewer micro-batches
                 adds passes of zero loss
     backward    called with each micro-batch's share of the total loss; None = no gradient
+    during_last_pass  context of its call for the last micro-batch
     """
 
     method: Method
@@ -213,6 +216,7 @@ class _LearnerPasses:
     scored_batch: ScoredBatch
     num_passes: int
     backward: Callable[[Tensor], None] | None
+    during_last_pass: Callable[[], contextlib.AbstractContextManager[None]]
 
     def score(self) -> tuple[TokenScores, ViewOutput | None]:
         """Scores for the routing rule, and the output if that forward pass, a single one, also serves the loss."""
@@ -261,7 +265,9 @@ class _LearnerPasses:
                 losses.append(result)
                 top_tokens.append(top_k_tokens(output, is_recorded[positions].nonzero().squeeze(-1), top_k))
                 if self.backward is not None:
-                    self.backward(result.total)
+                    is_last = len(losses) == len(micro_batches)
+                    with self.during_last_pass() if is_last else contextlib.nullcontext():
+                        self.backward(result.total)
             for _ in range(self.num_passes - len(micro_batches)):  # another rank has more micro-batches
                 self.backward(self._forward(micro_batches[0][0]).hidden.sum() * 0.0)
         return losses, top_tokens

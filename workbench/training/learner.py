@@ -31,6 +31,7 @@ from workbench.policies.serving.addresses import Patience
 from workbench.policies.serving.sampler import ServedSampler, require_same_start
 from workbench.policies.vllm import VllmEngine, require_vllm
 from workbench.runs.checkpoints import Checkpoint, refuse_other_run
+from workbench.training.gradients import GradientReduction
 from workbench.training.underflow import UpdateUnderflow
 from workbench.training.update_mask import UpdateMask
 from workbench.types import STUDENT
@@ -39,7 +40,14 @@ from workbench.types import STUDENT
 class Learner:
     """A trained student and its optimizer. `policies` are by the method's names."""
 
-    def __init__(self, policies: dict[str, Any], config: RunConfig, ema_rate: float, name: str = STUDENT) -> None:
+    def __init__(
+        self,
+        policies: dict[str, Any],
+        config: RunConfig,
+        ema_rate: float,
+        name: str = STUDENT,
+        process_group: ProcessGroup = ALONE,
+    ) -> None:
         self.name, self.policies, self.ema_rate = name, policies, ema_rate
         self.seed = () if name == STUDENT else (name,)  # seed suffix of its random draws, which differ between peers
         model = self.student.model
@@ -64,6 +72,8 @@ class Learner:
             self.optimizer.param_groups[0]["weight_decay"] = 0.0  # `update` applies weight decay inside the mask only
         self.weight_decay = training.weight_decay
         self.underflow = UpdateUnderflow(self.parameters)
+        replicated = process_group.size > 1 and process_group.sharding is None
+        self.reduction = GradientReduction(self.parameters, process_group) if replicated else None
         self._rate = learning_rates(config)
         self.max_grad_norm = training.max_grad_norm
 
@@ -97,11 +107,15 @@ class Learner:
         finally:
             model.eval()
 
-    def all_reduce_gradients(self, process_group: ProcessGroup) -> None:
-        """Sum the gradients over all ranks; FSDP has already summed those of sharded weights."""
-        if self.student.shards is None:
-            process_group.all_reduce_gradients(self.parameters)
-        else:
+    def during_last_pass(self) -> contextlib.AbstractContextManager[None]:
+        """Context of the last backward pass of a step, in which gradients are summed over the ranks."""
+        return contextlib.nullcontext() if self.reduction is None else self.reduction.during_last_pass()
+
+    def finish_gradients(self) -> None:
+        """Wait for the sums of the gradients over all ranks; FSDP sums those of sharded weights in each pass."""
+        if self.reduction is not None:
+            self.reduction.finish()
+        elif self.student.shards is not None:
             self.student.shards.leave_untouched(self.parameters)
 
     def clip_gradients(self) -> float:
@@ -211,7 +225,7 @@ def build_learner(
     if process_group.sharding is not None:
         _refuse_rows_apart(config, policies[STUDENT])
         shard(policies.values(), process_group, device)
-    return Learner(policies, config, method.ema_rate, name)
+    return Learner(policies, config, method.ema_rate, name, process_group)
 
 
 def autocast(config: RunConfig, device: str | torch.device) -> torch.autocast:

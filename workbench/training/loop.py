@@ -358,7 +358,7 @@ class Trainer:
                 results = [self._score_and_backward(learner, rollouts, step, timer) for learner in self.learners]
             # outside of propagate_errors: all ranks have the same gradients now, so all raise the same error
             for learner in self.learners:
-                learner.all_reduce_gradients(self.process_group)
+                learner.finish_gradients()
             grad_norms = [learner.clip_gradients() for learner in self.learners]
         except NonFiniteError as error:
             raise self._save_and_explain(step, error) from None
@@ -453,6 +453,7 @@ class Trainer:
                     top_k=config.trace.top_k,
                     top_k_rollouts=config.trace.top_k_rollouts,
                     backward=self.accelerator.backward,
+                    during_last_pass=learner.during_last_pass,
                     process_group=self.process_group,
                 )
         timer.mark("learn")

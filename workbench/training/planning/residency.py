@@ -65,9 +65,9 @@ class Residency:
         run.hold(WEIGHTS, -extra)
 
     def reduce(self, run: DryRun) -> None:
-        """All-reduce whole gradients, in flat buckets of which there is a copy."""
+        """All-reduce whole gradients, in flat buckets; one has a copy for a moment."""
         if self.processes > 1:
-            bucket = 2 * min(self._trained, BUCKET_BYTES)
+            bucket = min(self._trained, BUCKET_BYTES)
             run.hold(GRADIENT, bucket)
             run.hold(GRADIENT, -bucket)
 
