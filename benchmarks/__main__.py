@@ -18,6 +18,7 @@
     python -m benchmarks study      overhead of a study, and of two runs at once: study parts, study beside
     python -m benchmarks together   runs at once against the same runs one after the other
     python -m benchmarks app        first page, drawing in the browser, watching a run: app page, app draw, app monitor
+    python -m benchmarks long_answer   an answer of 16,000 tokens in Chromium: time to draw, longest frame of scrolling
     python -m benchmarks bad_rows   campaign: rows with one odd value; none may end in a traceback
     python -m benchmarks first_losses   losses of every recipe's first three steps, bit by bit against another commit's
     python -m benchmarks recovery   what a pruned real model recovers by distillation: docs/real-models.md
@@ -51,6 +52,7 @@ NAMES = (
     "study",
     "together",
     "app",
+    "long_answer",
     "bad_rows",
     "kills",
     "bad_input",

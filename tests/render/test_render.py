@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -152,7 +153,7 @@ def test_chips_unrecorded_quantities_are_disabled():
     "call", [lambda v: render_tokens(v, color_by="color"), lambda v: render_terminal(v, color_by="x")]
 )
 def test_color_by_unknown_quantity_lists_allowed(call):
-    with raises(ConfigError, "capability, denoising, entropy, information, loss, regime, visibility, weight"):
+    with raises(ConfigError, "capability, denoising, entropy, information, loss, mismatch, regime, visibility, weight"):
         call(view(cell()))
 
 
@@ -220,13 +221,42 @@ def test_legend_counts_tokens_and_loss_shares():
     assert ">1 <" in row and "33%" in row and "75%" in row
 
 
-def test_fragment_2000_tokens_is_below_2_mb():
+def test_fragment_2000_tokens_is_below_2_mb_and_holds_them_in_chunks():
     best = {name: [(f"w{k}", -0.1 - k) for k in range(5)] for name in ("student", "self", "teacher")}
     tokens = [
         cell(f" w{k}", list(REGIMES)[k % 4], loss=k / 100, weight=1.0, effective=0.6, top_k=best) for k in range(2000)
     ]
     html = render_tokens(view(*tokens), standalone=False)
-    assert html.count('class="wb-t ') == 2000 and len(html.encode()) < 2_000_000
+    assert len(html.encode()) < 2_000_000
+    chunks = [(int(start), int(end)) for start, end in re.findall(r'data-from="(\d+)" data-to="(\d+)"', html)]
+    assert chunks[0][0] == 0 and chunks[-1][1] == 2000 and all(end - start <= 240 for start, end in chunks)
+    assert [end for _, end in chunks[:-1]] == [start for start, _ in chunks[1:]]
+
+
+def embedded(html: str) -> dict:
+    return json.loads(re.search(r'<template class="wb-data">(.*?)</template>', html, re.DOTALL)[1])
+
+
+def test_long_answer_chunks_end_at_line_breaks():
+    texts = [f"w{index}" for index in range(400)]
+    texts[150] = ".\n"
+    cells = [cell(text, regime="LH") for text in texts]
+    html = render_tokens(view(*cells), standalone=False)
+    assert re.findall(r'data-from="(\d+)"', html) == ["0", "151", "391"]
+    assert embedded(html)["breaks"] == [150]
+
+
+def test_line_breaks_in_a_row_break_line_once():
+    html = render_tokens(view(cell("a\n"), cell("\n"), cell("\n\n"), cell("b")), standalone=False)
+    assert html.count("<br>") == 1
+
+
+def test_mismatch_is_trainer_minus_sampler():
+    sampled = replace(cell(student=-0.5), sampled_logprob=-0.7)
+    assert sampled.mismatch == pytest.approx(0.2) and cell().mismatch is None
+    html = render_tokens(view(*[sampled] * 200), standalone=False)
+    assert embedded(html)["mismatch"][0] == pytest.approx(0.2) and 'data-by="mismatch"' in html
+    assert 'data-by="mismatch"' not in render_tokens(view(cell()), standalone=False), "it was not recorded"
 
 
 def test_movement_draws_cell_per_step_and_token():
@@ -250,7 +280,7 @@ def test_movement_838_tokens_fits_fixed_width():
 def test_fragment_marked_tokens_and_long_answer_are_flagged():
     cells = tuple(TokenCell(f"w{index}", index, "LH") for index in range(130))
     html = render_tokens(TokenView("t", "q", "a", cells), standalone=False, pinned=3, marked={3, 7})
-    assert html.count("wb-match") == 2 and "data-long" in html
+    assert embedded(html)["marked"] == [3, 7] and "data-long" in html
     short = render_tokens(TokenView("t", "q", "a", cells[:9]), standalone=False)
     assert "wb-match" not in short and "data-long" not in short
 

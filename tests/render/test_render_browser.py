@@ -323,7 +323,7 @@ def test_recolor_and_pin_2000_tokens_are_quick(open_page):
         for k in range(2000)
     )
     opened = open_page(render_page([render_tokens(TokenView("t", "q", "a", tokens, regimes=REGIMES))], "t"))
-    opened.token(1990).scroll_into_view_if_needed()
+    opened.page.evaluate("window.workbenchTokens.tokenAt(document.querySelector('.wb-tokens'), 1985).scrollIntoView()")
     timed = """async () => {
         const root = document.querySelector('.wb-tokens');
         const spent = async (act) => {
@@ -336,3 +336,105 @@ def test_recolor_and_pin_2000_tokens_are_quick(open_page):
     color_ms, pin_ms = opened.page.evaluate(timed)
     # 80 to 400 and 15 ms on two busy cores; the bounds leave room for a busy machine
     assert color_ms < 1500 and pin_ms < 500, (color_ms, pin_ms)
+
+
+def long_answer(count=4000):
+    """An answer in which every hundredth token is HS; between them all views agree for 60 tokens."""
+    calm, unsure = cell(" and", "LH", -0.1, -0.1, -0.1), cell(" so", "HT", -2.0, -1.0, -0.1)
+    tokens = [
+        cell(" 7", "HS", -3.0, -0.1, -0.2) if k % 100 == 50 else unsure if k % 100 > 60 else calm for k in range(count)
+    ]
+    tokens[3] = cell(" 👩‍👩‍👧\n", "LH", -0.1, -0.1, -0.1)
+    return TokenView("t", "q", "|a|\n你好 👩‍👩‍👧", tuple(tokens), regimes=REGIMES)
+
+
+def until(page, expression):
+    """Waits for what a frame or an observer brings; the page's policy forbids wait_for_function."""
+    for _ in range(100):
+        if page.evaluate(expression):
+            return
+        page.wait_for_timeout(50)
+    pytest.fail(f"never true: {expression}")
+
+
+@pytest.fixture
+def opened_long(open_page):
+    return open_page(render_page([render_tokens(long_answer(), standalone=False, pinned=0, marked={7})], "t"))
+
+
+def test_long_answer_holds_tokens_near_the_screen_only(opened_long):
+    page = opened_long.page
+    count = "document.querySelectorAll('.wb-t').length"
+    assert 200 < page.evaluate(count) < 2000
+    page.evaluate("document.querySelectorAll('.wb-chunk')[15].scrollIntoView()")
+    until(page, "[...document.querySelectorAll('.wb-t')].some(t => Number(t.dataset.i) > 3500)")
+    until(page, "document.querySelector('.wb-t[data-i=\"200\"]') === null")
+    assert page.evaluate(count) < 2000
+
+
+def test_long_answer_steps_to_next_token_of_regime(opened_long):
+    page = opened_long.page
+    page.get_by_label("tokens to step through").select_option("HS (40)")
+    for expected in ("50", "150"):
+        page.get_by_label("next such token").click()
+        assert page.locator(".wb-tokens").get_attribute("data-pin") == expected
+    for _ in range(3):
+        page.get_by_label("previous such token").click()
+    assert page.locator(".wb-tokens").get_attribute("data-pin") == "3850", "it goes on from the other end"
+    box = page.locator(".wb-t[data-i='3850']").bounding_box()
+    assert 0 < box["y"] < 900
+
+
+def test_long_answer_strip_click_pins_token_there(opened_long):
+    strip = opened_long.page.locator(".wb-strip")
+    assert "HS 40" in strip.get_attribute("aria-label")
+    box = strip.bounding_box()
+    opened_long.page.mouse.click(box["x"] + box["width"] / 2, box["y"] + 5)
+    assert abs(int(opened_long.page.locator(".wb-tokens").get_attribute("data-pin")) - 2000) < 10
+    until(opened_long.page, "Number(document.querySelector('.wb-strip .wb-screen').getAttribute('x')) > 180")
+
+
+def test_long_answer_chart_zooms_by_drag(opened_long):
+    page, curve = opened_long.page, opened_long.page.locator(".wb-curve")
+    page.get_by_label("quantity of the chart").select_option("log-prob, student")
+    assert "-3" in curve.get_attribute("aria-label").replace("−", "-")
+    box = curve.bounding_box()
+    page.mouse.move(box["x"] + box["width"] * 0.25, box["y"] + 40)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] * 0.5, box["y"] + 40, steps=3)
+    page.mouse.up()
+    first, last = map(int, re.findall(r"tokens (\d+) to (\d+)", curve.get_attribute("aria-label"))[0])
+    assert abs(first - 1000) < 20 and abs(last - 2000) < 20
+    page.get_by_label("the whole answer").click()
+    assert "tokens 1 to 4000" in curve.get_attribute("aria-label")
+
+
+def test_long_answer_fold_hides_agreed_tokens_and_opens_again(opened_long):
+    page = opened_long.page
+    page.get_by_label(re.compile("^fold ")).click()
+    fold = page.locator(".wb-fold").nth(1)
+    assert "all views agree" in fold.inner_text() and page.locator(".wb-t[data-i='120']").count() == 0
+    page.locator(".wb-fold[data-fold='100']").click()
+    assert page.locator(".wb-t[data-i='120']").count() == 1
+    assert page.locator(".wb-t[data-i='7']").count() == 1, "a marked token is never folded"
+
+
+def test_long_answer_down_key_moves_to_next_line(opened_long):
+    page = opened_long.page
+    page.evaluate(
+        "window.moves = []; document.addEventListener('workbench:rollout', e => moves.push(e.detail.direction))"
+    )
+    opened_long.token(10).click()
+    before = opened_long.token(10).bounding_box()
+    page.keyboard.press("ArrowDown")
+    after = page.evaluate("(() => { const b = document.activeElement.getBoundingClientRect(); return [b.x, b.y]; })()")
+    assert page.evaluate("moves") == [] and abs(after[0] - before["x"]) < 80
+    page.keyboard.press("End")
+    page.keyboard.press("ArrowDown")
+    assert page.evaluate("moves") == [1]
+
+
+def test_long_answer_plain_text_keeps_lines_and_graphemes(opened_long):
+    opened_long.page.get_by_label("the answer as plain text").click()
+    text = opened_long.page.locator(".wb-text")
+    assert text.inner_text() == "|a|\n你好 👩‍👩‍👧" and not opened_long.page.locator(".wb-answer").is_visible()

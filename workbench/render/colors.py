@@ -84,8 +84,10 @@ QUANTITIES = {  # that color the tokens: label, unit, letter of the CSS class
     "loss": ("loss", "nats", "l"),
     "entropy": ("entropy", "nats", "e"),
     "denoising": ("denoising step", "", "d"),
+    "mismatch": ("trainer − sampler", "nats", "m"),
     "visibility": ("visibility", "", "t"),
 }
+SIGNED = ("capability", "information", "mismatch")  # quantities with colors of two directions
 
 
 def regime_slots(regimes: dict[str, RegimeNote]) -> dict[str, str]:
@@ -103,20 +105,7 @@ def regime_slots(regimes: dict[str, RegimeNote]) -> dict[str, str]:
 
 def values_of(view: TokenView, quantity: str) -> list[float | None]:
     """A numeric quantity of every token; None for values that are not recorded or not finite."""
-    getter = {
-        "capability": lambda token: token.capability_gap,
-        "information": lambda token: token.information_gap,
-        "weight": lambda token: token.effective,
-        "loss": lambda token: token.loss,
-        "entropy": lambda token: token.entropies.get("student"),
-        "denoising": lambda token: token.denoising_step,
-    }[quantity]
-    return [finite(getter(token)) for token in view.tokens]
-
-
-def finite(value: float | int | None) -> float | int | None:
-    """The value, or None if it is missing, infinite or not a number."""
-    return value if value is not None and math.isfinite(value) else None
+    return view.columns[quantity]
 
 
 def scale_bound(values: Iterable[float | None]) -> float:
@@ -186,7 +175,7 @@ def palette_css() -> str:
         if quantity == "visibility":
             named = VISIBILITY
         elif quantity != "regime":
-            named = dict(enumerate(DIVERGING if quantity in ("capability", "information") else GROWING))
+            named = dict(enumerate(DIVERGING if quantity in SIGNED else GROWING))
         else:
             continue
         rules += [_rule(f'.wb-tokens[data-by="{quantity}"] .wb-{letter}-{name}', fill) for name, fill in named.items()]

@@ -4,7 +4,7 @@ from html import escape
 
 from workbench.render import colors
 from workbench.render.text import NONE, plain, share, signed
-from workbench.render.view import RegimeNote, TokenView
+from workbench.render.view import LONG, RegimeNote, TokenView, finite
 
 
 def legends(view: TokenView) -> str:
@@ -16,6 +16,8 @@ def legends(view: TokenView) -> str:
     parts = [_regimes(view), _visibility(view)]
     for quantity in ("capability", "information"):
         parts.append(_ramp(view, quantity, "diverging", len(colors.DIVERGING), bound))
+    mismatch = colors.values_of(view, "mismatch")
+    parts.append(_ramp(view, "mismatch", "diverging", len(colors.DIVERGING), colors.scale_bound(mismatch)))
     for quantity in ("weight", "loss", "entropy", "denoising"):
         parts.append(
             _ramp(view, quantity, "growing", len(colors.GROWING), colors.scale_bound(colors.values_of(view, quantity)))
@@ -25,7 +27,8 @@ def legends(view: TokenView) -> str:
         recorded = [value for value in gaps if value is not None]
         low, high = "≤ −" if min(recorded) < -down else "−", "≥ +" if max(recorded) > up else "+"
         bars = (
-            '<div class="wb-barkey"><button type="button" class="wb-chip wb-toggle" data-bars aria-pressed="true">gap '
+            '<div class="wb-barkey"><button type="button" class="wb-chip wb-toggle" data-bars aria-pressed="'
+            f'{"false" if len(view.tokens) > LONG else "true"}">gap '
             'bars</button><span><span class="wb-stroke wb-cap"></span>capability gap</span><span><span '
             f'class="wb-stroke wb-info"></span>information gap</span><span>from {low}{down:g} to {high}{up:g} '
             "nats</span></div>"
@@ -39,7 +42,7 @@ def regime_shares(view: TokenView) -> dict[str, tuple[int, float, float | None]]
     counts = dict.fromkeys(losses, 0)
     for token in view.tokens:
         counts[token.regime] += 1
-        losses[token.regime] += colors.finite(token.loss) or 0.0
+        losses[token.regime] += finite(token.loss) or 0.0
     total, is_positive = sum(losses.values()), all(loss >= 0 for loss in losses.values())
     num = max(1, len(view.tokens))
     return {
@@ -103,6 +106,8 @@ def _ramp(view: TokenView, quantity: str, scale: str, steps: int, bound: float) 
         facts = f"mean {number(mean)}, from {number(low)} to {number(high)} {unit} over {len(recorded)} tokens"
         if quantity == "weight":
             facts += "; the router's weight of the token times the method's weight of the loss"
+        if quantity == "mismatch":
+            facts += "; the student's log-prob in training minus that when sampled"
     else:
         facts = "not recorded"
     return (

@@ -6,7 +6,7 @@ from workbench.errors import require_one_of
 from workbench.render import colors
 from workbench.render.legends import regime_shares
 from workbench.render.text import NONE, plain, share, signed, visible_text
-from workbench.render.view import TokenView
+from workbench.render.view import TokenView, finite
 
 _RESET = "\x1b[0m"
 
@@ -67,13 +67,17 @@ def _fills(view: TokenView, color_by: str) -> list[colors.Fill | None]:
             colors.VISIBILITY.get(token.visibility or "unknown", colors.VISIBILITY["unknown"]) for token in view.tokens
         ]
     values = colors.values_of(view, color_by)
-    if color_by in ("capability", "information"):
-        gaps = [*colors.values_of(view, "capability"), *colors.values_of(view, "information")]
-        bound, scale, step_of = colors.scale_bound(gaps), colors.DIVERGING, colors.diverging_step
-    else:
-        bound, scale, step_of = colors.scale_bound(values), colors.GROWING, colors.growing_step
+    bound = colors.scale_bound(_scaled(view, color_by))
+    is_signed = color_by in colors.SIGNED
+    scale, step_of = (colors.DIVERGING, colors.diverging_step) if is_signed else (colors.GROWING, colors.growing_step)
     steps = [step_of(value, bound) for value in values]
     return [None if step is None else scale[step] for step in steps]
+
+
+def _scaled(view: TokenView, quantity: str) -> list[float | None]:
+    """Values that give the scale of a quantity; both gaps share theirs."""
+    names = ("capability", "information") if quantity in ("capability", "information") else (quantity,)
+    return [value for name in names for value in colors.values_of(view, name)]
 
 
 def _answer(view: TokenView, fills: list, color_by: str, width: int, color: bool) -> list[str]:
@@ -113,12 +117,10 @@ def _legend(view: TokenView, color_by: str, color: bool) -> list[str]:
         lines.append("  ".join(_paint(f" {name} ", fill, color) for name, fill in colors.VISIBILITY.items()))
     else:
         label, unit, _ = colors.QUANTITIES[color_by]
-        is_gap = color_by in ("capability", "information")
-        values = colors.values_of(view, color_by)
-        gaps = [*colors.values_of(view, "capability"), *colors.values_of(view, "information")]
-        bound = colors.scale_bound(gaps if is_gap else values)
-        colorscale = "".join(_paint("  ", fill, color) for fill in (colors.DIVERGING if is_gap else colors.GROWING))
-        lines.append(f"{label}: {f'≤ −{bound:g}' if is_gap else '0'} {colorscale} ≥ {bound:g} {unit}")
+        is_signed = color_by in colors.SIGNED
+        bound = colors.scale_bound(_scaled(view, color_by))
+        colorscale = "".join(_paint("  ", fill, color) for fill in (colors.DIVERGING if is_signed else colors.GROWING))
+        lines.append(f"{label}: {f'≤ −{bound:g}' if is_signed else '0'} {colorscale} ≥ {bound:g} {unit}")
     return lines
 
 
@@ -128,7 +130,7 @@ def _table(view: TokenView, fills: list, width: int, color: bool) -> list[str]:
     columns += [(name, [plain(token.logprobs.get(name)) for token in view.tokens]) for name in view.views]
     for name, quantity in (("info", "information"), ("cap", "capability")):
         columns.append((name, [signed(value) for value in colors.values_of(view, quantity)]))
-    columns.append(("total", [signed(colors.finite(token.total_gap)) for token in view.tokens]))
+    columns.append(("total", [signed(finite(token.total_gap)) for token in view.tokens]))
     columns.append(("weight", [plain(token.effective) for token in view.tokens]))
     columns.append(("loss", [plain(token.loss, 3) for token in view.tokens]))
     columns.append(

@@ -6,6 +6,7 @@ rendered as a dash, never as zero.
 
 import math
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +16,7 @@ from workbench.types import Box
 
 STUDENT, SELF, TEACHER = "student", "self", "teacher"
 VIEW_ORDER = (STUDENT, SELF, TEACHER)
+LONG = 120  # tokens above which an answer gets an overview, a chart and windows
 
 
 class RegimeNote(NamedTuple):
@@ -72,8 +74,12 @@ class TokenCell:
     @property
     def ratio(self) -> float | None:
         """Importance ratio: the student's probability in training over its probability in sampling."""
-        gap = _difference(self.logprobs.get(STUDENT), self.sampled_logprob)
-        return None if gap is None else math.exp(min(gap, 700.0))
+        return None if self.mismatch is None else math.exp(min(self.mismatch, 700.0))
+
+    @property
+    def mismatch(self) -> float | None:
+        """log-prob of the student in training minus that in sampling: staleness, and the engines' differences."""
+        return _difference(self.logprobs.get(STUDENT), self.sampled_logprob)
 
 
 @dataclass(frozen=True)
@@ -117,6 +123,20 @@ class TokenView:
         names = dict.fromkeys(name for token in self.tokens for name in token.logprobs)
         return tuple(name for name in VIEW_ORDER if name in names) + tuple(n for n in names if n not in VIEW_ORDER)
 
+    @cached_property
+    def columns(self) -> dict[str, list[float | None]]:
+        """The numeric quantities of colors.QUANTITIES for every token; None where not recorded or not finite."""
+        read = {
+            "capability": lambda token: token.capability_gap,
+            "information": lambda token: token.information_gap,
+            "weight": lambda token: token.effective,
+            "loss": lambda token: token.loss,
+            "entropy": lambda token: token.entropies.get(STUDENT),
+            "denoising": lambda token: token.denoising_step,
+            "mismatch": lambda token: token.mismatch,
+        }
+        return {name: [finite(getter(token)) for token in self.tokens] for name, getter in read.items()}
+
     @property
     def all_regimes(self) -> dict[str, RegimeNote]:
         """The method's regimes, and further regimes of the tokens."""
@@ -124,6 +144,11 @@ class TokenView:
         for token in self.tokens:
             named.setdefault(token.regime, RegimeNote("", token.target, token.divergence))
         return named
+
+
+def finite(value: float | int | None) -> float | int | None:
+    """The value, or None if it is missing, infinite or not a number."""
+    return value if value is not None and math.isfinite(value) else None
 
 
 def _difference(first: float | None, second: float | None) -> float | None:

@@ -3,13 +3,12 @@
  * Listeners are on the document, so fragments that are added later (a Gradio update, a notebook cell) need no script of
  * their own; an observer fills their detail panel. The script never uses innerHTML, since token text is untrusted.
  * Events for the host page, which bubble from the fragment: "workbench:pin" {index} when the user pins a token, and
- * "workbench:rollout" {direction: -1 | 1} for the up and down keys. To prevent scrolling, call preventDefault() on the
- * latter.
+ * "workbench:rollout" {direction: -1 | 1} for the up and down keys, in a long answer from its first or last line. To
+ * prevent scrolling, call preventDefault() on the latter.
  */
 (() => {
   "use strict";
   if (window.workbenchTokens) return;
-  window.workbenchTokens = true;
 
   const SVG = "http://www.w3.org/2000/svg";
   const DASH = "–";
@@ -19,7 +18,10 @@
     if (!loaded.has(root)) loaded.set(root, JSON.parse(root.querySelector("template.wb-data").content.textContent));
     return loaded.get(root);
   };
-  const tokenAt = (root, index) => root.querySelector(`.wb-t[data-i="${index}"]`);
+  const tokenAt = (root, index) => {
+    root.workbenchFill?.(index); // a long answer has only the tokens near the screen
+    return root.querySelector(`.wb-t[data-i="${index}"]`);
+  };
 
   // ---- small builders
 
@@ -193,6 +195,7 @@
     const explanation = make("div", "", reason(data, index), ...(fall ? [fall] : []));
     const parts = make("div", "wb-parts", make("div", "", viewTable(data, index, 5, true)), explanation);
     root.querySelector(".wb-detail").replaceChildren(heading(data, index), facts(data, index), parts);
+    root.dispatchEvent(new CustomEvent("workbench:pinned", { detail: { index } }));
     if (byUser) {
       token.focus();
       const gaps = `capability ${signed(data.capability[index])}, information ${signed(data.information[index])} nats`;
@@ -204,6 +207,7 @@
   const upgrade = (root) => {
     if (root.dataset.live) return;
     root.dataset.live = "yes";
+    window.workbenchTokens.upgradeLong?.(root);
     if (Number(root.dataset.pin) >= 0) pin(root, Number(root.dataset.pin));
   };
 
@@ -281,6 +285,12 @@
       hover(null);
       pin(root, Math.max(0, Math.min(last, goal)), { byUser: true });
     } else if (event.key === "ArrowUp" || event.key === "ArrowDown") {
+      const below = root.workbenchLine?.(token, event.key === "ArrowUp" ? -1 : 1);
+      if (below !== undefined) {
+        event.preventDefault();
+        pin(root, below, { byUser: true });
+        return;
+      }
       const detail = { direction: event.key === "ArrowUp" ? -1 : 1 };
       const move = new CustomEvent("workbench:rollout", { bubbles: true, cancelable: true, detail });
       if (!root.dispatchEvent(move)) event.preventDefault();
@@ -305,6 +315,8 @@
     upgradeAll();
     new MutationObserver(upgradeAll).observe(document.body, { childList: true, subtree: true });
   };
-  if (document.body) start();
+  window.workbenchTokens = { dataOf, tokenAt, make, draw, number, signed, pin };
+  // after long.js, which follows this script
+  if (document.readyState !== "loading") queueMicrotask(start);
   else document.addEventListener("DOMContentLoaded", start);
 })();
