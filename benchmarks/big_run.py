@@ -24,7 +24,7 @@ from PIL import Image
 from workbench.analysis import illusion as tables
 from workbench.analysis.regimes import shares_by, shares_over_steps
 from workbench.app.context import AppContext, run_choices
-from workbench.app.tabs import compare, illusion, monitor, movement, tokens
+from workbench.app.tabs import answers, compare, leakage, movement, training
 from workbench.config.schema import build_config
 from workbench.data.contexts import build_prompt
 from workbench.distill.divergences import Divergence
@@ -253,7 +253,8 @@ def measure(folder: Path, repeats: int) -> None:
     steps = traces.steps()
     for kind, questions in {
         "selection (150 ms)": selections(traces, steps, chooser),
-        "the Tokens tab as a whole (150 ms)": tokens_tab(folder, steps, chooser),
+        "text search (500 ms)": searches(traces),
+        "Answers as a whole (150 ms)": answers_tab(folder, steps, chooser),
         "summary (1 s)": summaries(traces),
         "the other tabs as a whole (1 s)": other_tabs(folder),
     }.items():
@@ -272,25 +273,43 @@ def measure(folder: Path, repeats: int) -> None:
 
 
 def selections(traces: Traces, steps: list[int], chooser: random.Random) -> dict[str, Callable]:
-    """Run the queries of a click in the Tokens tab."""
+    """Run the queries of a click in Answers."""
     step = lambda: chooser.choice(steps)  # noqa: E731
     return {
         "one answer": lambda: traces.rollout(step(), chooser.randrange(64)),
-        "answers of one step": lambda: traces.rollouts(step()),
-        "one step, with a regime": lambda: traces.rollouts(step(), regime="HS"),
-        "one step, largest information gap": lambda: traces.rollouts(step(), order="information_gap"),
+        "answers of one step": lambda: traces.rollouts(f"step={step()}"),
+        "one step, with a regime": lambda: traces.rollouts(f"step={step()} token.regime=HS"),
+        "one step, largest information gap": lambda: traces.rollouts(f"step={step()} sort:-abs_information_gap"),
         "all steps, newest first": lambda: traces.rollouts(),
         "all steps, page 1000": lambda: traces.rollouts(offset=50_000),
-        "all steps, largest information gap": lambda: traces.rollouts(order="information_gap"),
-        "all steps, HS, wrong, largest loss": lambda: traces.rollouts(regime="HS", right=False, order="loss"),
-        "all steps, privileged, one domain": lambda: traces.rollouts(visibility="privileged", domain="read"),
-        "count of the same": lambda: traces.count_rollouts(visibility="privileged", domain="read"),
+        "all steps, largest information gap": lambda: traces.rollouts("sort:-abs_information_gap"),
+        "all steps, HS, wrong, largest loss": lambda: traces.rollouts("token.regime=HS grade=incorrect sort:-loss"),
+        "all steps, privileged, one domain": lambda: traces.rollouts("token.visibility=privileged domain=read"),
+        "count of the same": lambda: traces.count_rollouts("token.visibility=privileged domain=read"),
+        "HS and privileged, the same token": lambda: traces.rollouts("token.regime=HS token.visibility=privileged"),
+        "a token with information gap > 3": lambda: traces.rollouts("token.information_gap>3 sort:-loss"),
+        "HS with a gap in both parts": lambda: traces.rollouts(
+            "token.regime=HS token.information_gap>2 token.capability_gap<-1 grade=incorrect"
+        ),
+        "longer than 200 tokens, ascending loss": lambda: traces.rollouts("tokens>200 sort:loss"),
         "list of steps": lambda: traces.steps(),
     }
 
 
-def tokens_tab(folder: Path, steps: list[int], chooser: random.Random) -> dict[str, Callable]:
-    """Do all work of the server for a click in Tokens: choices, list, count, answer, HTML."""
+def searches(traces: Traces) -> dict[str, Callable]:
+    """Search the texts of all answers and questions."""
+    return {
+        "two words, in any case": lambda: traces.rollouts('"W4999 w17"'),
+        "in answers alone": lambda: traces.rollouts("answer:w4999"),
+        "in questions alone": lambda: traces.rollouts("question:123"),
+        "regular expression": lambda: traces.rollouts("/w4[0-9]9 w(1|2)777/"),
+        "one that backtracking would not end": lambda: traces.rollouts("answer:/(w1+)+ w1+$/"),
+        "with numbers and a token": lambda: traces.rollouts("w4999 tokens>150 token.regime=HS sort:-loss"),
+    }
+
+
+def answers_tab(folder: Path, steps: list[int], chooser: random.Random) -> dict[str, Callable]:
+    """Do all work of the server for a click in Answers: choices, list, count, answer, HTML."""
     context = AppContext(folder.parent, folder.parent)
     unseen = itertools.cycle(chooser.sample(steps, len(steps)))
 
@@ -299,17 +318,17 @@ def tokens_tab(folder: Path, steps: list[int], chooser: random.Random) -> dict[s
 
     def filtered(**address: str) -> Callable:
         pages = itertools.count()  # a new page each time, since pages are remembered
-        return lambda: tokens.draw(context, folder.name, {**address, "list_page": str(next(pages))})
+        return lambda: answers.draw(context, folder.name, {**address, "list_page": str(next(pages))})
 
     return {
-        "another answer": lambda: tokens.draw(context, folder.name, random_answer()),
-        "another page": lambda: tokens.draw(context, folder.name, {"list_page": str(chooser.randrange(3000))}),
-        "one step": lambda: tokens.draw(context, folder.name, {"at_step": str(next(unseen))}),
-        "largest information gap": filtered(order="information_gap"),
-        "HS, wrong, largest loss": filtered(regime="HS", right="wrong", order="loss"),
+        "another answer": lambda: answers.draw(context, folder.name, random_answer()),
+        "another page": lambda: answers.draw(context, folder.name, {"list_page": str(chooser.randrange(3000))}),
+        "one step": lambda: answers.draw(context, folder.name, {"at_step": str(next(unseen))}),
+        "largest information gap": filtered(order="-abs_information_gap"),
+        "HS, wrong, largest loss": filtered(regime="HS", grade="incorrect", order="-loss"),
         "privileged, one domain": filtered(domain="read", visibility="privileged"),
         "probes": filtered(probe="1"),
-        "down to the next answer": lambda: tokens.step_selection(
+        "down to the next answer": lambda: answers.step_selection(
             context, folder.name, {**random_answer(), "list_page": str(next(unseen))}, 1
         ),
     }
@@ -319,14 +338,14 @@ def other_tabs(folder: Path) -> dict[str, Callable]:
     """Do all work of the server when a tab is opened."""
     context, run = AppContext(folder.parent, folder.parent), folder.name
     return {
-        "monitor": lambda: monitor.update(context, run, "light", "", None, redraw_all=True),
+        "training": lambda: training.update(context, run, "light", "", None, redraw_all=True),
         "movement": lambda: movement.draw(context, run, "light", {}),
         "movement by domain": lambda: movement.draw(
             context, run, "light", {"color": "loss", "of": "visible", "panels": "domain", "share": "loss_share"}
         ),
         "compare: examples of both": lambda: compare.draw_examples(folder, folder, ""),
         "compare: accuracies": lambda: compare.draw_accuracy(folder, folder),
-        "illusion": lambda: illusion.draw(context, run, "light", ""),
+        "leakage": lambda: leakage.draw(context, run, "light", ""),
         "the list of runs": lambda: run_choices(context),
     }
 

@@ -128,8 +128,8 @@ def main() -> None:
         for title, query in {
             "summary": traces.summary,
             "regime shares": lambda: shares_over_steps(traces),
-            "rollouts": lambda: traces.rollouts(args.steps // 2),
-            "rollouts, all steps by gap": lambda: traces.rollouts(order="information_gap"),
+            "rollouts": lambda: traces.rollouts(f"step={args.steps // 2}"),
+            "rollouts, all steps by gap": lambda: traces.rollouts("sort:-abs_information_gap"),
             "rollout": lambda: traces.rollout(args.steps // 2, 3),
         }.items():
             start = time.perf_counter()

@@ -9,7 +9,6 @@ from failures import raises
 from workbench.analysis.addresses import AnswerAddress, is_answer_address, name_in, parse_address
 from workbench.analysis.query import open_answers
 from workbench.analysis.quotes import check_quotes, read_quotes
-from workbench.analysis.tokens import Selection
 from workbench.cli import main
 from workbench.errors import RunError, TraceError
 from workbench.traces.reader import open_traces
@@ -77,7 +76,7 @@ def test_answers_list_equals_table_and_pages(answers, trained: Path) -> None:
     )
     assert first["regimes"] == dict(row["regime_counts"])
     assert parse_address(first["address"]) == AnswerAddress("dopd", first["step"], first["rollout"])
-    wrong = answers.select(Selection(right=False), limit=100)
+    wrong = answers.select("grade=incorrect", limit=100)
     assert all(answer["right"] is False for answer in wrong)
     for limit in (0, 501):
         with raises(TraceError, str(limit)):

@@ -17,6 +17,7 @@ from workbench.evals.records import load_records
 from workbench.render import render_movement, render_tokens
 from workbench.runs.folder import RunFolder
 from workbench.traces.reader import Traces, open_traces
+from workbench.traces.selection import parse_selection
 from workbench.traces.writer import TraceWriter
 
 REGIMES = ["LH", "LL", "HT", "HS"]
@@ -68,12 +69,12 @@ def test_tokens_page_obeys_filters(dopd: Path) -> None:
     first, second = (tokens.page(traces, page_idx=idx, size=13) for idx in (0, 1))
     keys = [(row["step"], row["rollout"]) for item in (first, second) for row in item.rows]
     assert len(set(keys)) == 24 and keys[0][0] == 4
-    chosen = tokens.Selection(regime="HS", order="information_gap")
+    chosen = parse_selection("token.regime=HS sort:-abs_information_gap")
     result = tokens.page(traces, chosen)
     assert len(result.frame) == min(25, tokens.count(traces, chosen))
     assert all("HS" in row["regimes"] for row in result.rows)
     assert result.frame["information_gap"].abs().is_monotonic_decreasing
-    assert tokens.page(traces, tokens.Selection(domain="no such")).empty.startswith("No answer matches")
+    assert tokens.page(traces, parse_selection('domain="no such"')).empty.startswith("No answer matches")
     choices = tokens.choices(traces)
     assert choices["step"] == [1, 2, 3, 4] and choices["regime"] == REGIMES
 
@@ -81,7 +82,7 @@ def test_tokens_page_obeys_filters(dopd: Path) -> None:
 def test_token_view_of_answer_is_complete(dopd: Path) -> None:
     view = tokens.answer(dopd, 2, 1)
     assert view.meta["run"] == "dopd" and view.meta["step"] == 2
-    assert len(view.tokens) == tokens.page(dopd, tokens.Selection(step=2)).rows[1]["tokens"]
+    assert len(view.tokens) == tokens.page(dopd, parse_selection("step=2")).rows[1]["tokens"]
     assert "wb-tokens" in render_tokens(view)
     with raises(TraceError, "rollout 99", "step 2"):
         tokens.answer(dopd, 2, 99)

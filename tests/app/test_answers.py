@@ -3,20 +3,22 @@
 import html
 import json
 import re
+from pathlib import Path
 
 import pandas as pd
 import pytest
 from failures import raises
 
 from workbench.analysis.table import Table
-from workbench.analysis.tokens import Selection
 from workbench.analysis.tokens import page as answers_page
 from workbench.app.components import TRACES, Column, int_param, remount, rows_html
 from workbench.app.context import AppContext
+from workbench.app.related_answers import words_changed
 from workbench.app.tabs import answers
 from workbench.errors import RunError, TraceError
+from workbench.traces.selection import Selection
 
-EXAMPLE, PROBE, LISTED, WHERE, SHOWN = 7, 8, 9, 10, 11
+FILTER, EXAMPLE, SOURCE, LISTED, WHERE, SHOWN, RELATED = 7, 8, 9, 10, 11, 12, 13
 
 
 def keys(listed: str) -> list[dict]:
@@ -52,15 +54,15 @@ def test_tokens_invalid_address_shows_message_and_keeps_list(context: AppContext
 def test_tokens_probe_address_lists_probes(context: AppContext) -> None:
     drawn = answers.draw(context, "dopd", {"probe": "1"})
     assert (
-        drawn[PROBE] is True and "probes" in drawn[WHERE] and {key["step"] for key in keys(drawn[LISTED])} == {0, 2, 4}
+        drawn[SOURCE] == "1" and "probes" in drawn[WHERE] and {key["step"] for key in keys(drawn[LISTED])} == {0, 2, 4}
     )
 
 
 def test_tokens_filters_unknown_to_run_are_dropped(context: AppContext) -> None:
-    drawn = answers.draw(context, "dopd", {"at_step": "2", "right": "wrong", "order": "loss"})
+    drawn = answers.draw(context, "dopd", {"at_step": "2", "grade": "incorrect", "order": "-loss"})
     assert {key["step"] for key in keys(drawn[LISTED])} == {2}
-    assert (drawn[0].value, drawn[5], drawn[6]) == ("2", "wrong", "loss"), "a link shows what it chose"
-    assert answers.draw(context, "dopd", {"order": "no such", "right": "maybe", "at_step": "x"})[5:7] == ("", "step")
+    assert (drawn[0].value, drawn[5], drawn[6]) == ("2", "incorrect", "-loss"), "a link shows what it chose"
+    assert answers.draw(context, "dopd", {"order": "no such", "grade": "maybe", "at_step": "x"})[5:7] == ("", "-step")
     other = answers.draw(context, "opd", {"regime": "HT"})
     assert other[1].value == "" and "24 answers" in other[WHERE], "opd has no regime HT"
     example = answers.draw(context, "dopd", {"example": "no such"})
@@ -137,3 +139,43 @@ def test_int_param_not_whole_raises() -> None:
     for text in ("1.5", "-1", "٣x", "9" * 12):
         with raises(TraceError, "whole number"):
             int_param({"step": text}, "step")
+
+
+def test_answers_filter_text_and_lists_hold_together(context: AppContext) -> None:
+    drawn = answers.draw(context, "dopd", {"filter": "step>=3 token.position=1", "at_step": "3", "regime": "HT"})
+    assert {key["step"] for key in keys(drawn[LISTED])} <= {3} and drawn[FILTER] == "step>=3 token.position=1"
+    marked = drawn[SHOWN].count("wb-match")
+    assert ("wb-match" in drawn[SHOWN]) == bool(keys(drawn[LISTED])) and marked <= 1, "one token is at position 1"
+    with raises(TraceError, "character 9", "regexp"):
+        answers.draw(context, "dopd", {"filter": "answer:/(regexp/"})
+
+
+def test_sort_by_heading_turns_direction_and_forgets_page(context: AppContext) -> None:
+    first = answers.sort_by({"list_page": "1", "step": "2", "filter": "tokens>1"}, "tokens")
+    assert first == {"filter": "tokens>1", "order": "-tokens"}
+    second = answers.sort_by(first, "tokens")
+    lengths = []
+    for address in (first, second):
+        listed = answers.draw(context, "dopd", address)[LISTED]
+        lengths.append(
+            [int(text) for text in re.findall(r'<td class="wbu-number" dir="auto">(\d+)</td>', listed)[2::3]]
+        )
+        direction = "descending" if address is first else "ascending"
+        assert re.search(rf'aria-sort="{direction}"><button type="button" data-sort="tokens"', listed)
+    assert lengths[0] == sorted(lengths[0], reverse=True) and lengths[1] == sorted(lengths[1])
+
+
+def test_related_answers_are_siblings_and_words_that_changed(context: AppContext) -> None:
+    drawn = answers.draw(context, "dopd", {"step": "2", "rollout": "3"})
+    opened = keys(drawn[RELATED])
+    assert {key["step"] for key in opened} == {2} and {"step": 2, "process": 0, "rollout": 3} in opened
+    assert drawn[RELATED].count('aria-selected="true"') == 1
+    assert words_changed("tag A, <b>", "tag B, <b> now") == ("tag <del>A</del><ins>B</ins>, &lt;b&gt;<ins> now</ins>")
+    assert words_changed("你好", "你好") == "你好"
+
+
+def test_export_writes_selected_answers_as_json_lines(context: AppContext) -> None:
+    link = answers.export(context, "dopd", {"filter": "step=2", "order": "-tokens"})
+    rows = [json.loads(line) for line in Path(link.value["path"]).read_text(encoding="utf-8").splitlines()]
+    assert len(rows) == 6 and {row["step"] for row in rows} == {2} and "6 answers" in link.label
+    assert [row["length"] for row in rows] == sorted((row["length"] for row in rows), reverse=True)

@@ -62,7 +62,7 @@ def test_figures_every_control_and_theme_keep_references(visit) -> None:
     page.locator("#movement-moved tr[data-key]").first.click()
     page.locator(SHOWS["answers"]).wait_for()
     expect(page).to_have_url(re.compile("tab=answers.*probe=1"))
-    expect(page.locator("#answers-probe input")).to_be_checked()
+    expect(page.locator("#answers-source").get_by_label("probes")).to_be_checked()
     open_tab(page, "movement")
     whole_figures(page)
     page.evaluate("localStorage.removeItem('workbench-theme')")  # the next visitor is the same

@@ -35,7 +35,7 @@ def test_history_back_and_forward_restore_tabs_and_answers(visit) -> None:
     key = json.loads(row.get_attribute("data-key"))
     row.click()
     expect_answer(page, "answers", 4, key["rollout"])
-    expect(page.locator("#answers-probe input")).to_be_checked()
+    expect(page.locator("#answers-source").get_by_label("probes")).to_be_checked()
     assert page.evaluate("history.length") - before == 5, (
         "two answers, a place, its view, and a row that opens an answer"
     )

@@ -18,6 +18,7 @@ from workbench.traces import schema
 from workbench.traces.parts import compact
 from workbench.traces.reader import Traces, open_traces
 from workbench.traces.schema import TracedRegime
+from workbench.traces.selection import Selection
 from workbench.traces.writer import TraceWriter
 from workbench.types import TokenScores
 
@@ -64,7 +65,7 @@ def test_gaps_of_missing_views_are_null(tmp_path, make_batch):
     assert [result[name].null_count for name in result.column_names] == [0, 9, 9]
     assert result["capability_gap"].type == "float"
     assert traces.summary()["information_loss_share"] is None
-    assert traces.rollouts(order="capability_gap").num_rows == 4
+    assert traces.rollouts("sort:-capability_gap").num_rows == 4
 
 
 def test_positions_have_target_and_divergence_of_regime(run):
@@ -115,28 +116,31 @@ def test_tables_never_written_are_empty(tmp_path, make_batch):
     writer(tmp_path).write(make_batch())
     traces = open_traces(tmp_path)
     assert traces.steps("probe_rollouts") == []
-    assert traces.rollouts(probe=True).num_rows == 0
+    assert traces.rollouts("in:probes").num_rows == 0
     assert traces.sql("SELECT capability_gap, entropy_self FROM probe_tokens").num_rows == 0
 
 
 def test_rollouts_pages_are_complete_and_disjoint(run):
     traces = open_traces(run)
-    for order in ("step", "capability_gap", "information_gap", "loss"):
-        pages = [traces.rollouts(order=order, limit=3, offset=offset).to_pylist() for offset in range(0, 18, 3)]
+    for order in ("step", "-step", "capability_gap", "-information_gap", "-loss"):
+        pages = [traces.rollouts(f"sort:{order}", limit=3, offset=offset).to_pylist() for offset in range(0, 18, 3)]
         rows = [row for page in pages for row in page]
         assert len({(row["step"], row["rollout_idx"]) for row in rows}) == len(rows) == traces.count_rollouts() == 16
-        values = [abs(row[order]) for row in rows if row[order] is not None]  # whatever its sign
-        assert values == sorted(values, reverse=True)
+        values = [row[order.removeprefix("-")] for row in rows if row[order.removeprefix("-")] is not None]
+        assert values == sorted(values, reverse=order.startswith("-"))
+        assert all(row[order.removeprefix("-")] is not None for row in rows[: len(values)]), "unknown values come last"
+    by_size = [abs(row["capability_gap"] or 0) for row in traces.rollouts("sort:-abs_capability_gap").to_pylist()]
+    assert by_size == sorted(by_size, reverse=True)
 
 
 def test_rollouts_at_page_keys_returns_their_rows(run):
     traces = open_traces(run)
-    keys, total = traces.rollout_keys(order="loss", limit=3, offset=3)
-    rows = traces.rollouts(order="loss", limit=3, offset=3).to_pylist()
+    keys, total = traces.rollout_keys("sort:-loss", limit=3, offset=3)
+    rows = traces.rollouts("sort:-loss", limit=3, offset=3).to_pylist()
     assert [(row["step"], row["process_rank"], row["rollout_idx"]) for row in rows] == keys and total == 16
     assert [row["rollout_idx"] for row in traces.rollouts_at(keys[::-1]).to_pylist()] == [key[2] for key in keys[::-1]]
     assert traces.rollout_keys(limit=3, offset=99) == ([], 16)
-    assert traces.rollout_keys(domain="none") == ([], 0)
+    assert traces.rollout_keys("domain=none") == ([], 0)
     assert traces.rollouts_at([]).num_rows == 0
 
 
@@ -158,7 +162,7 @@ def test_cached_results_last_until_next_step(run, make_batch):
 
     def count(traces: Traces, domain: str | None) -> int:
         calls.append(domain)
-        return traces.count_rollouts(domain=domain)
+        return traces.count_rollouts(Selection.of(domain=domain))
 
     assert [traces.cached(count, None) for _ in range(3)] == [16, 16, 16] and calls == [None]
     assert traces.cached(count, "count") == 8 and calls == [None, "count"]
@@ -167,7 +171,7 @@ def test_cached_results_last_until_next_step(run, make_batch):
 
 
 def test_aggregates_of_rollout_equal_its_positions(run, make_batch):
-    row = next(row for row in open_traces(run).rollouts(2).to_pylist() if row["rollout_idx"] == 2)
+    row = next(row for row in open_traces(run).rollouts("step=2").to_pylist() if row["rollout_idx"] == 2)
     batch = make_batch(2)
     of_rollout = slice(3, 8)
     gap = (batch.scores["teacher"].logprob - batch.scores["self"].logprob)[of_rollout]
@@ -179,32 +183,79 @@ def test_aggregates_of_rollout_equal_its_positions(run, make_batch):
 @pytest.mark.parametrize(
     ("filters", "count"),
     [
-        ({"step": 1}, 4),
-        ({"domain": "count"}, 8),
-        ({"right": True}, 8),
-        ({"right": False}, 4),
-        ({"visibility": "privileged"}, 8),  # the two of three and five tokens, at four steps
-        ({"visibility": "visible"}, 0),
-        ({"step": 1, "right": True, "domain": "read"}, 1),
-        ({"domain": "'; DROP TABLE x; --"}, 0),
+        ("step=1", 4),
+        ("step>=2 step<3", 4),
+        ("domain=count", 8),
+        ("domain!=count", 8),
+        ("grade=correct", 8),
+        ("grade=incorrect", 4),
+        ("grade=unknown", 4),
+        ("reward<1", 4),
+        ("reward!=1", 8),  # also those without one
+        ("token.visibility=privileged", 8),  # the two of three and five tokens, at four steps
+        ("token.visibility=visible", 0),
+        ("step=1 grade=correct domain=read", 1),
+        ('domain="\'; DROP TABLE x; --"', 0),
+        ("tokens>1", 8),
+        ("tokens=0", 4),
+        ("ОТВЕТ", 16),
+        ('"ОТВЕТ 2"', 4),
+        ("answer:/вет [23]$/", 8),
+        ("answer:/ВЕТ/", 0),
+        ("answer:/ВЕТ/i", 16),
+        ('question:"that\\""', 16),
+        ("你好", 16),
+        ('"\n"', 0),
+        ("100%", 0),
+        ("e.", 0),  # a text, not a pattern
+        ("example:e1 expected=7", 4),
+        ("in:probes", 4),
+        ("token.position=4", 4),
+        ("token.position>=2 token.position<3", 8),
     ],
 )
 def test_rollouts_filters_agree_with_count(run, filters, count):
     traces = open_traces(run)
-    assert traces.rollouts(**filters).num_rows == traces.count_rollouts(**filters) == count
+    assert traces.rollouts(filters).num_rows == traces.count_rollouts(filters) == count
 
 
 def test_regime_filter_keeps_rollouts_with_such_a_position(run):
     traces = open_traces(run)
-    matches = {(row["step"], row["rollout_idx"]) for row in traces.rollouts(regime="high").to_pylist()}
+    matches = {(row["step"], row["rollout_idx"]) for row in traces.rollouts("token.regime=high").to_pylist()}
     rows = traces.sql("SELECT step, rollout_idx FROM tokens WHERE regime = ?", ["high"]).to_pylist()
     assert matches == {(row["step"], row["rollout_idx"]) for row in rows} != set()
     with pytest.raises(TraceError, match=r'regime "hihg" is unknown.*Did you mean "high"'):
-        traces.rollouts(regime="hihg")
-    with pytest.raises(TraceError, match='order "token" is unknown'):
-        traces.rollouts(order="token")
-    with pytest.raises(TraceError, match=r'filter "regimes" is unknown.*Did you mean "regime"'):
-        traces.rollouts(regimes="high")
+        traces.rollouts("token.regime=hihg")
+    with pytest.raises(TraceError, match=r'view "studnet" is unknown.*Did you mean "student".*character 3'):
+        traces.rollouts("  token.logprob_studnet>0")
+    with pytest.raises(TraceError, match="evaluation"):
+        traces.rollouts("in:evaluation")
+
+
+def test_token_conditions_on_numbers_hold_for_one_token(run):
+    traces = open_traces(run)
+    rows = traces.sql("SELECT * FROM tokens").to_pylist()
+    fits = {
+        "token.information_gap>1 token.capability_gap<0": lambda row: (
+            row["information_gap"] > 1 > 1 + row["capability_gap"]
+        ),
+        "token.abs_information_gap>=1.5 token.regime=high": lambda row: (
+            abs(row["information_gap"]) >= 1.5 and row["regime"] == "high"
+        ),
+        "token.entropy_teacher<0.5 token.visibility=privileged": lambda row: (
+            row["entropy_teacher"] < 0.5 and row["visibility"] == "privileged"
+        ),
+        "token.text:w1 token.rank_self>0": lambda row: row["token_text"].startswith("w1") and row["rank_self"] > 0,
+    }
+    for text, fit in fits.items():
+        expected = {(row["step"], 0, row["rollout_idx"]): [] for row in rows if fit(row)}
+        for row in filter(fit, rows):
+            expected[row["step"], 0, row["rollout_idx"]].append(row["position"])
+        keys, total = traces.rollout_keys(text, limit=99)
+        assert set(keys) == expected.keys() and total == len(keys) > 0, text
+        for key, positions in expected.items():
+            assert traces.matching_positions(text, key) == sorted(positions), text
+    assert traces.matching_positions("step=1", keys[0]) == []
 
 
 def test_token_filters_hold_for_one_token(run):
@@ -219,11 +270,11 @@ def test_token_filters_hold_for_one_token(run):
             continue
         fitting = [row for row in result if all(row[name] == value for name, value in filters.items())]
         right = {(row["step"], row["rollout_idx"]) for row in fitting}
-        apart = [traces.rollout_keys(limit=99, **{name: value})[0] for name, value in filters.items()]
+        apart = [traces.rollout_keys(Selection.of(**{name: value}), limit=99)[0] for name, value in filters.items()]
         differing += len(filters) > 1 and len(set.intersection(*map(set, apart))) > len(right)
-        keys, total = traces.rollout_keys(limit=99, **filters)
+        keys, total = traces.rollout_keys(Selection.of(**filters), limit=99)
         assert {(step, rollout) for step, _, rollout in keys} == right and total == len(right), filters
-        assert traces.count_rollouts(**filters) == len(right)
+        assert traces.count_rollouts(Selection.of(**filters)) == len(right)
     assert differing, "no filters here are met by two tokens of an answer, and by none alone"
 
 
@@ -324,7 +375,7 @@ def test_reader_is_shared_by_threads(run):
 
     def ask(step: int) -> None:
         for _ in range(5):
-            if traces.count_rollouts(step) != 4 or len(traces.rollout(step, 2).tokens) != 5:
+            if traces.count_rollouts(f"step={step}") != 4 or len(traces.rollout(step, 2).tokens) != 5:
                 wrong.append(step)
 
     threads = [threading.Thread(target=ask, args=(step,)) for step in range(4)]

@@ -41,7 +41,7 @@ def test_parse_selection_reads_source_and_order():
 
 
 @pytest.mark.parametrize(
-    ("text", "place", "words"),
+    ("text", "start", "words"),
     [
         ("red tokens>many", 5, "many"),
         ("tokns>3", 1, "tokens"),
@@ -65,10 +65,10 @@ def test_parse_selection_reads_source_and_order():
         (">3", 1, "field"),
     ],
 )
-def test_parse_selection_bad_term_raises_with_its_place(text, place, words):
+def test_parse_selection_bad_term_raises_with_its_place(text, start, words):
     with pytest.raises(TraceError, match=re.escape(words)) as caught:
         parse_selection(text)
-    assert f"(filter, character {place})" in str(caught.value)
+    assert f"(filter, character {start})" in str(caught.value)
 
 
 def test_selection_of_adds_equalities():

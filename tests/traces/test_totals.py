@@ -77,8 +77,8 @@ def test_aggregates_of_missing_gaps_are_null(tmp_path, make_batch):
     traces = open_traces(tmp_path)
     assert traces.sql("SELECT count(*) AS n FROM aggregates WHERE information_gap IS NOT NULL")["n"][0].as_py() == 0
     assert traces.sql("SELECT sum(entropy_teacher) > 0 AS known FROM aggregates")["known"][0].as_py()
-    assert traces.rollouts(token_type="tag").num_rows == traces.count_rollouts(token_type="tag") == 2
-    assert traces.rollouts(example="e2").num_rows == 1
+    assert traces.rollouts("token.token_type=tag").num_rows == traces.count_rollouts("token.token_type=tag") == 2
+    assert traces.rollouts("example=e2").num_rows == 1
 
 
 def test_totals_follow_files_of_the_reader(traces, make_batch):

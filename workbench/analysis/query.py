@@ -1,7 +1,7 @@
 """List, filter and quote the answers of a run from a script; the command line and the app's JSON use the same.
 
     answers = open_answers("runs/demo")
-    for answer in answers.select(Selection(regime="HS", right=False), limit=5):
+    for answer in answers.select("token.regime=HS grade=incorrect", limit=5):
         print(answer["address"], answer["answer"])
     answer = answers.get(step=30, rollout=4)
     answer["tokens"][17]["information_gap"]
@@ -10,22 +10,20 @@
 An answer is a mapping of plain values, ready for JSON. Log-probs, gaps, entropies and losses are in nats.
 """
 
+import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from workbench.analysis import tokens
 from workbench.analysis.addresses import DEFAULT_BASE, AnswerAddress, name_in
 from workbench.analysis.quotes import CheckedQuote, check_quotes, quote_answer, quote_tokens
-from workbench.analysis.tokens import Selection
 from workbench.errors import DataError, TraceError
 from workbench.files.folders import reason
 from workbench.runs.folder import find_run_dir
-from workbench.traces.reader import ORDERS, TracedRollout, Traces, open_traces
-from workbench.traces.selection import TOKEN, parse_selection
+from workbench.traces.reader import TracedRollout, Traces, open_traces
+from workbench.traces.selection import ALL_ANSWERS, Selection, parse_selection
 
-EVERY = Selection()
 MAX_LISTED = 500  # answers of one call
 _KEY_COLUMNS = ("step", "process_rank", "rollout_idx", "learner")
 _FACTS = {  # name -> column of the table rollouts
@@ -38,11 +36,6 @@ _FACTS = {  # name -> column of the table rollouts
     "sampled_by": "sampled_by",
     "finished": "finished",
     "length": "num_positions",
-}
-_EQUAL: dict[str, tuple[str, Callable[[Any], Any]]] = {  # field of a filter -> field of the selection, its value
-    "step": ("step", int),
-    "grade": ("right", lambda grade: grade == "correct"),
-    **{name: (name, str) for name in ("domain", "example", "regime", "token_type", "visibility")},
 }
 _MEANS = ("capability_gap", "information_gap", "loss")
 
@@ -84,25 +77,28 @@ class Answers:
     def __init__(self, traces: Traces, run: str, base: str = DEFAULT_BASE) -> None:
         self.traces, self.run, self.base = traces, run, base
 
-    def count(self, selection: Selection | str = EVERY) -> int:
-        """Number of answers that match. Raises TraceError for a wrong filter."""
+    def count(self, selection: Selection | str = ALL_ANSWERS) -> int:
+        """Number of answers that match. Raises TraceError, as parse_selection."""
         return tokens.count(self.traces, _selection(selection))
 
-    def select(self, selection: Selection | str = EVERY, *, limit: int = 20, offset: int = 0) -> list[dict[str, Any]]:
+    def select(
+        self, selection: Selection | str = ALL_ANSWERS, *, limit: int = 20, offset: int = 0
+    ) -> list[dict[str, Any]]:
         """Answers that match, in the selection's order, without their tokens.
 
+        selection      also as text: workbench.traces.selection has the grammar
         limit, offset  number of answers, and how many to skip before them
 
-        Raises: TraceError for an unknown regime or order, or a limit outside 1 to MAX_LISTED.
+        Raises: TraceError for a wrong selection, or a limit outside 1 to MAX_LISTED.
         """
         if not 1 <= limit <= MAX_LISTED:
             raise TraceError(f"limit is {limit}. Expected 1 to {MAX_LISTED}; read further answers with offset.")
         if offset < 0:
             raise TraceError(f"offset is {offset}. Expected 0 or more.")
         selection = _selection(selection)
-        keys, _ = self.traces.rollout_keys(**selection.filters, order=selection.order, limit=limit, offset=offset)
-        rows = self.traces.rollouts_at(keys, probe=selection.probe).to_pylist()
-        return [self._listed(row, selection.probe) for row in rows]
+        probe = selection.source == "probes"
+        rows = self.traces.rollouts(selection, limit=limit, offset=offset).to_pylist()
+        return [self._listed(row, probe) for row in rows]
 
     def get(
         self, step: int, rollout: int, *, process: int = 0, probe: bool = False, token: int | None = None
@@ -176,21 +172,8 @@ class Answers:
 
 
 def _selection(selection: Selection | str) -> Selection:
-    """The selection itself, or as read from a filter of equalities, source and order. Raises TraceError for others."""
-    if isinstance(selection, Selection):
-        return selection
-    parsed = parse_selection(selection)
-    values: dict[str, Any] = {"probe": parsed.source == "probes"}
-    for condition in parsed.conditions:
-        name = condition.field.removeprefix(TOKEN)
-        if condition.operator != "=" or name not in _EQUAL or condition.value == "unknown":
-            raise TraceError(f"the filter {condition.text} is not supported here. Allowed: {', '.join(_EQUAL)} with =.")
-        field, convert = _EQUAL[name]
-        values[field] = convert(condition.value)
-    order = parsed.order.removeprefix("abs_")
-    if order not in ORDERS or not parsed.descending or parsed.source == "evaluation":
-        raise TraceError(f'the filter "{selection}" is not supported here. Allowed: in:probes, sort:-loss, sort:-step.')
-    return Selection(order=order, **values)
+    """The selection, read if it is text."""
+    return parse_selection(selection) if isinstance(selection, str) else selection
 
 
 def _token(position: dict) -> dict[str, Any]:
@@ -204,3 +187,15 @@ def plain_values(value: Any) -> Any:
     if isinstance(value, dict):
         return {str(key): plain_values(item) for key, item in value.items()}
     return [plain_values(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def answers_as_json(answers: Answers, selection: Selection, limit: int) -> tuple[list[str], int]:
+    """At most `limit` answers of a selection as lines of JSON, and how many there are."""
+    rows: list[dict] = []
+    while len(rows) < limit:
+        page = answers.select(selection, limit=min(MAX_LISTED, limit - len(rows)), offset=len(rows))
+        rows += page
+        if len(page) < MAX_LISTED:
+            break
+    total = len(rows) if len(rows) < limit else answers.count(selection)
+    return [json.dumps(row, ensure_ascii=False) for row in rows], total

@@ -19,7 +19,6 @@ from workbench.analysis.runs import metrics
 from workbench.analysis.style import THEMES
 from workbench.analysis.summary import sampled_by
 from workbench.analysis.table import NO_TRACES, Table, traces_of
-from workbench.analysis.tokens import Selection
 from workbench.config.schema import read_yaml
 from workbench.errors import ConfigError, RunError, require_one_of
 from workbench.evals.benchmarks import BenchmarkResult, benchmark_rows, headlines, load_benchmarks
@@ -27,6 +26,7 @@ from workbench.render import render_movement, render_page, render_tokens
 from workbench.render.text import NONE, signed, visible_text
 from workbench.runs.folder import RunFolder
 from workbench.traces.reader import Traces
+from workbench.traces.selection import Selection
 
 REPORT_NAME = "report.html"
 MAX_ANSWERS = 24
@@ -237,7 +237,7 @@ def _answers(traces: Traces | None, run: str, count: int, theme: str) -> str:
         for row in illusion.worst_cases(traces, limit=4 * count).rows
     ]
     orders = [worst]
-    for order in ("information_gap", "capability_gap", "step"):
+    for order in ("abs_information_gap", "abs_capability_gap", "step"):
         page = tokens.page(traces, Selection(order=order), size=count)
         orders.append([(row["step"], row["process"], row["rollout"], None) for row in page.rows])
     chosen: dict[tuple, int | None] = {}

@@ -1,6 +1,5 @@
 """Answers: pages of a selection, and one answer as a TokenView."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from workbench.analysis.table import NO_PROBES, NO_TRACES, Table, run_name, table, traces_of
@@ -8,6 +7,7 @@ from workbench.render.from_trace import token_view
 from workbench.render.view import TokenView
 from workbench.traces.reader import Key, Traces
 from workbench.traces.schema import PREVIEW_LENGTH
+from workbench.traces.selection import ALL_ANSWERS, Selection
 
 _GAPS = ("capability_gap", "information_gap", "loss")
 PAGE_COLUMNS = ["step", "rollout", "process", "example", "domain", "question", "answer", "expected", "right", "tokens"]
@@ -19,33 +19,15 @@ NO_ANSWERS = (
 _CHOSEN = ("domain", "token_type", "visibility")
 
 
-@dataclass(frozen=True)
-class Selection:
-    """Filters and order of answers; None = any. order: step (newest first), capability_gap, information_gap, loss."""
-
-    step: int | None = None
-    regime: str | None = None
-    domain: str | None = None
-    token_type: str | None = None
-    visibility: str | None = None
-    right: bool | None = None
-    example: str | None = None
-    order: str = "step"
-    probe: bool = False
-
-    @property
-    def filters(self) -> dict:
-        return {name: value for name, value in vars(self).items() if name != "order"}
-
-
-def page(run: str | Path | Traces, selection: Selection = Selection(), *, page_idx: int = 0, size: int = 25) -> Table:
+def page(run: str | Path | Traces, selection: Selection = ALL_ANSWERS, *, page_idx: int = 0, size: int = 25) -> Table:
     """A page of answers with their mean gaps, loss and regime counts.
 
-    Raises: TraceError for an unknown regime or order.
+    Raises: TraceError for a condition on a regime or view that the run lacks.
     """
     traces = traces_of(run)
     if traces is None:
         return table([], PAGE_COLUMNS, run="", empty=NO_TRACES)
+    of_probes = selection.source == "probes"
     page_rows = traces.cached(_read_page, selection, page_idx, size)
     rows = [
         {
@@ -65,13 +47,13 @@ def page(run: str | Path | Traces, selection: Selection = Selection(), *, page_i
         for row, counts in ((row, dict(row["regimes"] or ())) for row in page_rows)
     ]
     empty = "No answer matches these filters. Remove a filter, or choose another step."
-    if not rows and not traces.steps("probe_rollouts" if selection.probe else "rollouts"):
-        empty = NO_PROBES if selection.probe else NO_ANSWERS
+    if not rows and not traces.steps("probe_rollouts" if of_probes else "rollouts"):
+        empty = NO_PROBES if of_probes else NO_ANSWERS
     return table(rows, PAGE_COLUMNS, run=run_name(traces), empty=empty, units=PAGE_UNITS)
 
 
 def keys(
-    run: str | Path | Traces, selection: Selection = Selection(), *, page_idx: int = 0, size: int = 25
+    run: str | Path | Traces, selection: Selection = ALL_ANSWERS, *, page_idx: int = 0, size: int = 25
 ) -> tuple[list[Key], int]:
     """Keys of a page's answers, (step, process, rollout) each, and the total number of answers on all pages."""
     traces = traces_of(run)
@@ -81,19 +63,19 @@ def keys(
 
 
 def _read_keys(traces: Traces, selection: Selection, page_idx: int, size: int) -> tuple[list[Key], int]:
-    return traces.rollout_keys(**selection.filters, order=selection.order, limit=size, offset=max(0, page_idx) * size)
+    return traces.rollout_keys(selection, limit=size, offset=max(0, page_idx) * size)
 
 
 def _read_page(traces: Traces, selection: Selection, page_idx: int, size: int) -> list[dict]:
     chosen, _ = keys(traces, selection, page_idx=page_idx, size=size)
-    return traces.rollouts_at(chosen, probe=selection.probe, brief=True).to_pylist()
+    return traces.rollouts_at(chosen, probe=selection.source == "probes", brief=True).to_pylist()
 
 
 def _preview(text: str) -> str:
     return text if len(text) < PREVIEW_LENGTH else f"{text[: PREVIEW_LENGTH - 1]}…"
 
 
-def count(run: str | Path | Traces, selection: Selection = Selection()) -> int:
+def count(run: str | Path | Traces, selection: Selection = ALL_ANSWERS) -> int:
     """Number of answers in a selection."""
     return keys(run, selection)[1]
 
@@ -121,15 +103,6 @@ def answer(
     return token_view(traces.rollout(step, rollout, process_rank=process, probe=probe), run=name or run_name(traces))
 
 
-def matches(view: TokenView, selection: Selection) -> list[int]:
-    """Indices of tokens with the selection's regime, token_type and visibility; empty if it filters by none of them."""
-    filters = {
-        name: getattr(selection, name) for name in ("regime", "token_type", "visibility") if getattr(selection, name)
-    }
-    fits = (all(getattr(token, name) == value for name, value in filters.items()) for token in view.tokens)
-    return [token_idx for token_idx, fit in enumerate(fits) if fit] if filters else []
-
-
 def answers_over_time(run: str | Path | Traces, example: str) -> Table:
     """Answers to one example, step by step."""
-    return page(run, Selection(example=example), size=500)
+    return page(run, Selection.of(example=example), size=500)

@@ -9,7 +9,7 @@ import json
 import math
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -75,6 +75,8 @@ def rows_html(
     title: str = "",
     tall: int | None = None,
     follow: bool = False,
+    sortable: Collection[str] = (),
+    order: str = "",
 ) -> str:
     """A table as HTML; if it is empty, its message.
 
@@ -83,11 +85,12 @@ def rows_html(
     chosen  key of the selected row
     tall    height in pixels above which the rows scroll
     follow  whether the arrow keys select a row instead of only moving the focus
+    sortable, order  columns whose headings send a `sort` event to Python; the present order, -NAME for descending
     """
     caption = f"<caption><div>{escape(title)}<span>{escape(table.run)}</span></div></caption>" if title else ""
     if table.empty:
         return empty_html(table.empty, title=title)
-    heads = "".join(_heading(column, table) for column in columns)
+    heads = "".join(_heading(column, table, order if column.name in sortable else None) for column in columns)
     rows = _whole_numbers(table)
     keys: list[Mapping[str, object]] = [{name: row[name] for name in key} for row in rows]
     stop = keys.index(chosen) if chosen in keys else 0  # the Tab key reaches this row only
@@ -131,10 +134,16 @@ def aside_html(text: str) -> str:
     return f'<p class="wbu-aside">{escape(text)}</p>'
 
 
-def _heading(column: Column, table: Table) -> str:
+def _heading(column: Column, table: Table, order: str | None) -> str:
+    """A heading; with an order, a button that sorts by it."""
     unit = table.units.get(column.name, "")
     small = f"<small>{escape(unit)}</small>" if unit and unit != column.heading else ""
-    return f'<th scope="col" class="{_CLASSES[column.kind]}">{escape(column.heading)}{small}</th>'
+    text, attributes = escape(column.heading), ""
+    if order is not None:
+        direction = {f"-{column.name}": "descending", column.name: "ascending"}.get(order, "none")
+        attributes = f' aria-sort="{direction}"'
+        text = f'<button type="button" data-sort="{escape(column.name, quote=True)}">{text}</button>'
+    return f'<th scope="col" class="{_CLASSES[column.kind]}"{attributes}>{text}{small}</th>'
 
 
 def _cell(column: Column, value: object) -> str:
@@ -190,11 +199,11 @@ def evenly_spaced(steps: Sequence) -> list:
 
 
 def rows_component(label: str, **values: object) -> gr.HTML:
-    """Component for a table of `rows_html`; its `select` event carries the key of the chosen row."""
+    """Component for a table of `rows_html`; its events are `select`, with a row's key, and `sort`, with a field."""
     return gr.HTML(
         label=label,
         elem_classes="wbu",
-        js_on_load="workbenchRows(element, trigger, watch);",
+        js_on_load='workbenchRows(element, trigger, watch, "sort");',  # Gradio looks for the names of further events
         apply_default_css=False,
         **values,
     )

@@ -14,31 +14,21 @@ import tempfile
 from collections.abc import Callable, Container, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict, TypeVar, Unpack
+from typing import TypeVar
 
 import duckdb
 import pyarrow as pa
 
-from workbench.errors import TraceError, require_one_of, unknown
+from workbench.errors import TraceError, require_one_of
 from workbench.traces.checksums import check_rows_once, has_checksums, torn
 from workbench.traces.parts import TraceFile, list_parts, traces_folder
 from workbench.traces.schema import PROBE, TABLES, Header, TracedRegime, TracedView, merge_headers, stored_schema
+from workbench.traces.selection import Selection, parse_selection
+from workbench.traces.selection_sql import KEY, SelectionSQL
 from workbench.traces.views import regime_table, view_sql, without_rows
 
 Result = TypeVar("Result")
 Key = tuple[int, int, int]  # step, process_rank, rollout_idx
-ORDERS = ("step", "capability_gap", "information_gap", "loss")
-_KEY = "step, process_rank, rollout_idx"
-_CONDITIONS = {
-    "step": "step = $step",
-    "domain": "domain = $domain",
-    "right": "(reward = 1) = $right",
-    "example": "example_id = $example",
-    "regime": "list_contains(map_keys(regime_counts), $regime)",
-    "token_type": "list_contains(token_types, $token_type)",
-    "visibility": "list_contains(visibilities, $visibility)",
-    "before": "(-step, process_rank, rollout_idx) < (-$before[1], $before[2], $before[3])",
-}
 MEMORY = "512MB"  # limit for queries, which spill to disk beyond it
 _MOST_IDLE = 8  # idle cursors kept
 _MOST_REMEMBERED = 32  # cached results
@@ -47,22 +37,6 @@ _ATTEMPTS = 20  # a file may be merged away between listing and reading, at most
 
 class NoTraces(TraceError):
     """A folder without traces."""
-
-
-class Filters(TypedDict, total=False):
-    """Filters of rollouts; None = any. One position must match all of regime, token_type and visibility.
-
-    right   True: rewards of 1, False: below
-    before  only rollouts before this key, newest first
-    """
-
-    regime: str | None
-    domain: str | None
-    token_type: str | None
-    visibility: str | None
-    right: bool | None
-    example: str | None
-    before: Key | None
 
 
 @dataclass(frozen=True)
@@ -143,44 +117,27 @@ class Traces:
         require_one_of("table", table, TABLES, TraceError)
         return self._run((f"SELECT DISTINCT step FROM {table} ORDER BY step", None))[0]["step"].to_pylist()
 
-    def rollouts(
-        self,
-        step: int | None = None,
-        *,
-        order: str = "step",
-        limit: int = 50,
-        offset: int = 0,
-        probe: bool = False,
-        **filters: Unpack[Filters],
-    ) -> pa.Table:
-        """Return a page of rollouts, by latest step or by largest absolute mean per position."""
-        keys, _ = self.rollout_keys(step, order=order, limit=limit, offset=offset, probe=probe, **filters)
-        return self.rollouts_at(keys, probe=probe)
+    def rollouts(self, selection: Selection | str = "", *, limit: int = 50, offset: int = 0) -> pa.Table:
+        """Return a page of the rollouts of a selection. Raises TraceError for a wrong selection."""
+        selection = _selection(selection)
+        keys, _ = self.rollout_keys(selection, limit=limit, offset=offset)
+        return self.rollouts_at(keys, probe=selection.source == "probes")
 
     def rollout_keys(
-        self,
-        step: int | None = None,
-        *,
-        order: str = "step",
-        limit: int = 50,
-        offset: int = 0,
-        probe: bool = False,
-        **filters: Unpack[Filters],
+        self, selection: Selection | str = "", *, limit: int = 50, offset: int = 0
     ) -> tuple[list[Key], int]:
         """Return the keys of a page of `rollouts`, and the number of rollouts on all pages."""
-        require_one_of("order", order, ORDERS, TraceError)
-        where, params = self._filters(step, probe, filters)
-        table = f"{PROBE if probe else ''}rollouts"
-        value = order if order == "step" else f"abs(mean_{order})"
+        selection = _selection(selection)
+        sql = SelectionSQL(selection, self.regimes, self.views)
+        direction = "DESC" if selection.descending else "ASC"
+        order = f"value {direction} NULLS LAST, step {direction if selection.order == 'step' else 'DESC'}"
         query = f"""
-            WITH kept AS MATERIALIZED (SELECT {_KEY}, {value} AS value FROM {table} WHERE {where}),
-            page AS (
-                SELECT * FROM kept ORDER BY value DESC NULLS LAST, step DESC, process_rank, rollout_idx
-                LIMIT $limit OFFSET $offset)
-            SELECT {_KEY}, total FROM (SELECT count(*) AS total FROM kept) LEFT JOIN page ON true
-            ORDER BY value DESC NULLS LAST, step DESC, process_rank, rollout_idx"""
-        steps = None if step is None else {step}
-        rows = self._run((query, {**params, "limit": limit, "offset": offset}), steps=steps)[0].to_pylist()
+            WITH kept AS MATERIALIZED (SELECT {KEY}, {sql.value} AS value FROM {sql.rollouts} WHERE {sql.where}),
+            page AS (SELECT * FROM kept ORDER BY {order}, process_rank, rollout_idx LIMIT $limit OFFSET $offset)
+            SELECT {KEY}, total FROM (SELECT count(*) AS total FROM kept) LEFT JOIN page ON true
+            ORDER BY {order}, process_rank, rollout_idx"""
+        params = {**sql.params, "limit": limit, "offset": offset}
+        rows = self._run((query, params), steps=_steps(selection))[0].to_pylist()
         keys = [(row["step"], row["process_rank"], row["rollout_idx"]) for row in rows if row["step"] is not None]
         return keys, rows[0]["total"]
 
@@ -188,20 +145,31 @@ class Traces:
         """Return the rollouts with these keys, in this order. brief: only the beginnings of their texts."""
         values = ", ".join(f"({idx}, {', '.join(str(int(part)) for part in key)})" for idx, key in enumerate(keys))
         query = f"""
-            SELECT {_KEY}, example_id, sample_idx, domain, question, answer,
+            SELECT {KEY}, example_id, sample_idx, domain, question, answer,
                    {"completion_preview AS " if brief else ""}completion, sampled_by, finished, reward, num_positions,
                    mean_capability_gap AS capability_gap, mean_loss AS loss, mean_information_gap AS information_gap,
                    total_contribution AS contribution, regime_counts AS regimes
             FROM {PROBE if probe else ""}rollouts
-            JOIN (VALUES {values or "(NULL, NULL, NULL, NULL)"}) AS page(idx, {_KEY}) USING ({_KEY})
+            JOIN (VALUES {values or "(NULL, NULL, NULL, NULL)"}) AS page(idx, {KEY}) USING ({KEY})
             ORDER BY page.idx"""
         return self._run((query, None), steps={key[0] for key in keys})[0]
 
-    def count_rollouts(self, step: int | None = None, *, probe: bool = False, **filters: Unpack[Filters]) -> int:
-        """Count the rollouts that match the filters."""
-        where, params = self._filters(step, probe, filters)
-        table = f"{PROBE if probe else ''}rollouts"
-        return self._run((f"SELECT count(*) FROM {table} WHERE {where}", params))[0][0][0].as_py()
+    def count_rollouts(self, selection: Selection | str = "", *, before: Key | None = None) -> int:
+        """Count the rollouts of a selection. before: only those that precede this key, newest first."""
+        selection = _selection(selection)
+        sql = SelectionSQL(selection, self.regimes, self.views)
+        precedes = "" if before is None else f" AND (-step, process_rank, rollout_idx) < {-before[0], *before[1:]}"
+        query = f"SELECT count(*) FROM {sql.rollouts} WHERE {sql.where}{precedes}"
+        return self._run((query, sql.params), steps=_steps(selection))[0][0][0].as_py()
+
+    def matching_positions(self, selection: Selection | str, key: Key) -> list[int]:
+        """Return the positions of a rollout's tokens that meet all conditions on tokens; none without conditions."""
+        selection = _selection(selection)
+        if not selection.of_tokens:
+            return []
+        sql = SelectionSQL(selection, self.regimes, self.views, of_tokens=True)
+        query = f"SELECT position FROM {sql.tokens} WHERE ({KEY}) = {tuple(key)} AND {sql.where} ORDER BY position"
+        return self._run((query, sql.params), steps={key[0]})[0]["position"].to_pylist()
 
     def rollout(self, step: int, rollout_idx: int, *, process_rank: int = 0, probe: bool = False) -> TracedRollout:
         """Return one rollout with its positions. Raises TraceError if it was not recorded."""
@@ -276,20 +244,6 @@ class Traces:
         recorded = self._run((query, [step, process_rank]))[0]["rollout_idx"].to_pylist()
         return f"{missing} Its {word}s are {_few(recorded) or 'of other processes'}. Choose one of them."
 
-    def _filters(self, step: int | None, probe: bool, filters: Filters) -> tuple[str, dict]:
-        """Build the WHERE clause of filters, and its parameters."""
-        params = {name: value for name, value in {"step": step, **filters}.items() if value is not None}
-        for name in params.keys() - _CONDITIONS.keys():
-            raise TraceError(unknown("filter", name, _CONDITIONS))
-        if "regime" in params and params["regime"] not in self.regimes:
-            raise TraceError(unknown("regime", params["regime"], self.regimes))
-        kept = [_CONDITIONS[name] for name in params]
-        of_position = sorted(params.keys() & {"regime", "token_type", "visibility"})
-        if len(of_position) > 1:  # columns of rollouts hold each alone; all must hold for one position
-            same = " AND ".join(f"{name} = ${name}" for name in of_position)
-            kept.append(f"({_KEY}) IN (SELECT ({_KEY}) FROM {PROBE if probe else ''}tokens WHERE {same})")
-        return " AND ".join(kept) or "true", params
-
     def _header(self) -> Header:
         return _header(self._again(self._list))
 
@@ -359,6 +313,19 @@ class Traces:
             except FileNotFoundError as error:
                 gone = error.filename
         raise TraceError(f"{gone} and other files were deleted during the query. Check that the run exists, and retry.")
+
+
+def _selection(selection: Selection | str) -> Selection:
+    """The selection itself, or as read from text. Raises TraceError for one of evaluations, which no trace holds."""
+    selection = parse_selection(selection) if isinstance(selection, str) else selection
+    require_one_of("source of a trace's answers", selection.source, ("training", "probes"), TraceError)
+    return selection
+
+
+def _steps(selection: Selection) -> set[int] | None:
+    """The one step that a selection asks for; None: any."""
+    step = selection.value_of("step")
+    return None if step is None else {int(step)}
 
 
 def _stamps(parts: dict[str, list[TraceFile]]) -> tuple:

@@ -57,13 +57,13 @@ _BY_VIEW = re.compile(r"(logprob|entropy|max_logprob|rank)_\w+")  # views differ
 class Condition:
     """`field operator value`. operator: one of COMPARISONS, `contains` (any case) or `matches` (a regular expression).
 
-    place  index of its first character in the text it was read from; not compared
+    start  index of its first character in the text it was read from; not compared
     """
 
     field: str
     operator: str
     value: str | float
-    place: int = dataclasses.field(default=0, compare=False)
+    start: int = dataclasses.field(default=0, compare=False)
 
     @property
     def of_token(self) -> bool:
@@ -149,6 +149,9 @@ class Selection:
         return " ".join(terms)
 
 
+ALL_ANSWERS = Selection()
+
+
 def fields_of(source: str) -> Mapping[str, str]:
     """Fields of the answers of a source, each "text", "label" or "number"."""
     return EVALUATION_FIELDS if source == "evaluation" else ANSWER_FIELDS
@@ -173,16 +176,16 @@ def parse_selection(text: str) -> Selection:
     Raises: TraceError that names the term, its first character from 1, what is allowed and what to do.
     """
     selection, conditions = Selection(), []
-    for place, match in _terms(text):
+    for start, match in _terms(text):
         field, operator = match["field"], match["operator"]
         if operator is None:
-            conditions.append(_search(TEXT_FIELD, match, place))
+            conditions.append(_search(TEXT_FIELD, match, start))
         elif operator == ":" and field in ("in", "sort"):
-            selection = _set(selection, field, _value(match), place)
+            selection = _set(selection, field, _value(match), start)
         elif operator == ":":
-            conditions.append(_search(field or "", match, place))
+            conditions.append(_search(field or "", match, start))
         else:
-            conditions.append(Condition(field or "", operator, _value(match), place))
+            conditions.append(Condition(field or "", operator, _value(match), start))
     return replace(selection, conditions=tuple(_checked(item, selection.source) for item in conditions))
 
 
@@ -213,56 +216,56 @@ def _value(match: re.Match) -> str:
     return match["word"]
 
 
-def _search(field: str, match: re.Match, place: int) -> Condition:
+def _search(field: str, match: re.Match, start: int) -> Condition:
     is_word = match["operator"] is None and match["field"] is not None  # such as red, and/or
     if match["pattern"] is None or is_word:
         if is_word and match["quoted"] is not None:
-            raise _error(f'"{cut(match[0])}" is not a term', place, "Put a sign or a space before the quotation mark.")
+            raise _error(f'"{cut(match[0])}" is not a term', start, "Put a sign or a space before the quotation mark.")
         value = match[0] if is_word else _value(match)
         if not value:
-            raise _error("the text to search for is empty", place, f"Write {field}:word.")
-        return Condition(field, CONTAINS, value, place)
+            raise _error("the text to search for is empty", start, f"Write {field}:word.")
+        return Condition(field, CONTAINS, value, start)
     if match["flags"] not in ("", "i"):
         remedy = 'The only flag is i, for any case. Put a path between quotation marks: "/usr/bin".'
         raise _error(f'"{cut(match["flags"])}" is not a flag of a regular expression', match.start("flags"), remedy)
     pattern = match["pattern"].replace(r"\/", "/")
     _check_pattern(pattern, match.start("pattern"))
-    return Condition(field, MATCHES, f"(?i){pattern}" if match["flags"] else pattern, place)
+    return Condition(field, MATCHES, f"(?i){pattern}" if match["flags"] else pattern, start)
 
 
 def _check_pattern(pattern: str, start: int) -> None:
-    """Raise TraceError with the place of what RE2 does not accept."""
+    """Raise TraceError with the position of what RE2 does not accept."""
     try:
         pc.match_substring_regex(pa.array([""]), pattern)
     except pa.ArrowInvalid as error:
         reason = str(error).partition("Invalid regular expression: ")[2] or str(error)
         part = reason.partition(": ")[2]
-        place = start + max(0, pattern.find(part)) if part else start
+        start = start + max(0, pattern.find(part)) if part else start
         remedy = "Correct it. RE2 has no look-around and no back-references. Put literal text between quotation marks."
-        raise _error(f"/{cut(pattern)}/ is not a regular expression: {reason}", place, remedy) from error
+        raise _error(f"/{cut(pattern)}/ is not a regular expression: {reason}", start, remedy) from error
 
 
-def _set(selection: Selection, name: str, value: str, place: int) -> Selection:
+def _set(selection: Selection, name: str, value: str, start: int) -> Selection:
     try:
         if name == "in":
             require_one_of("source", value, SOURCES, TraceError)
             return replace(selection, source=value)
         return selection.sorted_by(value.removeprefix("-"), descending=value.startswith("-"))
     except TraceError as error:
-        raise TraceError(f"{error} (filter, character {place + 1})") from None
+        raise TraceError(f"{error} (filter, character {start + 1})") from None
 
 
 def _checked(condition: Condition, source: str) -> Condition:
     """The condition with its value converted. Raises TraceError for an unknown field, operator or value."""
     kind = _kind(condition, source)
     if kind != "number" and condition.operator in (">", ">=", "<", "<="):
-        raise _error(f"{condition.field} is not a number", condition.place, "Use = or !=, or : for a part of it.")
+        raise _error(f"{condition.field} is not a number", condition.start, "Use = or !=, or : for a part of it.")
     if kind == "number" and condition.operator not in COMPARISONS:
-        raise _error(f"{condition.field} is a number", condition.place, f"Use one of {' '.join(COMPARISONS)}.")
+        raise _error(f"{condition.field} is a number", condition.start, f"Use one of {' '.join(COMPARISONS)}.")
     if kind == "number":
         return replace(condition, value=_number(condition))
     if condition.field == "grade" and condition.operator in ("=", "!=") and condition.value not in GRADES:
-        raise _error(unknown("grade", condition.value, GRADES), condition.place, "Write one of them.")
+        raise _error(unknown("grade", condition.value, GRADES), condition.start, "Write one of them.")
     return replace(condition, value=str(condition.value))
 
 
@@ -275,7 +278,7 @@ def _kind(condition: Condition, source: str) -> str:
             return "number"
     if field not in fields:
         remedy = "Put text that holds one of = < > : between quotation marks."
-        raise _error(unknown("field", field, fields), condition.place, remedy)
+        raise _error(unknown("field", field, fields), condition.start, remedy)
     return fields[field]
 
 
@@ -286,12 +289,12 @@ def _number(condition: Condition) -> float:
         value = math.nan
     if not math.isfinite(value):
         remedy = f"Write, for example, {condition.field}{condition.operator}2."
-        raise _error(f'{condition.field} is a number, and "{cut(condition.value)}" is not', condition.place, remedy)
+        raise _error(f'{condition.field} is a number, and "{cut(condition.value)}" is not', condition.start, remedy)
     return value
 
 
-def _error(problem: str, place: int, remedy: str) -> TraceError:
-    return TraceError(f"{problem} (filter, character {place + 1}). {remedy}")
+def _error(problem: str, start: int, remedy: str) -> TraceError:
+    return TraceError(f"{problem} (filter, character {start + 1}). {remedy}")
 
 
 def _quoted(value: str) -> str:

@@ -1,8 +1,8 @@
 /* A table whose rows can be chosen by mouse, Enter or arrow keys. Each table component calls workbenchRows once.
  *
  * A row has its key as JSON in data-key; choosing it sends {key} to Python, which draws the chosen row. */
-window.workbenchRows = (element, trigger, watch) => {
-  const rowsOf = () => [...element.querySelectorAll("tr[data-key]")];
+window.workbenchRows = (element, trigger, watch, sortEvent) => {
+  const rowsOf = () => [...element.querySelectorAll("[data-key]")];
   let paused; // several keys in a row choose the last row only
   const choose = (row, pause = 0) => {
     clearTimeout(paused);
@@ -11,7 +11,12 @@ window.workbenchRows = (element, trigger, watch) => {
   };
 
   element.addEventListener("click", (event) => {
-    const row = event.target.closest("tr[data-key]");
+    const heading = event.target.closest("[data-sort]");
+    if (heading) {
+      trigger(sortEvent, { field: heading.dataset.sort });
+      return;
+    }
+    const row = event.target.closest("[data-key]");
     if (row) choose(row);
     else event.target.closest(".wbu-cut")?.classList.toggle("wbu-whole");
   });
@@ -22,7 +27,7 @@ window.workbenchRows = (element, trigger, watch) => {
       event.target.classList.toggle("wbu-whole");
       return;
     }
-    const row = event.target.closest("tr[data-key]");
+    const row = event.target.closest("[data-key]");
     if (!row || event.ctrlKey || event.metaKey || event.altKey) return;
     const rows = rowsOf();
     const index = rows.indexOf(row);
@@ -41,7 +46,7 @@ window.workbenchRows = (element, trigger, watch) => {
 
   /* Scroll to the chosen row, which an address or Python may have chosen. */
   const reveal = () => {
-    const row = element.querySelector('tr[aria-selected="true"]');
+    const row = element.querySelector('[aria-selected="true"]');
     const box = row?.closest(".wbu-scroll");
     if (!box || box.scrollHeight <= box.clientHeight) return;
     const head = box.querySelector("thead")?.offsetHeight || 0;
@@ -53,7 +58,7 @@ window.workbenchRows = (element, trigger, watch) => {
     for (const text of element.querySelectorAll(".wbu-clip:not(.wbu-whole)")) {
       const isCut = text.scrollHeight > text.clientHeight + 1;
       text.classList.toggle("wbu-cut", isCut);
-      if (!isCut || text.closest("tr[data-key]")) continue;
+      if (!isCut || text.closest("[data-key]")) continue;
       text.tabIndex = 0;
       text.title = "Click to expand or collapse";
     }

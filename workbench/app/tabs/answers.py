@@ -1,23 +1,27 @@
 """Browse in Answers: a page of answers, and one of them token by token beside its image evidence.
 
-1. The address has the open answer (step, rollout, process, probe), its pinned token, the page of the list, and the
-   filters.
+1. The address has the open answer (step, rollout, process, probe), its pinned token, the page of the list, the text of
+   the filter (workbench.traces.selection) and the lists' choices; all of them must hold.
 2. Choosing a row or a filter only changes the address; a change of the address draws the tab.
 3. Hovering, pinning and coloring happen in the browser. The up and down keys in an answer open its neighbor in the
    list.
 """
 
+import functools
 import json
+import tempfile
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from html import escape
+from pathlib import Path
 
 import gradio as gr
 
 from workbench.analysis import tokens
+from workbench.analysis.query import Answers, answers_as_json
 from workbench.analysis.table import NO_TRACES
-from workbench.analysis.tokens import Selection
 from workbench.app.components import (
     TRACES,
     Column,
@@ -42,41 +46,66 @@ from workbench.app.context import (
     sync_to_url,
 )
 from workbench.app.live_updates import follow_run
-from workbench.errors import WorkbenchError
+from workbench.app.related_answers import related_html
+from workbench.errors import TraceError, WorkbenchError
 from workbench.render import render_tokens
 from workbench.traces.reader import Traces
+from workbench.traces.selection import GRADES, TOKEN, Selection, parse_selection
+
+TALL = 640  # pixels above which the list scrolls
+MAX_EXPORTED = 10_000
+FOLD = """() => {
+    const isClosed = document.querySelector("#answers-body").classList.toggle("answers-closed");
+    document.querySelector("#answers-fold").textContent = isClosed ? "▸ List" : "◂ List";
+}"""
 
 PAGE_SIZE = 20
 KEY = ("step", "process", "rollout")
 # parameter of the address -> field of the selection; choices come from the run
-FILTERS = {"at_step": "step"} | {name: name for name in ("regime", "domain", "token_type", "visibility")}
-ORDERS = (
-    ("newest first", "step"),
-    ("largest |information gap|", "information_gap"),
-    ("largest |capability gap|", "capability_gap"),
-    ("largest loss", "loss"),
-)
-VERDICTS = (("any", ""), ("correct", "right"), ("incorrect", "wrong"))
+FILTERS = {
+    "at_step": "step",
+    "regime": "token.regime",
+    "domain": "domain",
+    "token_type": "token.token_type",
+    "visibility": "token.visibility",
+}
+GRADE_CHOICES = (("any", ""), *((grade, grade) for grade in GRADES))
+SORTABLE = ("step", "tokens", "reward", "loss", "information_gap", "abs_information_gap", "capability_gap")
+SORTABLE += ("abs_capability_gap", "contribution", "domain", "example")
+ORDERS = [
+    (
+        f"{name.removeprefix('abs_').replace('_', ' ').join('||' if name.startswith('abs_') else ('', ''))} {arrow}",
+        sign + name,
+    )
+    for name in SORTABLE
+    for arrow, sign in (("↓", "-"), ("↑", ""))
+]
+SOURCES = (("training samples", ""), ("probes", "1"))
 ANSWER_PARAMS = ("step", "rollout", "process", "token", "list_page")  # dropped from the address with another list
+EXAMPLES_OF_FILTERS = "word, /reg(ex|ular)/, tokens>200, token.information_gap>2 …"
 COLUMNS = (
+    Column("answer"),
+    Column("right", "grade", "right"),
     Column("step", kind="number"),
     Column("rollout", kind="number"),
-    Column("question"),
-    Column("answer"),
-    Column("expected", kind="short"),
-    Column("right", "grade", "right"),
     Column("tokens", "", "number"),
     Column("information_gap", kind="signed"),
     Column("capability_gap", kind="signed"),
     Column("loss", kind="number"),
     Column("regimes", kind="short"),
+    Column("question"),
+    Column("expected", kind="short"),
 )
 
 
 def draw(context: AppContext, run: str | None, address: Mapping | None) -> tuple:
-    """Filters, example, probe switch, list, position in the list, answer."""
-    traces = TRACES.of(context.run_dir(run))
-    choices = tokens.choices(traces) if traces is not None else {name: [] for name in FILTERS.values()}
+    """Filters, search, example, source, list, position in the list, answer, answers related to it.
+
+    Raises: TraceError for a wrong filter, with the place of what is wrong.
+    """
+    run_dir = context.run_dir(run)
+    traces = TRACES.of(run_dir)
+    choices = choices_of(traces)
     address = address or {}
     selection = select(address, choices)
     try:
@@ -84,46 +113,59 @@ def draw(context: AppContext, run: str | None, address: Mapping | None) -> tuple
     except WorkbenchError as error:
         key, token, fault = None, None, sentence(error)
     keys, total, page_idx = _keys(traces, selection, page_of(address))
-    first = keys[0] if keys else None
+    key_opened = key or (keys[0] if keys else None)
     with ThreadPoolExecutor(1) as executor:  # reads the answer and the list in parallel
-        answer = executor.submit(draw_answer, traces, key or first, selection, run or "", token)
+        answer = executor.submit(draw_answer, traces, key_opened, selection, run or "", token)
         listed, position = draw_list(traces, selection, page_idx, total, key)
     fragment = empty_html(fault) if fault else answer.result()
-    boxes = [*_filter_boxes(choices, selection), _verdict(selection), selection.order]
-    return *boxes, selection.example or "", selection.probe, listed, position, fragment
+    related = "" if fault else related_html(run_dir, traces, key_opened, probe=selection.source == "probes")
+    order = f"{'-' if selection.descending else ''}{selection.order}"
+    boxes = [*_filter_boxes(choices, selection), str(selection.value_of("grade") or ""), order]
+    search, source = str(address.get("filter") or ""), str(address.get("probe") or "")
+    return *boxes, search, str(address.get("example") or ""), source, listed, position, fragment, related
+
+
+def choices_of(traces: Traces | None) -> dict[str, list]:
+    """Recorded values of each list of filters, by field of the selection."""
+    choices = tokens.choices(traces) if traces is not None else {}
+    return {field: choices.get(field.removeprefix(TOKEN), []) for field in FILTERS.values()}
 
 
 def _filter_boxes(choices: Mapping[str, list], selection: Selection) -> list[gr.Dropdown]:
     offered = {**choices, "step": evenly_spaced(choices["step"])}
-    return [
-        gr.Dropdown(
-            choices=[("any", ""), *((str(value), str(value)) for value in offered[name])],
-            value=str(getattr(selection, name) or ""),
-            allow_custom_value=name == "step",
+    boxes = []
+    for field in FILTERS.values():
+        value = selection.value_of(field)
+        boxes.append(
+            gr.Dropdown(
+                choices=[("any", ""), *((str(option), str(option)) for option in offered[field])],
+                value="" if value is None else str(int(value) if isinstance(value, float) else value),
+                allow_custom_value=field == "step",
+            )
         )
-        for name in FILTERS.values()
-    ]
-
-
-def _verdict(selection: Selection) -> str:
-    return {None: "", True: "right", False: "wrong"}[selection.right]
+    return boxes
 
 
 def select(address: Mapping, choices: Mapping[str, list]) -> Selection:
-    """The selection of the address; filters with values that this run lacks are ignored, as after a change of run."""
-    filters = {
-        name: choice(address, "answers", key, [str(option) for option in choices[name]])
-        for key, name in FILTERS.items()
-    }
-    right = choice(address, "answers", "right", ("right", "wrong"))
-    return Selection(
-        **{name: value or None for name, value in filters.items() if name != "step"},
-        step=int(filters["step"]) if filters["step"] else None,
-        right=right == "right" if right else None,
-        example=str(address.get("example") or "") or None,
-        order=choice(address, "answers", "order", [value for _, value in ORDERS]),
-        probe=bool(address.get("probe")),
-    )
+    """The selection of the address: the text of its filter, and its lists' choices.
+
+    Choices that this run lacks are ignored, as after a change of run. Raises: TraceError for a wrong filter.
+    """
+    selection = parse_selection(str(address.get("filter") or ""))
+    selection = replace(selection, source="probes" if address.get("probe") else selection.source)
+    if selection.source == "evaluation":
+        raise TraceError("in:evaluation is not listed here. Compare has the answers to evaluation questions.")
+    for name, field in FILTERS.items():
+        value = choice(address, "answers", name, [str(option) for option in choices[field]])
+        selection = selection.add(field, "=", value) if value else selection
+    grade = choice(address, "answers", "grade", GRADES)
+    selection = selection.add("grade", "=", grade) if grade else selection
+    if address.get("example"):
+        selection = selection.add("example", "=", str(address["example"]))
+    order = choice(address, "answers", "order", [value for _, value in ORDERS])
+    if order and order != CHOICES["answers"]["order"]:
+        selection = selection.sorted_by(order.removeprefix("-"), descending=order.startswith("-"))
+    return selection
 
 
 def key_of(address: Mapping | None) -> dict | None:
@@ -150,12 +192,23 @@ def draw_list(
         return empty_html(NO_TRACES), ""
     page = tokens.page(traces, selection, page_idx=page_idx, size=PAGE_SIZE)
     first = {name: page.rows[0][name] for name in KEY} if page.rows else None
-    html = rows_html(page, COLUMNS, label="answers", key=KEY, chosen=key or first, tall=290, follow=True)
+    order = f"{'-' if selection.descending else ''}{selection.order}"
+    html = rows_html(
+        page,
+        COLUMNS,
+        label="answers",
+        key=KEY,
+        chosen=key or first,
+        tall=TALL,
+        follow=True,
+        sortable=SORTABLE,
+        order=order,
+    )
     start = page_idx * PAGE_SIZE
     position = f"{start + 1:,}–{min(total, start + PAGE_SIZE):,} of {total:,}" if total else "0"
     is_elsewhere = key is not None and all({name: row[name] for name in KEY} != key for row in page.rows)
-    open_note = f"open: step {key['step']}, rollout {key['rollout']}, not on this page · " if is_elsewhere else ""
-    listed = f"{open_note}{position} {'probes' if selection.probe else 'answers'}"
+    open_note = f"step {key['step']}, rollout {key['rollout']} is open, not on this page · " if is_elsewhere else ""
+    listed = f"{open_note}{position} {'probes' if selection.source == 'probes' else 'answers'}"
     return html, f'<p class="wbu-where" aria-live="polite">{listed}</p>'
 
 
@@ -168,13 +221,13 @@ def draw_answer(
     """
     if traces is None or key is None:
         return ""
-    probe = selection.probe
+    probe = selection.source == "probes"
     try:
         view = tokens.answer(traces, key["step"], key["rollout"], process=key["process"], probe=probe, name=run)
     except WorkbenchError as error:
         return empty_html(sentence(error))
     address = json.dumps(answer_address(key["step"], key["rollout"], process=key["process"], probe=probe))
-    marked = tokens.matches(view, selection)
+    marked = traces.matching_positions(selection, (key["step"], key["process"], key["rollout"]))
     jumps = token is None and bool(marked)
     fragment = render_tokens(view, standalone=False, pinned=marked[0] if jumps else token, marked=set(marked))
     counted = _counted(selection, len(marked), len(view.tokens))
@@ -185,20 +238,18 @@ def draw_answer(
 
 def _counted(selection: Selection, count: int, total: int) -> str:
     """Number of tokens of the open answer that match the filters, as HTML."""
-    criteria = [
-        f"{name.replace('_', ' ')} {value}"
-        for name in ("regime", "token_type", "visibility")
-        if (value := getattr(selection, name))
-    ]
-    if not criteria:
+    if not selection.of_tokens:
         return ""
+    criteria = " ".join(condition.text for condition in selection.of_tokens)
     matches = "no tokens in this answer" if count == 0 else f"{count:,} of {total:,} tokens, outlined"
-    return f'<p class="wbu-aside">{escape(", ".join(criteria))}: {matches}</p>'
+    return f'<p class="wbu-aside"><code>{escape(criteria)}</code>: {matches}</p>'
 
 
 def address_of_row(address: Mapping | None, key: Mapping) -> dict:
     """The address that opens a row's answer."""
-    params = {name: value for name, value in (address or {}).items() if name in ("probe", "example", "list_page")}
+    params = {
+        name: value for name, value in (address or {}).items() if name in ("probe", "example", "filter", "list_page")
+    }
     return (
         persistent_params(address)
         | params
@@ -212,8 +263,8 @@ def change_page(context: AppContext, run: str | None, address: Mapping | None, b
     address = address or {}
     page_idx = 0
     if traces is not None:
-        _, _, page_idx = _keys(traces, select(address, tokens.choices(traces)), max(0, page_of(address) + by))
-    params = {name: value for name, value in address.items() if name in ("probe", "example")}
+        _, _, page_idx = _keys(traces, select(address, choices_of(traces)), max(0, page_of(address) + by))
+    params = {name: value for name, value in address.items() if name in ("probe", "example", "filter")}
     return persistent_params(address) | params | ({"list_page": str(page_idx)} if page_idx else {})
 
 
@@ -223,7 +274,7 @@ def step_selection(context: AppContext, run: str | None, address: Mapping | None
     address = address or {}
     if traces is None:
         return dict(address)
-    selection = select(address, tokens.choices(traces))
+    selection = select(address, choices_of(traces))
     key = key_of(address)
     keys, total, page_idx = _page_with(traces, selection, page_of(address), key)
     row_idx = (keys.index(key) if key in keys else 0 if key is None else -1) + direction
@@ -244,10 +295,10 @@ def step_selection(context: AppContext, run: str | None, address: Mapping | None
 def _page_with(traces: Traces, selection: Selection, page_idx: int, key: dict | None) -> tuple[list[dict], int, int]:
     """`_keys` of the page that has the answer now; while a run trains, newer answers move it to later pages."""
     start = _keys(traces, selection, page_idx)
-    if key is None or key in start[0] or selection.order != "step":
+    if key is None or key in start[0] or (selection.order, selection.descending) != ("step", True):
         return start
     at = tuple(key[name] for name in KEY)
-    page = _keys(traces, selection, traces.count_rollouts(**selection.filters, before=at) // PAGE_SIZE)
+    page = _keys(traces, selection, traces.count_rollouts(selection, before=at) // PAGE_SIZE)
     return page if key in page[0] else start
 
 
@@ -260,38 +311,110 @@ def _keys(traces: Traces | None, selection: Selection, page_idx: int) -> tuple[l
     return [dict(zip(KEY, key, strict=True)) for key in keys], total, page_idx
 
 
-def build_tab(context: AppContext, shared: Shared) -> None:
-    """Filters, list, and the open answer below it."""
-    with gr.Row(elem_classes="wbu-bar"):
-        boxes = [
-            gr.Dropdown(
-                [("any", "")],
-                value="",
-                label=name.replace("_", " "),
-                min_width=104,
-                elem_id=f"answers-{name}",
-                allow_custom_value=name == "step",
-            )
-            for name in FILTERS.values()
-        ]
-        right = gr.Dropdown(VERDICTS, value="", label="answer", min_width=104, elem_id="answers-right")
-        order = gr.Dropdown(ORDERS, value="step", label="sort by", min_width=210, elem_id="answers-order")
-        example = gr.Textbox(label="example", placeholder="id", min_width=130, elem_id="answers-example", max_lines=1)
-        probe = gr.Checkbox(label="probes", min_width=90, elem_id="answers-probe")
-    follow_run(context, shared, "answers", "rollouts")
-    listed = rows_component("answers", elem_id="answers-list")
-    with gr.Row(elem_classes="wbu-pager"):
-        position = fragment_component("position in the list", elem_id="answers-where")
-        back = gr.Button("← Previous", size="sm", scale=0, min_width=96, elem_id="answers-back")
-        forward = gr.Button("Next →", size="sm", scale=0, min_width=96, elem_id="answers-on")
-    answer_view = fragment_component("the answer, token by token", js=read_asset("answer.js"), elem_id="answers-answer")
+def sort_by(address: Mapping | None, field: str) -> dict:
+    """The address with the list sorted by a field: descending first, ascending if it already was so."""
+    address = dict(address or {})
+    order = "" if address.get("order") == f"-{field}" else "-"
+    for name in ANSWER_PARAMS:
+        address.pop(name, None)
+    return address | {"order": f"{order}{field}"}
 
-    filters = [*boxes, right, order]
+
+def export(context: AppContext, run: str | None, address: Mapping | None) -> gr.DownloadButton:
+    """Write the selected answers, at most MAX_EXPORTED, as JSON lines. Returns the download link."""
+    run_dir = context.run_dir(run)
+    traces = TRACES.of(run_dir)
+    if traces is None:
+        raise TraceError(NO_TRACES)
+    selection = select(address or {}, choices_of(traces))
+    rows, total = answers_as_json(Answers(traces, run or ""), selection, MAX_EXPORTED)
+    file = Path(_folder().name) / f"{run_dir.name}-answers.jsonl"
+    file.write_text("".join(f"{row}\n" for row in rows), encoding="utf-8")
+    left_out = f", the first of {total:,}: narrow the selection for the others" if total > len(rows) else ""
+    label = f"Save {len(rows):,} answers{left_out}"
+    return gr.DownloadButton(label, value=str(file), visible=True)
+
+
+@functools.cache
+def _folder() -> tempfile.TemporaryDirectory:
+    """A folder that is deleted when the app exits."""
+    return tempfile.TemporaryDirectory(prefix="workbench-answers-")
+
+
+def build_tab(context: AppContext, shared: Shared) -> None:
+    """Search and filters; the list at the left, the open answer with its token at the right."""
+    with gr.Row(elem_classes="wbu-bar"):
+        source = gr.Radio(SOURCES, value="", label="source", min_width=310, elem_id="answers-source", scale=0)
+        search = gr.Textbox(
+            label="search and filter",
+            placeholder=EXAMPLES_OF_FILTERS,
+            min_width=260,
+            scale=3,
+            max_lines=1,
+            elem_id="answers-filter",
+        )
+        order = gr.Dropdown(ORDERS, value="-step", label="sort by", min_width=150, elem_id="answers-order")
+        save = gr.Button("JSONL", size="sm", scale=0, min_width=70, elem_id="answers-export")
+        link = gr.DownloadButton("Save", size="sm", visible=False, elem_id="answers-link", scale=0, min_width=160)
+    with gr.Row(elem_classes="wbu-bar"):
+        boxes = _list_boxes()
+        grade = gr.Dropdown(GRADE_CHOICES, value="", label="grade", min_width=104, elem_id="answers-grade")
+        example = gr.Textbox(label="example", placeholder="id", min_width=110, elem_id="answers-example", max_lines=1)
+    follow_run(context, shared, "answers", "rollouts")
+    with gr.Row(elem_id="answers-body"):
+        with gr.Column(elem_id="answers-side", min_width=0, scale=0):
+            with gr.Row(elem_classes="wbu-pager"):
+                position = fragment_component("position in the list", elem_id="answers-where")
+                back = gr.Button("←", size="sm", scale=0, min_width=36, elem_id="answers-back")
+                forward = gr.Button("→", size="sm", scale=0, min_width=36, elem_id="answers-on")
+            listed = rows_component("answers", elem_id="answers-list")
+        with gr.Column(elem_id="answers-main", min_width=0, scale=1):
+            fold = gr.Button("◂ List", size="sm", scale=0, min_width=70, elem_id="answers-fold")
+            answer_view = fragment_component(
+                "the answer, token by token", js=read_asset("answer.js"), elem_id="answers-answer"
+            )
+            related = rows_component("answers related to it", elem_id="answers-related")
+    filters = [*boxes, grade, order]
+    typed = [search, example, source]
     inputs = [shared.run, shared.address]
-    outputs = [*filters, example, probe, listed, position, answer_view]
+    outputs = [*filters, *typed, listed, position, answer_view, related]
     shared.on_show("answers", show_errors(partial(draw, context), len(outputs)), inputs, outputs)
     sync_to_url(shared, [box.input for box in filters], CHOICES["answers"], filters, ANSWER_PARAMS)
-    sync_to_url(shared, [probe.input, example.submit], {"probe": "", "example": ""}, [probe, example], ANSWER_PARAMS)
+    events = [search.submit, search.blur, example.submit, source.input]
+    sync_to_url(shared, events, {"filter": "", "example": "", "probe": ""}, typed, ANSWER_PARAMS)
+    fold.click(None, js=FOLD)
+    quiet = {"show_progress": "hidden", "api_visibility": "private"}
+    save.click(show_errors(partial(export, context)), inputs, link, **quiet)
+    shared.address.change(lambda: gr.DownloadButton(visible=False), None, link, queue=False, **quiet)
+    _connect(context, shared, listed, related, answer_view, back, forward)
+
+
+def _list_boxes() -> list[gr.Dropdown]:
+    """The lists of filters, one per parameter of FILTERS."""
+    return [
+        gr.Dropdown(
+            [("any", "")],
+            value="",
+            label=name.removeprefix("at_").replace("_", " "),
+            min_width=104,
+            elem_id=f"answers-{name.removeprefix('at_')}",
+            allow_custom_value=name == "at_step",
+        )
+        for name in FILTERS
+    ]
+
+
+def _connect(
+    context: AppContext,
+    shared: Shared,
+    listed: gr.HTML,
+    related: gr.HTML,
+    answer_view: gr.HTML,
+    back: gr.Button,
+    forward: gr.Button,
+) -> None:
+    """Rows, headings, pages and keys, which change the address."""
+    inputs = [shared.run, shared.address]
     quiet = {"show_progress": "hidden", "api_visibility": "private"}
 
     def turn(event: gr.EventData, run: str, address: dict) -> dict:
@@ -300,7 +423,12 @@ def build_tab(context: AppContext, shared: Shared) -> None:
     def page(by: int, run: str, address: dict) -> dict:
         return change_page(context, run, address, by)
 
+    def sort(event: gr.EventData, address: dict) -> dict:
+        return sort_by(address, event.field)
+
     shared.on_choose(listed, address_of_row)
+    shared.on_choose(related, address_of_row)
+    listed.sort(show_errors(sort), shared.address, shared.address, **quiet)
     answer_view.turn(show_errors(turn), inputs, shared.address, **quiet)
     back.click(show_errors(partial(page, -1)), inputs, shared.address, **quiet)
     forward.click(show_errors(partial(page, 1)), inputs, shared.address, **quiet)
