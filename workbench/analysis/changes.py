@@ -32,9 +32,9 @@ class TokenPair:
 
 def pair_tokens(before: TokenView, after: TokenView) -> list[TokenPair]:
     """Align the tokens of two scorings by their ids; a replaced token is paired with its replacement."""
-    ids = [[token.token_id for token in view.tokens] for view in (before, after)]
+    ids, other_ids = ([token.token_id for token in view.tokens] for view in (before, after))
     pairs = []
-    for _, start, end, other_start, other_end in SequenceMatcher(None, *ids, autojunk=False).get_opcodes():
+    for _, start, end, other_start, other_end in SequenceMatcher(None, ids, other_ids, autojunk=False).get_opcodes():
         for offset in range(max(end - start, other_end - other_start)):
             first = start + offset if start + offset < end else None
             second = other_start + offset if other_start + offset < other_end else None
@@ -62,7 +62,7 @@ def moved(before: TokenView, after: TokenView) -> Table:
 
 
 def _row(pair: TokenPair, numbers: Sequence[str]) -> dict:
-    row = {
+    row: dict[str, object] = {
         "position": pair.first if pair.first is not None else pair.second,
         "token": pair.before and pair.before.text,
         "token_after": pair.after and pair.after.text,
@@ -85,14 +85,14 @@ def summary(before: TokenView, after: TokenView) -> Table:
 
     Columns: quantity, before, after, change; the log-prob of an answer is the sum over its tokens, in nats.
     """
-    rows = []
+    rows: list[tuple[str, float, float]] = []
     for name in (view for view in before.views if view in after.views):
-        sums = [sum(token.logprobs.get(name, 0.0) for token in view.tokens) for view in (before, after)]
-        rows.append((f"log-prob of the answer, {name}", *sums))
+        first, second = (sum(token.logprobs.get(name, 0.0) for token in view.tokens) for view in (before, after))
+        rows.append((f"log-prob of the answer, {name}", first, second))
     for name in GAPS:
-        means = [_mean_size(view, name) for view in (before, after)]
-        if None not in means:
-            rows.append((f"mean |{name.replace('_', ' ')}|", *means))
+        mean, other_mean = (_mean_size(view, name) for view in (before, after))
+        if mean is not None and other_mean is not None:
+            rows.append((f"mean |{name.replace('_', ' ')}|", mean, other_mean))
     named = [
         {"quantity": quantity, "before": first, "after": second, "change": second - first}
         for quantity, first, second in rows

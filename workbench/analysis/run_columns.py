@@ -210,8 +210,8 @@ def csv_lines(rows: Iterable[RunRow]) -> list[str]:
     return lines
 
 
-def _csv_values(row: RunRow) -> dict[str, object]:
-    values = row_values(row)
+def _csv_values(row: RunRow) -> dict[str, Any]:
+    values: dict[str, Any] = row_values(row)
     values |= {f"accuracy_{group}": row.measures.accuracy.get(group) for group in (ALL, VISIBLE, PRIVILEGED)}
     for name in (*(f"accuracy_{group}" for group in (ALL, VISIBLE, PRIVILEGED)), "overconfidence"):
         first, last = values.pop(name) or (None, None)

@@ -1,6 +1,6 @@
 """Rows of the training data that are set aside for evaluation: data.held_out.
 
-Rows that share an image are on the same side, since a question about a picture of the training data is no new picture.
+Rows that share an image are on the same side, since a question about a picture of the training data adds no picture.
 A hash of the image's content decides, of rows without images that of their text. So equal rows are on the same side,
 files may be moved, and appended rows move none of the others, unless they join images that no row had together.
 """

@@ -194,7 +194,7 @@ def prefetch_views(
     for name, view in method.views.items():
         policy = policies[view.policy]
         if not view.learns and prefetches(policy):
-            scored = of_view(policy, prompts[name], batch)
+            scored = of_view(policies[view.policy], prompts[name], batch)
             completions = [rollout.ids for rollout in scored.rollouts]
             policy.prefetch([prompt for prompt in prompts[name] if prompt is not None], completions, scored.rows)
             begun.append(name)

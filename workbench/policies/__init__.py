@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeGuard, runtime_checkable
 
 from workbench.policies.row_sizes import RowSize
 from workbench.policies.view_output import ViewOutput
@@ -102,7 +102,9 @@ class Policy(Protocol):
 class Sampler(Protocol):
     """Samples in a policy's place, with its weights, prompts and end tokens."""
 
-    precision: str
+    @property
+    def precision(self) -> str:
+        """Precision in which it samples."""
 
     def sample(
         self, student: Any, prompts: list[Prompt], seeds: list[list[int]], options: SamplingOptions
@@ -125,6 +127,6 @@ class Prefetching(Protocol):
         """Begin to compute the rows of later calls of `forward`; `passes` are the rows of each call."""
 
 
-def prefetches(policy: Policy) -> bool:
+def prefetches(policy: object) -> TypeGuard[Prefetching]:
     """Return whether a policy computes elsewhere."""
     return isinstance(policy, Prefetching) and policy.prefetches

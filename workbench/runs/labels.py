@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from workbench.errors import ConfigError, RunError, show
 from workbench.files.atomic import write_text
@@ -52,7 +53,7 @@ def label_run(
     """
     run_dir = find_run_dir(runs_dir, name)
     read_job(run_dir)
-    values = {
+    values: dict[str, Any] = {
         "tags": None if tags is None else check_tags(list(tags)),
         "note": None if note is None else check_note(note),
         "archived": archived,

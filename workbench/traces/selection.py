@@ -48,7 +48,14 @@ EVALUATION_FIELDS = {
     **dict.fromkeys(("step", "tokens", "reward", "confidence"), "number"),
 }
 _TOKEN_LABELS = ("regime", "token_type", "visibility", "target", "divergence")
-_TOKEN_NUMBERS = ("position", "token_id", "denoising_step", "sampler_logprob", "weight", "effective_weight")
+_TOKEN_NUMBERS: tuple[str, ...] = (
+    "position",
+    "token_id",
+    "denoising_step",
+    "sampler_logprob",
+    "weight",
+    "effective_weight",
+)
 _TOKEN_NUMBERS += ("advantage", "loss", "contribution", "ratio", "total_gap", "abs_total_gap")
 _BY_VIEW = re.compile(r"(logprob|entropy|max_logprob|rank)_\w+")  # views differ between methods: checked by the reader
 

@@ -62,7 +62,7 @@ def build_door(engine: TransformersEngine, token: str | None = None) -> Starlett
     async def head(request: Request) -> Response:
         return await respond(request, lambda: Response(pack(engine.head, {}), media_type=BYTES))
 
-    def posted(answer: Callable[[TransformersEngine, bytes], bytes]) -> Callable[[Request], Awaitable[Response]]:
+    def posted(answer: Callable[[Any, bytes], bytes]) -> Callable[[Request], Awaitable[Response]]:
         async def handle(request: Request) -> Response:
             if request.headers.get("content-type") != BYTES:  # which a page in a browser cannot send to another site
                 return _error(415, f"expected content-type {BYTES}.")
