@@ -37,7 +37,7 @@ from workbench.runs.jobs import read_job, start_run, stop_run
 
 ROOT = Path(__file__).parent.parent
 DRAWN = {  # what a tab has when it is drawn
-    "training": "#training-gaps .main-svg",
+    "training": "#training-charts .main-svg",
     "answers": "#answers-answer .wb-detail .wb-views",
     "movement": "#movement-shares .main-svg",
     "leakage": "#leakage-worst tbody tr",

@@ -23,7 +23,7 @@ from PIL import Image
 
 from workbench.analysis import illusion as tables
 from workbench.analysis.regimes import shares_by, shares_over_steps
-from workbench.app.context import AppContext, run_choices
+from workbench.app.context import AppContext, run_names
 from workbench.app.tabs import answers, compare, leakage, movement, training
 from workbench.config.schema import build_config
 from workbench.data.contexts import build_prompt
@@ -346,7 +346,7 @@ def other_tabs(folder: Path) -> dict[str, Callable]:
         "compare: examples of both": lambda: compare.draw_examples(folder, folder, ""),
         "compare: accuracies": lambda: compare.draw_accuracy(folder, folder),
         "leakage": lambda: leakage.draw(context, run, "light", ""),
-        "the list of runs": lambda: run_choices(context),
+        "the list of runs": lambda: run_names(context),
     }
 
 

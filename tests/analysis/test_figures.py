@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 import pytest
 from failures import raises
 
-from workbench.analysis import compare, figures, illusion, movement, regimes
+from workbench.analysis import figures, illusion, movement, regimes
 from workbench.analysis import runs as run_tables
 from workbench.analysis.style import INK, SERIES, SURFACE, base_figure
 from workbench.analysis.table import Table, table
@@ -20,12 +20,11 @@ SEPARATION = {"gap": "information gap", "auroc": 0.75, "num_privileged": 8, "num
 UNITS = {"auroc": "area under the ROC curve", "num_privileged": "tokens", "num_visible": "tokens"}
 
 
-def drawn(dopd: Path, opd: Path, theme: str) -> dict[str, go.Figure]:
+def drawn(dopd: Path, theme: str) -> dict[str, go.Figure]:
     """One of every kind."""
     notes = movement.regime_notes(dopd)
     return {
         "curves": figures.curves(run_tables.metrics(dopd, ("loss",)), title="Loss", theme=theme),
-        "compared": figures.curves(compare.metrics_of(dopd, opd, ("loss",)), title="Loss", theme=theme),
         "stacked": figures.stacked_shares(regimes.shares_over_steps(dopd, split="token_type"), theme=theme),
         "bars of shares": figures.share_bars(regimes.shares_by(dopd, "token_type"), title="Kinds", theme=theme),
         "gaps": figures.gap_curves(regimes.gaps_over_steps(dopd), theme=theme),
@@ -41,8 +40,8 @@ def drawn(dopd: Path, opd: Path, theme: str) -> dict[str, go.Figure]:
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_figures_in_both_themes_name_run_and_units(dopd: Path, opd: Path, theme: str) -> None:
-    for kind, created in drawn(dopd, opd, theme).items():
+def test_figures_in_both_themes_name_run_and_units(dopd: Path, theme: str) -> None:
+    for kind, created in drawn(dopd, theme).items():
         assert "dopd" in created.layout.title.text, kind
         assert created.layout.template.layout.paper_bgcolor == SURFACE[theme] and len(created.data), kind
         if kind not in ("sankey",):

@@ -194,7 +194,6 @@ def test_compare_accuracies_equal_records(dopd: Path, opd: Path) -> None:
     assert long.loc[("opd", "student", "plain", "all", 4)]["accuracy"] == row["last_b"]
     assert result.units["first_a"] == "dopd, step 0" and result.units["last_b"] == "opd, step 4"
     assert compare.evaluated_apart(dopd, opd)[::2] == (0, 0)
-    assert set(compare.metrics_of(dopd, opd, ("loss",)).frame["run"]) == {"dopd", "opd"}
 
 
 def test_compare_single_evaluation_has_no_last_accuracy(dopd: Path, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ SHOWS = {  # what a tab has when it is drawn
     "geometry": "#geometry-about h2",
     "data": "#data-example .wb-figure",
     "studies": "#studies-figure .js-plotly-plot .main-svg",
-    "training": "#training-shares .js-plotly-plot .main-svg",
+    "training": "#training-charts .js-plotly-plot .main-svg",
 }
 FITS = """tab => document.documentElement.scrollWidth <= innerWidth
     && [...document.querySelectorAll(`${tab} .js-plotly-plot`)].every(plot => {

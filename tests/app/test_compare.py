@@ -1,6 +1,5 @@
 """The tab that compares two runs on one example."""
 
-import json
 import re
 import shutil
 
@@ -11,11 +10,11 @@ from workbench.app.context import AppContext
 from workbench.app.tabs import compare
 from workbench.errors import RunError
 
-LAYOUT, LISTED, ALIGNED, VIEWS, METRIC, CURVES, ACCURACY, DIFFERENCE = range(8)
+LAYOUT, LISTED, ALIGNED, VIEWS, ACCURACY, DIFFERENCE = range(6)
 
 
 def draw(context: AppContext, run: str = "dopd", other: str = "", **address: str) -> tuple:
-    return compare.draw(context, run, "light", {"with": other, **address})
+    return compare.draw(context, run, {"with": other, **address})
 
 
 def test_compare_one_run_asks_for_second_tick(context: AppContext) -> None:
@@ -37,18 +36,14 @@ def test_compare_no_common_regime_marks_no_difference(context: AppContext) -> No
     assert "no regime in common" in drawn and "≠" not in drawn
 
 
-def test_compare_metric_visible_only_with_second_run(context: AppContext) -> None:
-    assert draw(context)[METRIC].visible is False and draw(context, other="opd")[METRIC].visible is True
-
-
 def test_compare_address_chooses_example(context: AppContext) -> None:
     last = keys(draw(context, other="opd")[LISTED])[-1]["example"]
     assert last in draw(context, other="opd", example=last)[VIEWS]
 
 
 def test_compare_configs_and_accuracies_side_by_side(context: AppContext) -> None:
-    drawn = draw(context, other="opd", metric="entropy")
-    assert "method.name" in drawn[DIFFERENCE] and drawn[METRIC].value == "entropy"
+    drawn = draw(context, other="opd")
+    assert "method.name" in drawn[DIFFERENCE]
     heads = re.findall(r"<th[^>]*>(.*?)</th>", drawn[ACCURACY])
     assert sum("<small>dopd" in head for head in heads) == 4 == sum("<small>opd" in head for head in heads)
     assert "not evaluated on the same questions" not in drawn[ACCURACY]
@@ -57,10 +52,9 @@ def test_compare_configs_and_accuracies_side_by_side(context: AppContext) -> Non
 def test_compare_same_name_in_two_studies_stay_apart(context: AppContext) -> None:
     for study, run in (("one", "dopd"), ("two", "opd")):
         shutil.copytree(context.runs_dir / run, context.runs_dir / study / "x-s0")
-    drawn = draw(context, run="one/x-s0", other="two/x-s0", metric="entropy")
+    drawn = draw(context, run="one/x-s0", other="two/x-s0")
     heads = re.findall(r"<th[^>]*>(.*?)</th>", drawn[ACCURACY])
     assert sum("<small>one/x-s0" in head for head in heads) == 4 == sum("<small>two/x-s0" in head for head in heads)
-    assert {load["name"] for load in json.loads(drawn[CURVES].value["plot"])["data"]} == {"one/x-s0", "two/x-s0"}
     assert all(name in drawn[DIFFERENCE] for name in ("one/x-s0", "two/x-s0"))
     for study in ("one", "two"):
         shutil.rmtree(context.runs_dir / study)

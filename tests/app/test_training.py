@@ -14,8 +14,8 @@ from workbench.app.context import AppContext
 from workbench.app.status import span, status_html
 from workbench.app.tabs import training
 from workbench.app.tabs.training import (
-    CURVES,
-    PANELS,
+    answers_of_step,
+    csv_of_charts,
     poll,
     question_picker,
     resume_selected,
@@ -26,7 +26,7 @@ from workbench.errors import RunError
 from workbench.runs.jobs import JobState
 
 SKIP = {"__type__": "update"}
-STATUS, STOP, KILL, RESUME, MORE, TIMER, RUNS, LOG, SEEN, QUESTION, ANSWERS = range(11)
+STATUS, STOP, KILL, RESUME, MORE, TIMER, RUNS, LOG, SEEN, QUESTION, ANSWERS, HEADLINES, METRICS, CHARTS = range(14)
 
 
 @pytest.fixture
@@ -73,23 +73,26 @@ def add_step(folder: Path, step: int) -> None:
 
 def look(context: AppContext, seen: str = "", run: str = "one", theme: str = "light", **how: bool) -> list:
     result = list(update(context, run, theme, seen, None, **how))
-    assert len(result) == 12 + len(CURVES) + len(PANELS)
+    assert len(result) == 15
     return result
 
 
-def figures(result: list) -> list:
-    return result[11:-1]
+def charts(result: list) -> dict[str, dict]:
+    """The figures by name; of charts that were not redrawn an error."""
+    groups = json.loads(result[CHARTS])["groups"]
+    return {item["name"]: item["figure"] for group in groups for item in group["figures"]}
 
 
 def test_update_finished_run_draws_curves_and_log(context: AppContext) -> None:
     a_run(context)
-    result = look(context)
+    result = look(context, redraw_all=True)
     assert "3 of 9" in result[STATUS] and "finished" in result[STATUS] and result[LOG].strip() == "hello"
-    titles = [title for title, _ in CURVES]
-    for title, created in zip(titles, figures(result), strict=False):
-        assert title in created.layout.title.text
-    assert list(figures(result)[0].data[0].y) == [1.0, 0.5, 1 / 3]
-    assert "No tokens are recorded" in figures(result)[-1].layout.annotations[0].text
+    drawn = charts(result)
+    assert drawn["loss"]["data"][0]["y"] == [1.0, 0.5, 1 / 3]
+    assert {"accuracy", "entropy", "learning-rate"} <= drawn.keys() and "seconds" not in drawn
+    assert "Seconds per part of a step" in json.loads(result[CHARTS])["notes"][-1], "what is not drawn is named"
+    assert "No tokens are recorded" in drawn["token-share"]["layout"]["annotations"][0]["text"]
+    assert "Accuracy" in result[HEADLINES] and ("loss", "loss") in result[METRICS].choices
     assert not result[TIMER].active
     assert result[QUESTION].value == "scene-1" and "later" in result[ANSWERS]
 
@@ -98,28 +101,31 @@ def test_update_run_with_peer_draws_own_curve(context: AppContext) -> None:
     folder = a_run(context)
     with (folder / "metrics.jsonl").open("a") as file:
         file.write('{"kind": "train", "step": 4, "loss": 0.25, "ann/loss": 0.75, "ann/entropy": 0.5}\n')
-    loss, _, entropy = figures(look(context))[:3]
-    assert [entry.name for entry in loss.data] == ["loss", "ann: loss"] and list(loss.data[1].y) == [0.75]
-    assert "ann: entropy" in [item.name for item in entropy.data]
+    drawn = charts(look(context))
+    assert [trace["name"] for trace in drawn["loss"]["data"][:2]] == ["loss", "ann: loss"]
+    assert drawn["loss"]["data"][1]["y"] == [0.75]
+    assert "ann: entropy" in [trace["name"] for trace in drawn["entropy"]["data"]]
 
 
 def test_update_unreadable_traces_still_draw_curves(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     TRACES.close()
     monkeypatch.setattr("workbench.traces.schema.READABLE", (98, 99))
     result = look(AppContext(runs, runs), run="dopd", redraw_all=True)
-    loss, *_, shares, _, gaps = figures(result)
-    assert len(loss.data[0].y) == 4 and "has trace version" in result[ANSWERS]
-    for created in (shares, gaps):
-        assert "has trace version" in created.layout.annotations[0].text.replace("<br>", " ")
+    drawn = charts(result)
+    assert len(drawn["loss"]["data"][0]["y"]) == 4 and "has trace version" in result[ANSWERS]
+    for name in ("token-share", "gaps-by-visibility"):
+        assert "has trace version" in drawn[name]["layout"]["annotations"][0]["text"].replace("<br>", " ")
 
 
 def test_update_nothing_changed_skips_figures(context: AppContext) -> None:
     folder = a_run(context)
     seen = look(context)[SEEN]
     again = look(context, seen)
-    assert all(figure == SKIP for figure in figures(again)) and again[LOG] == SKIP and again[RUNS] == SKIP
+    assert again[CHARTS] == SKIP and again[HEADLINES] == SKIP and again[LOG] == SKIP and again[RUNS] == SKIP
     add_step(folder, 4)
-    assert len(figures(look(context, again[SEEN]))[0].data[0].y) == 4
+    newer = look(context, again[SEEN])
+    assert len(charts(newer)["loss"]["data"][0]["y"]) == 4
+    assert newer[METRICS] == SKIP, "the user may be choosing"
 
 
 def test_update_running_run_waits_between_redraws(context: AppContext, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,11 +134,11 @@ def test_update_running_run_waits_between_redraws(context: AppContext, monkeypat
     assert result[TIMER].active and result[STOP].interactive and not result[RESUME].interactive
     add_step(folder, 4)
     soon = look(context, result[SEEN])
-    assert all(figure == SKIP for figure in figures(soon)), "it was drawn a moment ago"
+    assert soon[CHARTS] == SKIP, "it was drawn a moment ago"
     assert json.loads(soon[SEEN])["next"] >= time.time() + training.MIN_REDRAW_S - 2
     now = time.time()
     monkeypatch.setattr(training.time, "time", lambda: now + 3600)
-    assert figures(look(context, soon[SEEN]))[0].data
+    assert charts(look(context, soon[SEEN]))["loss"]["data"]
 
 
 def test_poll_between_redraws_returns_status_and_log(context: AppContext, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,9 +165,9 @@ def test_update_other_run_theme_or_tab_redraws_at_once(context: AppContext) -> N
     a_run(context, "two")
     seen = look(context)[SEEN]
     for changed in ({"run": "two"}, {"theme": "dark"}, {"redraw_all": True}):
-        assert figures(look(context, seen, **changed))[0].data
+        assert charts(look(context, seen, **changed))["loss"]["data"]
     for foreign in ("no json", "[1]"):
-        assert figures(look(context, foreign))[0].data
+        assert charts(look(context, foreign))["loss"]["data"]
 
 
 def test_update_run_ended_refreshes_list_of_runs(context: AppContext) -> None:
@@ -177,17 +183,74 @@ def test_update_run_ended_refreshes_list_of_runs(context: AppContext) -> None:
 def test_update_no_run_or_deleted_run_shows_remedy(context: AppContext) -> None:
     assert "Start one in Runs, New run" in look(context, run="")[STATUS]
     gone = look(context, run="gone")
-    assert "may have been deleted" in gone[STATUS] and not gone[TIMER].active and figures(gone)[0] is None
+    assert "may have been deleted" in gone[STATUS] and not gone[TIMER].active and gone[CHARTS] == ""
     assert "plain folder name" in look(context, run="../x")[STATUS]
 
 
-def test_update_torn_metrics_line_is_named_in_figures(context: AppContext) -> None:
+def test_update_torn_metrics_line_is_named_in_charts(context: AppContext) -> None:
     folder = a_run(context)
     with (folder / "metrics.jsonl").open("a") as file:
         file.write("{torn\n")
-    assert "metrics.jsonl:4 is not a line of metrics" in figures(look(context))[0].layout.annotations[0].text.replace(
-        "<br>", " "
+    result = look(context)
+    assert "metrics.jsonl:4 is not a line of metrics" in json.loads(result[CHARTS])["notes"][0]
+    assert "metrics.jsonl:4" in result[HEADLINES]
+
+
+def test_update_ticked_runs_share_charts(context: AppContext) -> None:
+    a_run(context)
+    a_run(context, "two", 2)
+    result = look(context, redraw_all=True, address={"with": "two,gone", "metrics": "loss,entropy", "smooth": "0.5"})
+    value = json.loads(result[CHARTS])
+    assert [item["name"] for item in value["series"]] == ["one", "two"]
+    assert any("gone is not drawn" in text for text in value["notes"])
+    drawn = charts(result)
+    assert drawn.keys() == {"loss", "entropy"} and result[METRICS].value == ["loss", "entropy"]
+    curves = [trace for trace in drawn["loss"]["data"] if trace["meta"].get("curve")]
+    assert [trace["y"][1] for trace in curves] == pytest.approx([(0.25 * 1 + 0.5 * 0.5) / 0.75] * 2)
+    assert result[HEADLINES].count("<tr>") == 3
+    assert (
+        "smoothing" in json.loads(look(context, redraw_all=True, address={"smooth": "2"})[CHARTS])["notes"][0].lower()
     )
+
+
+def test_update_lives_while_any_ticked_run_does(context: AppContext) -> None:
+    a_run(context)
+    other = a_run(context, "two", status="running", pid=os.getpid())
+    result = look(context, address={"with": "two"})
+    assert result[TIMER].active and not result[STOP].interactive
+    add_step(other, 4)
+    later = {**json.loads(result[SEEN]), "next": 0.0}
+    assert charts(look(context, json.dumps(later), address={"with": "two"}))
+
+
+def test_first_draw_reads_choices_of_address(context: AppContext) -> None:
+    a_run(context)
+    *_, axis, log, smoothing, split, seeds = training.first_draw(
+        context, "one", {"x": "tokens", "log": "1", "smooth": "0.25", "by": "domain", "seeds": "range", "with": "two"}
+    )
+    assert (axis, log, smoothing, split, seeds.value, seeds.visible) == ("tokens", True, 0.25, "domain", "range", True)
+    *_, axis, log, smoothing, split, seeds = training.first_draw(context, "one", {"x": "weeks", "smooth": "much"})
+    assert (axis, log, smoothing, split, seeds.value, seeds.visible) == ("step", False, 0.0, "", "separate", False)
+
+
+def test_csv_of_charts_holds_every_value(context: AppContext) -> None:
+    a_run(context)
+    rows = csv_of_charts(context, "one", {"metrics": "loss"}).splitlines()
+    assert rows[0] == "run,metric,step,value,smoothed,low,high,seeds"
+    assert rows[1:] == ["one,loss,1,1.0,1.0,,,1", "one,loss,2,0.5,0.5,,,1", f"one,loss,3,{1 / 3},{1 / 3},,,1"]
+    assert csv_of_charts(context, "one", {"metrics": "loss", "x": "tokens"}).splitlines() == [
+        "run,metric,step,answer tokens trained on,value,smoothed,low,high,seeds"
+    ], "this run recorded no tokens"
+
+
+def test_answers_of_step_opens_nearest_recorded_step(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    messages = []
+    monkeypatch.setattr(training.gr, "Info", messages.append)
+    context = AppContext(runs, runs)
+    address = {"with": "opd", "regime": "HS", "smooth": "0.5"}
+    assert answers_of_step(context, "dopd", address, 3) == {"with": "opd", "smooth": "0.5", "at_step": "3"}
+    assert not messages
+    assert answers_of_step(context, "dopd", address, 0)["at_step"] == "1" and "step 0" in messages[0]
 
 
 def test_update_truncated_run_json_is_named(context: AppContext) -> None:

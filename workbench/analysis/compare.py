@@ -1,4 +1,4 @@
-"""Compare two runs: the same example token by token, metrics, and accuracies."""
+"""Compare two runs: the same example token by token, and accuracies."""
 
 import difflib
 from dataclasses import dataclass
@@ -7,7 +7,6 @@ from pathlib import Path
 import pandas as pd
 
 from workbench.analysis.evals import answers_of, no_evals
-from workbench.analysis.runs import metrics
 from workbench.analysis.table import Table, names_of, run_name, table, traces_of
 from workbench.errors import TraceError
 from workbench.evals.records import tabulate
@@ -101,16 +100,6 @@ def _matched(first: list[int], second: list[int]) -> list[tuple[int | None, int 
             place_a, place_b = start_a + offset, start_b + offset
             pairs.append((place_a if place_a < end_a else None, place_b if place_b < end_b else None))
     return pairs
-
-
-def metrics_of(first: str | Path, second: str | Path, names: tuple[str, ...]) -> Table:
-    """Metric curves of both runs: run, step, metric, value."""
-    tables = [metrics(run, names) for run in (first, second)]
-    names_shown = names_of(first, second)
-    frames = [curve.frame.assign(run=name) for curve, name in zip(tables, names_shown, strict=True)]
-    units = tables[0].units | tables[1].units
-    title = ", ".join(names_shown)
-    return table(pd.concat(frames), ["run", "step", "metric", "value"], run=title, empty=tables[0].empty, units=units)
 
 
 def accuracy_of(*runs: str | Path) -> Table:

@@ -37,8 +37,9 @@ CHOICES = {  # by tab: the parameters that its lists and switches have in the ad
         "grade": "",
         "order": "-step",
     },
+    "training": {"x": "step", "log": "", "smooth": "0", "metrics": "", "by": "", "seeds": "separate"},
     "movement": {"color": "regime", "from": "", "to": "", "of": "", "panels": "", "share": "position_share"},
-    "compare": {"metric": "", "layout": "under"},
+    "compare": {"layout": "under"},
     "leakage": {"part": ""},
 }
 # parameters of the address that stay when another answer is opened
@@ -48,7 +49,7 @@ ANSWER_KEYS = ("step", "rollout", "process", "probe", "token", "example", "conte
 ADDRESS_KEYS = (*ANSWER_KEYS, *FORM_KEYS, *PERSISTENT_PARAMS)
 MAX_UPLOAD_MB = 20
 MAX_PARAM_LENGTH = 200  # characters of one parameter of an address
-MAX_RUNS_LENGTH = 4000  # of the parameter "with", which names the further ticked runs
+MAX_RUNS_LENGTH = 4000  # of the parameters "with", which names the further ticked runs, and "metrics"
 NO_RUN = "No run selected. Choose one at the left, or start one in Runs, New run."
 
 
@@ -191,7 +192,7 @@ def sync_to_url(
 def read_address(search: str | None) -> dict[str, str]:
     """The parameters of an address such as "?run=a&tab=answers"; of a repeated parameter the last value."""
     return {
-        key: values[-1][: MAX_RUNS_LENGTH if key == "with" else MAX_PARAM_LENGTH]
+        key: values[-1][: MAX_RUNS_LENGTH if key in ("with", "metrics") else MAX_PARAM_LENGTH]
         for key, values in parse_qs((search or "").lstrip("?")).items()
     }
 

@@ -1,6 +1,7 @@
 """All that relies on Gradio's internals. tests/app/test_gradio_private.py names the version in which it was checked."""
 
 import re
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
@@ -35,6 +36,15 @@ def is_logged_in(request: Request) -> bool:
         return True
     names = (f"access-token-{app.cookie_id}", f"access-token-unsecure-{app.cookie_id}")
     return any(app.tokens.get(request.cookies.get(name)) is not None for name in names)
+
+
+def plotly_module() -> str:
+    """Name of the script in Gradio's assets whose import sets window.Plotly. Raises RuntimeError without it."""
+    folder = Path(gr.__file__).parent / "templates" / "frontend" / "assets"
+    files = sorted(file.name for file in folder.glob("PlotlyPlot-*.js"))
+    if not files:
+        raise RuntimeError(f"{folder} has no PlotlyPlot-*.js; this version of Gradio is not supported.")
+    return files[0]
 
 
 class EarlyHead:

@@ -27,6 +27,7 @@ from workbench.app.context import (
     run_names,
     show_errors,
 )
+from workbench.app.gradio_private import plotly_module
 from workbench.app.sidebar import build_sidebar, connect_sidebar, sidebar_html
 from workbench.app.tabs import (
     answers,
@@ -213,7 +214,7 @@ def _connect(
 
 def page_style() -> dict:
     """Theme, CSS and head for gr.Blocks.launch; they load nothing from other machines."""
-    styles = f"{read_asset('app.css')}\n{read_asset('runs.css')}"
+    styles = "\n".join(map(read_asset, ("app.css", "runs.css", "charts.css")))
     style = f"{styles}\n#app-tabs :where(.wbu .html-container > div) {{ {read_asset('rows.css')} }}"
     return {"theme": _theme(), "css": style, "head": page_head()}
 
@@ -221,7 +222,8 @@ def page_style() -> dict:
 def early_head() -> str:
     """The page's script, and the style of its first paint."""
     font = f":root {{ --first-font: {SANS}; }}"
-    scripts = "".join(map(read_asset, ("app.js", "sidebar.js", "runs.js", "lists.js", "rows.js")))
+    scripts = "".join(map(read_asset, ("app.js", "sidebar.js", "runs.js", "lists.js", "rows.js", "charts.js")))
+    scripts = f"window.workbenchPlotlyFile = {json.dumps(plotly_module())};\n{scripts}"
     return f"<style>{font}{read_asset('app.css')}</style><script>{scripts}</script>"
 
 

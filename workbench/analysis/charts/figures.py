@@ -142,7 +142,7 @@ def _curve_traces(
 
 
 def _mark_traces(marks: pd.DataFrame, names: tuple[str, ...], run: str, color: str, theme: str) -> list[dict]:
-    """Marks on the x axis, in a second y axis over the first. run: its name for the tooltip, "" for a single run."""
+    """Marks on the x axis, in a second y axis over the first. run: its name, "" for a single run."""
     traces = []
     for kind, symbol in SYMBOLS.items():
         part = marks[(marks["kind"] == kind) & (marks["metric"].isin(["", *names]))].drop_duplicates("x")
@@ -160,8 +160,7 @@ def _mark_traces(marks: pd.DataFrame, names: tuple[str, ...], run: str, color: s
                     "meta": {"series": run},
                     "cliponaxis": False,
                     "marker": marker,
-                    "customdata": [[step] for step in part["step"].tolist()],
-                    "hovertemplate": "step %{customdata[0]}",
+                    "hoverinfo": "skip",
                 }
             )
     return traces

@@ -1,4 +1,4 @@
-"""Compare in Answers: two runs on the same example, token by token; their metrics, accuracies and configurations."""
+"""Compare in Answers: two runs on the same example, token by token; their accuracies and configurations."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -7,10 +7,10 @@ from pathlib import Path
 
 import gradio as gr
 
-from workbench.analysis import compare, figures
+from workbench.analysis import compare
 from workbench.analysis.compare import RunPair
 from workbench.analysis.illusion import CONFIDENCE_NOTE
-from workbench.analysis.runs import config_difference, metrics
+from workbench.analysis.runs import config_difference
 from workbench.analysis.table import Table, names_of
 from workbench.app.components import (
     TRACES,
@@ -18,7 +18,6 @@ from workbench.app.components import (
     aside_html,
     empty_html,
     fragment_component,
-    plot_component,
     read_asset,
     remount,
     rows_component,
@@ -40,39 +39,25 @@ from workbench.errors import WorkbenchError
 from workbench.render import TokenView, colors, render_tokens
 from workbench.render.text import NONE, signed, visible_text
 
-METRICS = ("loss", "accuracy", "entropy", "completion_length", "abs_capability_gap", "abs_information_gap")
 NO_OTHER = "Tick a second run in the list at the left, for example another method on the same data."
 
 
-def draw(context: AppContext, run: str | None, theme: str, address: Mapping | None) -> tuple:
-    """Layout, examples, aligned tokens, token views, metric and curves, accuracies, configurations."""
+def draw(context: AppContext, run: str | None, address: Mapping | None) -> tuple:
+    """Layout, examples, aligned tokens, token views, accuracies, configurations."""
     address = address or {}
     layout = choice(address, "compare", "layout", ("under", "beside"))
     first = context.run_dir(run)
     others = further_runs(address, run)
     if not others:
-        nothing = gr.Plot(visible=False)
-        hidden = gr.Dropdown(choices=[], value=None, visible=False)
-        return gr.Radio(value=layout, visible=False), empty_html(NO_OTHER), "", "", hidden, nothing, "", ""
+        return gr.Radio(value=layout, visible=False), empty_html(NO_OTHER), "", "", "", ""
     second = context.run_dir(others[0])
     listed, row = draw_examples(first, second, str(address.get("example") or ""))
     aligned, views = draw_pair(first, second, row, layout)
-    metric_names = known_metrics(first, second)
-    metric = choice(address, "compare", "metric", metric_names) or (metric_names[0] if metric_names else "")
-    curves = compare.metrics_of(first, second, (metric,) if metric else ())
     return (
         gr.Radio(value=layout, visible=row is not None),
         listed,
         aligned,
         views,
-        gr.Dropdown(
-            choices=[
-                (metric_name.replace("_", " ").replace("/", ": ", 1), metric_name) for metric_name in metric_names
-            ],
-            value=metric or None,
-            visible=bool(metric_names),
-        ),
-        gr.Plot(value=figures.curves(curves, title=metric.replace("_", " ") or "metrics", theme=theme), visible=True),
         draw_accuracy(first, second),
         draw_difference(first, second),
     )
@@ -191,14 +176,6 @@ def _legend(*named: tuple[str, TokenView]) -> str:
     )
 
 
-def known_metrics(first: Path, second: Path) -> list[str]:
-    """Metrics of either run, those of METRICS first."""
-    names: dict[str, None] = {}
-    for run in (first, second):
-        names |= dict.fromkeys(metrics(run).frame["metric"].unique())
-    return [name for name in METRICS if name in names] + sorted(name for name in names if name not in METRICS)
-
-
 def draw_accuracy(first: Path, second: Path) -> str:
     """Per policy, context and visibility: both runs' first and newest accuracy, and newest confidence."""
     accuracies = compare.accuracy_beside(first, second)
@@ -245,15 +222,10 @@ def chosen_example(address: Mapping | None, key: Mapping) -> dict:
 
 
 def build_tab(context: AppContext, shared: Shared) -> None:
-    """Accuracies, metrics and configurations of both, then their answers to one example."""
+    """Accuracies and configurations of both, then their answers to one example."""
     follow_run(context, shared, "compare", "rollouts")
     accuracy = fragment_component("accuracy of both runs", elem_id="compare-accuracy")
-    with gr.Row():
-        with gr.Column(min_width=420):
-            metric = gr.Dropdown([], label="metric", visible=False, elem_id="compare-metric")
-            curves = plot_component("metrics of both runs")
-        with gr.Column(min_width=420):
-            difference = fragment_component("difference of configurations", elem_id="compare-config")
+    difference = fragment_component("difference of configurations", elem_id="compare-config")
     listed = rows_component("examples of both runs", elem_id="compare-examples")
     aligned = gr.HTML(
         label="both answers",
@@ -274,8 +246,8 @@ def build_tab(context: AppContext, shared: Shared) -> None:
         elem_id="compare-views",
     )
 
-    outputs = [layout, listed, aligned, views, metric, curves, accuracy, difference]
+    outputs = [layout, listed, aligned, views, accuracy, difference]
     drawing = show_errors(partial(draw, context), len(outputs))
-    shared.on_show("compare", drawing, [shared.run, shared.theme, shared.address], outputs)
-    sync_to_url(shared, [metric.input, layout.input], CHOICES["compare"], [metric, layout])
+    shared.on_show("compare", drawing, [shared.run, shared.address], outputs)
+    sync_to_url(shared, [layout.input], CHOICES["compare"], [layout])
     shared.on_choose(listed, chosen_example)

@@ -1,52 +1,65 @@
-"""Charts of Training: a run's state, log, curves and answers while it trains; stop and resume it.
+"""Charts of Training: state and log of a run, headline numbers, charts of all ticked runs; stop and resume it.
 
-1. While the run is alive and the tab is open, the page calls `poll` every two seconds. It reads a few small files: the
-   run's state and its log.
-2. `poll` triggers `update` only if there is more to show. `update` redraws the curves only if a number was added, and
+1. While a ticked run is alive and the tab is open, the page calls `poll` every two seconds. It reads a few small files:
+   the shown run's state and its log.
+2. `poll` triggers `update` only if there is more to show. `update` redraws the charts only if a number was added, and
    less often the older the run is and the longer drawing takes, so that monitoring does not slow training down.
 3. The browser keeps what was drawn last, so a restarted server continues where the other one stopped.
+4. The browser draws only charts in sight that have changed, and keeps their zoom (assets/charts.js).
 """
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
-import plotly.graph_objects as go
 
-from workbench.analysis import figures
+from workbench.analysis.charts.groups import title_of
+from workbench.analysis.charts.recorded import AXES
+from workbench.analysis.charts.smoothing import MAX_SMOOTHING
 from workbench.analysis.illusion import CONFIDENCE_NOTE, accuracy
-from workbench.analysis.regimes import gaps_over_steps, shares_over_steps
-from workbench.analysis.runs import metrics
-from workbench.analysis.style import empty_figure
-from workbench.analysis.table import Table, table
+from workbench.analysis.regimes import SPLITS
+from workbench.analysis.table import Table
+from workbench.app.chart_cards import (
+    ChartChoices,
+    charts_json,
+    curves_csv,
+    headlines_html,
+    known_metrics,
+    message_json,
+    read_choices,
+)
 from workbench.app.components import (
     TRACES,
     Column,
     aside_html,
     empty_html,
     fragment_component,
-    plot_component,
     rows_component,
     rows_html,
 )
 from workbench.app.context import (
+    CHOICES,
     AppContext,
     Shared,
+    choice,
+    further_runs,
     note,
+    persistent_params,
     render_error_in_place,
     sentence,
     show_errors,
+    sync_to_url,
 )
 from workbench.app.questions import COLUMNS, answered_questions, answers_to
 from workbench.app.sidebar import sidebar_html
 from workbench.app.status import status_html
 from workbench.config.schema import RESUMABLE
-from workbench.errors import RunError, TraceError, WorkbenchError
+from workbench.errors import ConfigError, RunError, WorkbenchError
 from workbench.runs.jobs import JobState, log_tail, resume_run, stop_run
 from workbench.traces.reader import Traces
 
@@ -55,24 +68,11 @@ POLL_S = 2.0
 MIN_REDRAW_S, MAX_REDRAW_S = 20.0, 300.0  # between two redraws: each costs the browser a second of one core
 REDRAW_AGE_FRACTION = 1 / 20  # of a run's age: the interval between redraws, within these bounds
 MAX_DRAW_SHARE = 1 / 50  # of the server's time spent on drawing
-PARTS = ("sample", "score", "learn", "update", "trace", "probe", "evaluate", "save")
-CURVES = (  # title, metrics
-    ("Loss", ("loss",)),
-    ("Accuracy of training answers", ("accuracy",)),
-    ("Student entropy", ("entropy",)),
-    ("Answer length", ("completion_length",)),
-    ("Truncated and duplicate answers", ("truncated", "duplicate_rate")),
-    ("Learning rate", ("learning_rate",)),
-    ("Answer tokens per second", ("tokens_per_second",)),
-    ("Padding in passes", ("padding_share",)),
-    ("Seconds per part of a step", tuple(f"seconds/{part}" for part in PARTS)),
+SEEDS = (
+    ("a curve per run", "separate"),
+    ("mean and range", "range"),
+    ("mean and 95% interval", "interval"),
 )
-PANELS = {  # title
-    "accuracy": "Accuracy and confidence",
-    "shares": "Token share by regime",
-    "loss_shares": "Loss share by regime",
-    "gaps": "Capability and information gap",
-}
 
 
 @dataclass(frozen=True)
@@ -89,10 +89,31 @@ class _Components:
     kill: gr.Button
     overrides: gr.Textbox
     log: gr.Textbox
-    plots: list[gr.Plot]
+    headlines: gr.HTML
+    bar: "_Bar"
+    charts: gr.HTML
     confidence: gr.HTML
     question: gr.Dropdown
     answers: gr.HTML
+
+
+@dataclass(frozen=True)
+class _Bar:
+    """Choices of the charts, in the order of CHOICES["training"], and the buttons beside them."""
+
+    axis: gr.Dropdown
+    log: gr.Checkbox
+    smoothing: gr.Slider
+    metrics: gr.Dropdown
+    split: gr.Dropdown
+    seeds: gr.Dropdown
+    csv: gr.Button
+    csv_text: gr.Textbox
+    link: gr.Button
+
+    @property
+    def boxes(self) -> list:
+        return [self.axis, self.log, self.smoothing, self.metrics, self.split, self.seeds]
 
 
 def build_tab(context: AppContext, shared: Shared) -> None:
@@ -100,12 +121,13 @@ def build_tab(context: AppContext, shared: Shared) -> None:
     parts = _lay_out()
     state_outputs = [parts.status, parts.stop, parts.kill, parts.resume, parts.overrides, parts.timer]
     outputs = [*state_outputs, shared.sidebar, parts.log, parts.last_state, parts.question, parts.answers]
-    outputs += [*parts.plots, parts.confidence]
+    outputs += [parts.headlines, parts.bar.metrics, parts.charts, parts.confidence]
     quiet = {"show_progress": "hidden", "api_visibility": "private"}
     refresh = render_error_in_place(partial(update, context), outputs, others_stay=True)
-    inputs = [shared.run, shared.theme, parts.last_state, parts.question, shared.tab]
-    first_view = show_errors(partial(summary_view, context), len(state_outputs))
-    first = shared.on_show("training", first_view, [shared.run], state_outputs)
+    inputs = [shared.run, shared.theme, parts.last_state, parts.question, shared.tab, shared.address]
+    first_outputs = [*state_outputs, *(box for box in parts.bar.boxes if box is not parts.bar.metrics)]
+    first_view = show_errors(partial(first_draw, context), len(first_outputs))
+    first = shared.on_show("training", first_view, [shared.run, shared.address], first_outputs)
     first.then(
         render_error_in_place(partial(update, context, redraw_all=True), outputs, others_stay=True),
         inputs,
@@ -113,11 +135,12 @@ def build_tab(context: AppContext, shared: Shared) -> None:
         queue=False,
         **quiet,
     )
+    _connect_bar(context, shared, parts)
     # few: each component that may change costs the browser something
     poll_outputs = [parts.status, parts.log, parts.last_log, parts.update_trigger]
     parts.timer.tick(
         render_error_in_place(partial(poll, context), poll_outputs, others_stay=True),
-        [shared.run, shared.theme, parts.last_state, parts.last_log, shared.tab],
+        [shared.run, shared.theme, parts.last_state, parts.last_log, shared.tab, shared.address],
         poll_outputs,
         queue=False,
         **quiet,
@@ -133,6 +156,23 @@ def build_tab(context: AppContext, shared: Shared) -> None:
     ):
         click = button.click(show_errors(action, len(state_outputs)), values, state_outputs, **quiet)
         click.then(refresh, inputs, outputs, **quiet)
+
+
+def _connect_bar(context: AppContext, shared: Shared, parts: _Components) -> None:
+    """Choices change the address; a click on a step opens its answers; buttons copy the link and save all curves."""
+    bar, quiet = parts.bar, {"show_progress": "hidden", "api_visibility": "private"}
+    events = [box.input for box in bar.boxes if box is not bar.smoothing] + [bar.smoothing.release]
+    sync_to_url(shared, events, CHOICES["training"], bar.boxes)
+
+    def open_step(event: gr.EventData, run: str, address: dict) -> tuple:
+        return answers_of_step(context, run, address, int(event.key["step"])), "answers"
+
+    parts.charts.select(show_errors(open_step, 2), [shared.run, shared.address], [shared.address, shared.tab], **quiet)
+    saved = bar.csv.click(
+        show_errors(partial(csv_of_charts, context)), [shared.run, shared.address], bar.csv_text, **quiet
+    )
+    saved.then(None, bar.csv_text, None, js="(text) => workbenchFigures.saveCurves(text)")
+    bar.link.click(None, js="() => workbenchFigures.copyLink()")
 
 
 def _lay_out() -> _Components:
@@ -153,14 +193,17 @@ def _lay_out() -> _Components:
             buttons=["copy"],
             elem_id="training-log",
         )
-    with gr.Row(elem_classes="app-plots"):
-        plots = [plot_component(title) for title, _ in CURVES]
-    with gr.Row(elem_classes="app-plots app-wide"):
-        for name, title in PANELS.items():
-            plots.append(plot_component(title, elem_id=f"training-{name}"))
-            if name == "accuracy":
-                confidence = fragment_component("how to read confidence", elem_id="training-sure")
-    gr.HTML("<h2>The same question over training</h2>", elem_classes="app-heading")
+    headlines = fragment_component("headline numbers", elem_id="training-headlines")
+    bar = _lay_out_bar()
+    charts = gr.HTML(
+        label="charts",
+        html_template="",
+        js_on_load="workbenchCharts(element, trigger, watch, props);",
+        apply_default_css=False,
+        elem_id="training-charts",
+    )
+    confidence = fragment_component("how to read confidence", elem_id="training-sure")
+    gr.HTML("<h2>Samples over training</h2>", elem_classes="app-heading")
     question = gr.Dropdown(
         [],
         value=None,
@@ -181,11 +224,41 @@ def _lay_out() -> _Components:
         kill,
         overrides,
         log,
-        plots,
+        headlines,
+        bar,
+        charts,
         confidence,
         question,
         answers,
     )
+
+
+def _lay_out_bar() -> _Bar:
+    defaults = CHOICES["training"]
+    with gr.Row(elem_id="training-bar", elem_classes="wbu-bar"):
+        axis = gr.Dropdown(list(AXES), value=defaults["x"], label="x axis", min_width=92, scale=1, elem_id="training-x")
+        log = gr.Checkbox(label="log y", min_width=74, scale=0, elem_id="training-log-axis")
+        smoothing = gr.Slider(
+            0, MAX_SMOOTHING, value=0, step=0.01, label="smoothing", min_width=150, scale=1, elem_id="training-smooth"
+        )
+        metrics = gr.Dropdown(
+            [],
+            value=[],
+            multiselect=True,
+            label="metrics",
+            min_width=170,
+            scale=3,
+            elem_id="training-metrics",
+        )
+        splits = [("none", ""), *((name.replace("_", " "), name) for name in SPLITS)]
+        split = gr.Dropdown(splits, value="", label="split by", min_width=104, scale=1, elem_id="training-by")
+        seeds = gr.Dropdown(
+            SEEDS, value=defaults["seeds"], label="seeds", min_width=150, scale=1, elem_id="training-seeds"
+        )
+        csv = gr.Button("CSV", size="sm", scale=0, min_width=88, elem_id="training-csv")
+        link = gr.Button("Copy link", size="sm", scale=0, min_width=88, elem_id="training-link")
+        csv_text = gr.Textbox(visible="hidden")
+    return _Bar(axis, log, smoothing, metrics, split, seeds, csv, csv_text, link)
 
 
 def _action_buttons() -> tuple[gr.Button, gr.Button, gr.Button, gr.Textbox]:
@@ -216,16 +289,67 @@ def summary_view(context: AppContext, run: str | None) -> tuple:
         return (note(sentence(error), "error"), *_buttons(context, None))
 
 
+def first_draw(context: AppContext, run: str | None, address: Mapping | None) -> tuple:
+    """State and buttons of a run, and the choices in the address, before any chart is drawn."""
+    chosen = partial(choice, address, "training")
+    try:
+        smoothing = read_choices(address).smoothing
+    except ConfigError:  # the charts show the error
+        smoothing = 0.0
+    boxes = (
+        chosen("x", tuple(AXES)),
+        chosen("log", ("1",)) == "1",
+        smoothing,
+        chosen("by", SPLITS),
+        gr.Dropdown(value=chosen("seeds", [value for _, value in SEEDS]), visible=bool(further_runs(address, run))),
+    )
+    return (*summary_view(context, run), *boxes)
+
+
+def ticked_runs(context: AppContext, run: str | None, address: Mapping | None) -> tuple[list[JobState], list[str]]:
+    """The shown run and the other ticked ones, and notes on those that do not exist. RunError if the first does not."""
+    states, notes = [context.job(run)], []
+    for name in further_runs(address, run):
+        try:
+            states.append(context.job(name))
+        except RunError as error:
+            notes.append(f"{name} is not drawn: {sentence(error)}")
+    return states, notes
+
+
+def answers_of_step(context: AppContext, run: str | None, address: Mapping | None, step: int) -> dict:
+    """The address of the answers of a step, or of the nearest step whose answers are recorded."""
+    traces = TRACES.of(context.run_dir(run))
+    steps = traces.steps("rollouts") if traces is not None else []
+    nearest = min(steps, key=lambda recorded: (abs(recorded - step), recorded), default=step)
+    if nearest != step:
+        gr.Info(f"Answers of step {step:,} are not recorded. The nearest recorded step is {nearest:,}.")
+    return persistent_params(address, but="answers") | {"at_step": str(nearest)}
+
+
+def csv_of_charts(context: AppContext, run: str | None, address: Mapping | None) -> str:
+    """All values of the drawn curves as CSV."""
+    states, _ = ticked_runs(context, run, address)
+    return curves_csv([state.run_dir for state in states], read_choices(address))
+
+
 def poll(
-    context: AppContext, run: str | None, theme: str, last_state: str, last_log: str, tab: str = "training"
+    context: AppContext,
+    run: str | None,
+    theme: str,
+    last_state: str,
+    last_log: str,
+    tab: str = "training",
+    address: Mapping | None = None,
 ) -> tuple:
     """State and log of a run now, the log's new mark, and a new text for the trigger if `update` has more to show."""
     try:
-        state = context.job(run)
+        states, _ = ticked_runs(context, run, address)
     except RunError:  # deleted while the page was open
         return (gr.skip(), gr.skip(), "", str(time.time()))
+    state = states[0]
     before, log_mark = _parse_last_state(last_state, run, theme), json.dumps([run, _log_mark(state.run_dir)])
-    has_more = before.get("status") != state.status or _is_due(state, before, tab)
+    has_more = before.get("status") != state.status or _is_due(states, before, tab)
     log = gr.skip() if log_mark == last_log else log_tail(state.run_dir)
     return (status_html(state), log, log_mark, str(time.time()) if has_more else gr.skip())
 
@@ -237,29 +361,27 @@ def update(
     last_state: str,
     question: str | None,
     tab: str = "training",
+    address: Mapping | None = None,
     *,
     redraw_all: bool = False,
 ) -> tuple:
-    """State, log, answers and curves of a run: what has changed since `last_state`, or everything with `redraw_all`.
+    """State, log, answers and charts of runs: what has changed since `last_state`, or everything with `redraw_all`.
 
     Nothing is drawn while another tab is open.
     """
     try:
-        state = context.job(run)
+        states, notes = ticked_runs(context, run, address)
+        state = states[0]
         run_dir = state.run_dir
     except RunError:  # no run is chosen, or it was deleted while the page was open
         return (*summary_view(context, run), gr.skip(), "", "", *_cleared())
     before = _parse_last_state(last_state, run, theme)
     now: dict[str, Any] = {"run": run, "theme": theme, "status": state.status, "log": _log_mark(run_dir)}
     log = gr.skip() if before.get("log") == now["log"] else log_tail(run_dir)
-    marks = _marks(state)
-    if redraw_all or _is_due(state, before, tab):
+    marks = _marks(states)
+    if redraw_all or _is_due(states, before, tab):
         start = time.perf_counter()
-        traces, fault = read_traces(run_dir)
-        nothing = "" if fault else ended_with_nothing(state, traces)
-        drawn = [*question_picker(run_dir, traces, question, fault), *draw(run_dir, traces, theme, fault, nothing)]
-        drawn[1] = empty_html(nothing) if nothing else drawn[1]
-        drawn.append(confidence_note(run_dir))
+        drawn = draw(states, theme, address, question, notes, redraw_all=redraw_all)
         cost = time.perf_counter() - start
         age = time.time() - state.started if state.started else 0.0
         now |= {"marks": marks, "next": time.time() + _redraw_interval(age, cost)}
@@ -268,8 +390,9 @@ def update(
         now |= {"marks": before.get("marks"), "next": before.get("next", 0.0)}
     status_changed = before.get("status") not in (None, state.status)
     listed = sidebar_html(context) if status_changed or redraw_all else gr.skip()
-    # the tick that finds the run ended draws it once more; then the timer stops
-    return (status_html(state), *_buttons(context, state), listed, log, json.dumps(now), *drawn)
+    # the tick that finds the runs ended draws them once more; then the timer stops
+    buttons = (*_buttons(context, state)[:-1], gr.Timer(active=any(item.is_alive for item in states)))
+    return (status_html(state), *buttons, listed, log, json.dumps(now), *drawn)
 
 
 def _redraw_interval(age: float, cost: float) -> float:
@@ -293,41 +416,48 @@ def ended_with_nothing(state: JobState, traces: Traces | None) -> str:
     return f"The run {state.status} before it recorded anything. Its error is shown above."
 
 
-def draw(run_dir: Path, traces: Traces | None, theme: str, fault: str = "", nothing: str = "") -> list[go.Figure]:
-    """All figures of a run, in the order of CURVES and PANELS; a figure that cannot be drawn shows the reason.
+def draw(
+    states: Sequence[JobState],
+    theme: str,
+    address: Mapping | None,
+    question: str | None,
+    notes: Sequence[str] = (),
+    *,
+    redraw_all: bool = True,
+) -> list:
+    """Questions, answers, headline numbers, metrics to choose from, charts and the note on confidence.
 
-    fault    why the traces cannot be read; "" if they can
-    nothing  message in place of each figure, if the run recorded nothing
+    redraw_all  whether the choices may change; else the list of metrics stays, since the user may be choosing
     """
-    if nothing:
-        titles = [*(title for title, _ in CURVES), *PANELS.values()]
-        return [empty_figure(nothing, theme, title=title, height=270) for title in titles]
+    run_dir = states[0].run_dir
+    traces, fault = read_traces(run_dir)
+    nothing = "" if fault else ended_with_nothing(states[0], traces)
+    picker, answers = question_picker(run_dir, traces, question, fault)
+    if nothing and len(states) == 1:
+        return [
+            picker,
+            empty_html(nothing),
+            "",
+            gr.Dropdown(choices=[], value=[], multiselect=True),
+            message_json(nothing),
+            "",
+        ]
+    runs = [state.run_dir for state in states]
+    try:
+        choices = read_choices(address)
+        charts = charts_json(runs, choices, theme, traces, fault, notes)
+        metrics = metrics_box(runs, choices) if redraw_all else gr.skip()
+    except (WorkbenchError, OSError) as error:
+        charts, metrics = message_json(sentence(error)), gr.skip()
+    return [picker, answers, headlines_html(runs), metrics, charts, confidence_note(run_dir)]
 
-    def drawn(title: str, make: Callable[[], go.Figure]) -> go.Figure:
-        try:
-            return make()
-        except (WorkbenchError, OSError) as error:
-            return empty_figure(sentence(error), theme, title=title, height=270)
 
-    def curve(title: str, names: tuple[str, ...]) -> go.Figure:
-        figure = figures.curves(_of(metrics_of(), names, title), title=title, theme=theme, height=270)
-        return figure if len(figure.data) > 1 else figure.update_layout(margin_t=62)  # no legend
-
-    metrics_of = cache(partial(metrics, run_dir))
-    source = run_dir if traces is None else traces
-    shares_of = cache(partial(shares_over_steps, source))
-    panels = {
-        "accuracy": lambda: figures.accuracy_curves(accuracy(run_dir), theme=theme),
-        "shares": lambda: figures.stacked_shares(shares_of(), theme=theme),
-        "loss_shares": lambda: figures.stacked_shares(shares_of(), by="loss_share", theme=theme),
-        "gaps": lambda: figures.gap_curves(gaps_over_steps(source), theme=theme),
-    }
-    if fault:
-        panels |= {name: partial(_refuse, fault) for name in ("shares", "loss_shares", "gaps")}
-    return [
-        *(drawn(title, partial(curve, title, names)) for title, names in CURVES),
-        *(drawn(PANELS[name], panels[name]) for name in PANELS),
-    ]
+def metrics_box(runs: Sequence[Path], choices: ChartChoices) -> gr.Dropdown:
+    """Every recorded metric to choose from, those of the address chosen."""
+    names = list(dict.fromkeys([*known_metrics(runs, choices.split), *choices.metrics]))
+    return gr.Dropdown(
+        choices=[(title_of(name), name) for name in names], value=list(choices.metrics), multiselect=True
+    )
 
 
 def confidence_note(run_dir: Path) -> str:
@@ -376,10 +506,6 @@ def show_answers(context: AppContext, run: str | None, example: str | None) -> s
     return answers_html(answers_to(run_dir, TRACES.of(run_dir), example or ""))
 
 
-def _refuse(fault: str) -> go.Figure:
-    raise TraceError(fault)
-
-
 def answers_html(answers: Table) -> str:
     kinds = {"step": "number", "tokens": "number", "right": "right", "from": "short", "expected": "short"}
     columns = [Column(name, kind=kinds.get(name, "mono")) for name in COLUMNS]
@@ -405,26 +531,18 @@ def _buttons(context: AppContext, state: JobState | None) -> tuple:
     )
 
 
-def _of(trained: Table, names: tuple[str, ...], title: str) -> Table:
-    """The curves of these metrics, with those of peers that learn in the same run; an empty table says why."""
-    if trained.empty:
-        return trained
-    endings = tuple(f"/{name}" for name in names)
-    curves = trained.frame[("/" + trained.frame["metric"]).str.endswith(endings)]
-    reason = " This data has no reference answers to compare with." if names == ("accuracy",) else ""
-    empty = f"Not recorded: {title.lower()}.{reason}"
-    return table(curves, list(trained.frame.columns), run=trained.run, empty=empty, units=trained.units)
+def _is_due(states: Sequence[JobState], before: dict, tab: str) -> bool:
+    """Whether a number was added since the charts were drawn, and the interval between redraws has passed."""
+    is_time = time.time() >= before.get("next", 0.0) or not any(state.is_alive for state in states)
+    return tab == "training" and is_time and before.get("marks") != _marks(states)
 
 
-def _is_due(state: JobState, before: dict, tab: str) -> bool:
-    """Whether a number was added since the curves were drawn, and the interval between redraws has passed."""
-    is_time = time.time() >= before.get("next", 0.0) or not state.is_alive
-    return tab == "training" and is_time and before.get("marks") != _marks(state)
-
-
-def _marks(state: JobState) -> list:
-    run_dir = state.run_dir
-    return _mark(run_dir / "metrics.jsonl", run_dir / "evals", run_dir / "run.json" if not state.is_alive else None)
+def _marks(states: Sequence[JobState]) -> list:
+    files: list[Path | None] = []
+    for state in states:
+        run_dir = state.run_dir
+        files += [run_dir / "metrics.jsonl", run_dir / "evals", None if state.is_alive else run_dir / "run.json"]
+    return _mark(*files)
 
 
 def _log_mark(run_dir: Path) -> list:
@@ -444,8 +562,8 @@ def _mark(*files: Path | None) -> list:
 
 
 def _cleared() -> list:
-    """Empty values for question, answers, curves and the note on confidence."""
-    return [gr.Dropdown(choices=[], value=None), "", *[None] * (len(CURVES) + len(PANELS)), ""]
+    """Empty values for question, answers, headline numbers, metrics, charts and the note on confidence."""
+    return [gr.Dropdown(choices=[], value=None), "", "", gr.Dropdown(choices=[], value=[], multiselect=True), "", ""]
 
 
 def _parse_last_state(last_state: str, run: str, theme: str) -> dict:
