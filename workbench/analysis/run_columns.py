@@ -202,7 +202,8 @@ def csv_lines(rows: Iterable[RunRow]) -> list[str]:
     stream = io.StringIO()
     writer = csv.DictWriter(stream, CSV_COLUMNS, lineterminator="\n")
     lines = []
-    for values in (dict(zip(CSV_COLUMNS, CSV_COLUMNS, strict=True)), *map(_csv_values, rows)):
+    header: dict[str, Any] = dict(zip(CSV_COLUMNS, CSV_COLUMNS, strict=True))
+    for values in (header, *map(_csv_values, rows)):
         writer.writerow(values)
         lines.append(stream.getvalue())
         stream.seek(0)

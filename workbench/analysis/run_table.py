@@ -150,8 +150,11 @@ def _read_measures(file: Path, stamp: tuple | None) -> Measures:
         return Measures(tokens_per_second=statistics.median(speeds) if speeds else None)
     accuracy, confidence = (_by_group(ends, f"{name}/{context}/") for name in ("accuracy", "confidence"))
     group = PRIVILEGED if PRIVILEGED in accuracy and PRIVILEGED in confidence else ALL
-    excess_first, excess_last = (sure - right for sure, right in zip(confidence[group], accuracy[group], strict=True))
-    return Measures(accuracy, (excess_first, excess_last), statistics.median(speeds) if speeds else None)
+    speed = statistics.median(speeds) if speeds else None
+    if group not in confidence:
+        return Measures(accuracy, tokens_per_second=speed)
+    before, after = (sure - right for sure, right in zip(confidence[group], accuracy[group], strict=True))
+    return Measures(accuracy, (before, after), speed)
 
 
 def _parse_line(raw: bytes, start: int, file: Path) -> dict:
