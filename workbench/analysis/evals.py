@@ -22,7 +22,7 @@ def answers_of(run_dir: str | Path) -> list[EvalRecord]:
     return list(_load(Path(run_dir), tuple((file.name, stat.st_mtime_ns, stat.st_size) for file, stat in marks)))
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=16)  # a page compares several runs
 def _load(run_dir: Path, files: tuple) -> tuple[EvalRecord, ...]:
     return tuple(load_records(run_dir))
 

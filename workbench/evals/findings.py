@@ -1,7 +1,7 @@
 """Findings of a run from its evaluations: gain, over-confidence, and whether privilege can pay."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -332,7 +332,11 @@ def _paired(
 ) -> tuple[float, float, float] | None:
     """Return the mean change of `value` over questions in both lists, with 1.96 standard errors to each side."""
     then = {record.example_id: value(record) for record in before}
-    changes = [value(record) - then[record.example_id] for record in after if record.example_id in then]
+    return mean_interval([value(record) - then[record.example_id] for record in after if record.example_id in then])
+
+
+def mean_interval(changes: Sequence[float]) -> tuple[float, float, float] | None:
+    """Return the mean of paired differences with 1.96 standard errors to each side; None for fewer than two."""
     if len(changes) < 2:
         return None
     mean = math.fsum(changes) / len(changes)
