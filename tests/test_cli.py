@@ -321,10 +321,12 @@ def test_train_faulty_config_is_one_sentence(
 
 
 def test_train_run_that_never_began_starts_again(
-    config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+    config_file: Path, models: dict, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     common = ["train", config_file, f"output_dir={tmp_path}", "training.steps=1", "data.eval=null"]
-    printed(capsys, *common, "models.teacher=nowhere", status=2)
+    damaged = shutil.copytree(models["teacher"], tmp_path / "damaged")
+    (damaged / "model.safetensors").write_bytes(b"damaged")
+    printed(capsys, *common, f"models.teacher={damaged}", status=2)
     assert "cannot load" in printed(capsys, "summary", tmp_path / "small")
     assert "finished" in printed(capsys, *common)
     assert "exists. Continue it with" in printed(capsys, *common, status=2)

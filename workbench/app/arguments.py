@@ -227,7 +227,9 @@ def _add_runs(add: Add) -> None:
     command.add_argument("--filter", default="", metavar="TEXT", help="only runs in which all these words occur")
     command.add_argument("--archived", action="store_true", help="list archived runs too")
     command.add_argument("--runs", default="runs", metavar="FOLDER", help="folder of the runs, default runs")
-    actions = command.add_subparsers(title="actions", dest="action", metavar="ACTION")
+    actions = command.add_subparsers(
+        title="actions", dest="action", metavar="ACTION", help="change one run; without it, list all"
+    )
     for name, help, argument in (
         ("rename", "give a run another name", "new_name"),
         ("tag", "set the tags of a run, and remove those it had", "tags"),
