@@ -154,11 +154,3 @@ def accuracy_beside(first: str | Path, second: str | Path) -> Table:
     return table(
         list(rows.values()), columns, run=", ".join(names_of(first, second)), empty=no_evals(first), units=units
     )
-
-
-def evaluated_apart(first: str | Path, second: str | Path) -> tuple[int, int, int]:
-    """Numbers of evaluated questions: of the first run only, of both, of the second only."""
-    records = [answers_of(run) for run in (first, second)]
-    by_text = all(row.question for run in records for row in run)  # older runs recorded ids only
-    questions = [{(row.example_id, row.question if by_text else "") for row in run} for run in records]
-    return len(questions[0] - questions[1]), len(questions[0] & questions[1]), len(questions[1] - questions[0])

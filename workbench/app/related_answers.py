@@ -40,15 +40,15 @@ def _siblings(traces: Traces, row: Mapping, here: tuple) -> str:
     siblings = traces.rollouts_at(keys).to_pylist()
     cards = "".join(_sibling(item, here) for item in siblings)
     counted = f"{total}" if total <= MAX_SIBLINGS else f"the first {MAX_SIBLINGS} of {total}"
-    return f"<h3>Samples of this prompt <span>{counted} at step {row['step']:,}</span></h3>" + _cards(cards)
+    return f"<h3>Samples of this prompt <span>{counted} at step {row['step']:,}</span></h3>" + cards_html(cards)
 
 
 def _sibling(row: Mapping, here: tuple) -> str:
     key = {"step": row["step"], "process": row["process_rank"], "rollout": row["rollout_idx"]}
     selected = "true" if tuple(key.values()) == here else "false"
-    grade = _grade(None if row["reward"] is None else row["reward"] == 1)
+    grade = grade_html(None if row["reward"] is None else row["reward"] == 1)
     head = f"sample {row['sample_idx']}{grade}<span>{row['num_positions']:,} tokens</span>"
-    text = _cut(row["completion"] or "")
+    text = cut_text(row["completion"] or "")
     return (
         f'<article data-key="{escape(json.dumps(key), quote=True)}" tabindex="0" aria-selected="{selected}">'
         f'<header>{head}</header><p dir="auto">{escape(text)}</p></article>'
@@ -64,18 +64,18 @@ def _over_training(run_dir: Path, traces: Traces, example: str) -> str:
     before: dict[str, str] = {}
     cards = []
     for row in rows:
-        text = _cut(str(row["answer"] or ""))
+        text = cut_text(str(row["answer"] or ""))
         earlier = before.get(row["from"])
         marked = escape(text) if earlier is None else words_changed(earlier, text)
         before[row["from"]] = text
-        head = f"step {row['step']:,}<span>{escape(row['from'])}</span>{_grade(row['right'])}"
+        head = f"step {row['step']:,}<span>{escape(row['from'])}</span>{grade_html(row['right'])}"
         cards.append(f'<article><header>{head}</header><p dir="auto">{marked}</p></article>')
     counted = (
         f"{len(rows)} answers" if len(rows) <= MAX_OVER_TRAINING else f"the last {MAX_OVER_TRAINING} of {len(rows)}"
     )
     words = "marked: <ins>new words</ins> and <del>dropped words</del> since the answer before it"
     title = f'<h3>This question over training <span class="wbu-pairs">{counted}; {words}</span></h3>'
-    return title + _cards("".join(cards[-MAX_OVER_TRAINING:]))
+    return title + cards_html("".join(cards[-MAX_OVER_TRAINING:]))
 
 
 def words_changed(before: str, after: str) -> str:
@@ -93,15 +93,18 @@ def words_changed(before: str, after: str) -> str:
     return "".join(parts)
 
 
-def _cards(cards: str) -> str:
-    return f'<div class="wbu-cards">{cards}</div>'
+def cards_html(cards: str, *, is_pair: bool = False) -> str:
+    """Articles as cards beside each other; a pair fills the width."""
+    return f'<div class="wbu-cards{" wbu-two" if is_pair else ""}">{cards}</div>'
 
 
-def _grade(is_right: bool | None) -> str:
+def grade_html(is_right: bool | None) -> str:
+    """The grade of an answer as HTML; "" if it is unknown."""
     if is_right is None:
         return ""
     return '<span class="wbu-good">✓ correct</span>' if is_right else '<span class="wbu-bad">✗ incorrect</span>'
 
 
-def _cut(text: str) -> str:
+def cut_text(text: str) -> str:
+    """The beginning of a long answer, with the number of characters left out."""
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]} … ({len(text) - _SHOWN:,} more characters)"

@@ -106,8 +106,8 @@ window.workbenchFigures = (() => {
     }
     setTimeout(() => { button.textContent = "Copy link"; }, 2000);
   };
-  const saveCurves = (text) => { if (text) save("curves.csv", "text/csv", text); }; // empty: the page shows an error
-  return { tools, saveCurves, copyLink };
+  const saveCsv = (name, text) => { if (text) save(name, "text/csv", text); }; // empty: the page shows an error
+  return { tools, saveCsv, copyLink };
 })();
 
 window.workbenchCharts = (element, trigger, watch, props) => {

@@ -1,6 +1,6 @@
-"""Compare in Answers: two runs on the same example, token by token; their accuracies and configurations."""
+"""Compare in Answers: ticked runs on common questions; two of them on the same example, token by token."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from html import escape
 from pathlib import Path
@@ -8,10 +8,12 @@ from pathlib import Path
 import gradio as gr
 
 from workbench.analysis import compare
+from workbench.analysis.common_questions import both_answers
 from workbench.analysis.compare import RunPair
 from workbench.analysis.illusion import CONFIDENCE_NOTE
 from workbench.analysis.runs import config_difference
 from workbench.analysis.table import Table, names_of
+from workbench.app.common_accuracy import common_csv, draw_common, draw_flips, flips_csv, words_html
 from workbench.app.components import (
     TRACES,
     Column,
@@ -35,7 +37,7 @@ from workbench.app.context import (
     sync_to_url,
 )
 from workbench.app.live_updates import follow_run
-from workbench.errors import WorkbenchError
+from workbench.errors import RunError, WorkbenchError
 from workbench.render import TokenView, colors, render_tokens
 from workbench.render.text import NONE, signed, visible_text
 
@@ -43,31 +45,44 @@ NO_OTHER = "Tick a second run in the list at the left, for example another metho
 
 
 def draw(context: AppContext, run: str | None, address: Mapping | None) -> tuple:
-    """Layout, examples, aligned tokens, token views, accuracies, configurations."""
+    """Common accuracies, flips, answers to a flip, accuracies, configurations, examples, changed words, aligned tokens,
+    layout, token views."""
     address = address or {}
     layout = choice(address, "compare", "layout", ("under", "beside"))
-    first = context.run_dir(run)
-    others = further_runs(address, run)
-    if not others:
-        return gr.Radio(value=layout, visible=False), empty_html(NO_OTHER), "", "", "", ""
-    second = context.run_dir(others[0])
-    listed, row = draw_examples(first, second, str(address.get("example") or ""))
-    aligned, views = draw_pair(first, second, row, layout)
+    runs = ticked(context, run, address)
+    if len(runs) < 2:
+        return empty_html(NO_OTHER), *[""] * 7, gr.Radio(value=layout, visible=False), ""
+    first, second = runs[:2]
+    example = str(address.get("example") or "")
+    listed, row = draw_examples(first, second, example)
+    words, aligned, views = draw_pair(first, second, row, layout)
     return (
-        gr.Radio(value=layout, visible=row is not None),
-        listed,
-        aligned,
-        views,
+        draw_common(runs),
+        *draw_flips(first, second, example),
         draw_accuracy(first, second),
         draw_difference(first, second),
+        listed,
+        words,
+        aligned,
+        gr.Radio(value=layout, visible=row is not None),
+        views,
     )
 
 
+def ticked(context: AppContext, run: str | None, address: Mapping | None) -> list[Path]:
+    """Folders of the ticked runs, the selected one first. Raises RunError if one does not exist."""
+    return [context.run_dir(run), *map(context.run_dir, further_runs(address, run))]
+
+
 def draw_examples(first: Path, second: Path, wanted: str) -> tuple[str, dict | None]:
-    """Examples of both runs as HTML, and the row of the wanted example, else the first row."""
+    """Examples of both runs as HTML, and the row of the wanted example, else the first row.
+
+    No row if the wanted example was evaluated without a trace: tokens of another one would not belong to it.
+    """
     shared = compare.shared_examples(TRACES.of(first) or first, TRACES.of(second) or second)
     row = next((candidate for candidate in shared.rows if candidate["example"] == wanted), None)
-    if row is None and not shared.empty:
+    is_evaluated = bool(wanted) and both_answers(first, second, wanted) is not None
+    if row is None and not shared.empty and not is_evaluated:
         row = shared.rows[0]
     chosen = None if row is None else {"example": row["example"]}
     listed = Table(shared.frame.head(200), shared.run, shared.units, shared.empty)
@@ -90,22 +105,24 @@ def draw_examples(first: Path, second: Path, wanted: str) -> tuple[str, dict | N
     return html, row
 
 
-def draw_pair(first: Path, second: Path, row: Mapping | None, layout: str) -> tuple[str, str]:
-    """The two answers aligned by token, and both token views. layout: beside (side by side) or under."""
+def draw_pair(first: Path, second: Path, row: Mapping | None, layout: str) -> tuple[str, str, str]:
+    """The two answers with changed words, aligned by token, and both token views. layout: beside or under."""
     if row is None:
-        return "", ""
+        return "", "", ""
     try:
         pair = compare.pair(TRACES.of(first) or first, TRACES.of(second) or second, dict(row))
     except WorkbenchError as error:
-        return empty_html(sentence(error)), ""
+        return "", empty_html(sentence(error)), ""
     names = names_of(first, second)
+    heads = [f"{escape(name)}<span>step {row[f'step_{side}']:,}</span>" for name, side in zip(names, "ab", strict=True)]
+    words = words_html(pair.first.question, heads, [pair.first.answer, pair.second.answer])
     views = "".join(
         f'<section class="wbu-side" aria-label="{escape(name, quote=True)}"><h3>{escape(name)}</h3>'
         f"{render_tokens(view, standalone=False)}</section>"
         for name, view in zip(names, (pair.first, pair.second), strict=True)
     )
     css_class = "wbu-sides" if layout == "beside" else "wbu-stack"
-    return remount(aligned_html(pair, *names)), remount(f'<div class="{css_class}">{views}</div>')
+    return words, remount(aligned_html(pair, *names)), remount(f'<div class="{css_class}">{views}</div>')
 
 
 def aligned_html(pair: RunPair, first: str, second: str) -> str:
@@ -193,16 +210,9 @@ def draw_accuracy(first: Path, second: Path) -> str:
             Column(f"last_{side}", "accuracy, newest", "share"),
             Column(f"confidence_{side}", "confidence", "share"),
         ]
-    title = "Accuracy and confidence, first and newest evaluation"
-    html = rows_html(accuracies, columns, label="accuracy of both runs", title=title, tall=380) + aside_html(
+    title = "Accuracy and confidence on all questions of each run, first and newest evaluation"
+    return rows_html(accuracies, columns, label="accuracy of both runs", title=title, tall=380) + aside_html(
         CONFIDENCE_NOTE
-    )
-    only_first, both, only_second = compare.evaluated_apart(first, second)
-    if not only_first and not only_second:
-        return html
-    return html + aside_html(
-        f"The runs were not evaluated on the same questions: {both:,} are common, {only_first:,} of the first run "
-        f"only, {only_second:,} of the second only. Accuracies may differ for this reason alone."
     )
 
 
@@ -222,11 +232,21 @@ def chosen_example(address: Mapping | None, key: Mapping) -> dict:
 
 
 def build_tab(context: AppContext, shared: Shared) -> None:
-    """Accuracies and configurations of both, then their answers to one example."""
+    """All ticked runs on common questions, flips, accuracies, configurations, then the answers to one example."""
     follow_run(context, shared, "compare", "rollouts")
+    common = fragment_component("accuracy on common questions", elem_id="compare-common")
+    flipped = rows_component("flips", elem_id="compare-flips")
+    with gr.Row():
+        for label, name, csv_of in (
+            ("CSV of accuracies", "common-accuracy", common_csv),
+            ("CSV of flips", "flips", flips_csv),
+        ):
+            _csv_button(context, shared, label, name, csv_of)
+    answers = fragment_component("answers to a flip", elem_id="compare-answers")
     accuracy = fragment_component("accuracy of both runs", elem_id="compare-accuracy")
     difference = fragment_component("difference of configurations", elem_id="compare-config")
     listed = rows_component("examples of both runs", elem_id="compare-examples")
+    words = fragment_component("both answers with changed words", elem_id="compare-words")
     aligned = gr.HTML(
         label="both answers",
         js_on_load=None,
@@ -246,8 +266,25 @@ def build_tab(context: AppContext, shared: Shared) -> None:
         elem_id="compare-views",
     )
 
-    outputs = [layout, listed, aligned, views, accuracy, difference]
+    outputs = [common, flipped, answers, accuracy, difference, listed, words, aligned, layout, views]
     drawing = show_errors(partial(draw, context), len(outputs))
     shared.on_show("compare", drawing, [shared.run, shared.address], outputs)
     sync_to_url(shared, [layout.input], CHOICES["compare"], [layout])
-    shared.on_choose(listed, chosen_example)
+    for rows in (flipped, listed):
+        shared.on_choose(rows, chosen_example)
+
+
+def _csv_button(context: AppContext, shared: Shared, label: str, name: str, csv_of: Callable) -> None:
+    """A button that saves a table of the ticked runs as NAME.csv."""
+    button = gr.Button(label, size="sm", scale=0, min_width=150, elem_id=f"compare-{name}-csv")
+    text = gr.Textbox(visible="hidden")
+
+    def write(run: str | None, address: Mapping | None) -> str:
+        runs = ticked(context, run, address)
+        if len(runs) < 2:
+            raise RunError(NO_OTHER)
+        return csv_of(runs)
+
+    quiet = {"show_progress": "hidden", "api_visibility": "private"}
+    saved = button.click(show_errors(write), [shared.run, shared.address], text, **quiet)
+    saved.then(None, text, text, js=f"(text) => {{ workbenchFigures.saveCsv('{name}.csv', text); return ''; }}")

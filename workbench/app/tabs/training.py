@@ -171,7 +171,7 @@ def _connect_bar(context: AppContext, shared: Shared, parts: _Components) -> Non
     saved = bar.csv.click(
         show_errors(partial(csv_of_charts, context)), [shared.run, shared.address], bar.csv_text, **quiet
     )
-    saved.then(None, bar.csv_text, None, js="(text) => workbenchFigures.saveCurves(text)")
+    saved.then(None, bar.csv_text, None, js="(text) => workbenchFigures.saveCsv('curves.csv', text)")
     bar.link.click(None, js="() => workbenchFigures.copyLink()")
 
 
