@@ -65,7 +65,7 @@ def test_check_edited_form_replaces_report(open_page: Callable) -> None:
     command = page.locator("#new-run-command textarea")
     expect(page.locator("#new-run-method-trim input")).to_be_visible()
     page.locator("#new-run-method-name input").click()
-    page.get_by_role("option", name="opd", exact=True).click()
+    page.get_by_role("option", name=re.compile("^opd .*on-policy with a teacher.*by reverse KL")).click()
     expect(page.locator("#new-run-method-support")).to_be_visible()
     expect(page.locator("#new-run-method-trim")).to_have_count(0)
     expect(command).to_have_value(re.compile(r"method\.name=opd"))

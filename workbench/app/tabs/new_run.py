@@ -37,10 +37,10 @@ from workbench.app.form import (
     section_notes,
     slot_field,
 )
+from workbench.app.method_choices import method_choices, method_sentence
 from workbench.config.models import check_models, refuse_remote_code
 from workbench.data.picture_bounds import as_variable
 from workbench.errors import ConfigError, WorkbenchError
-from workbench.methods import list_methods, method_module
 from workbench.runs.commands import copyable, overrides_between, train_command
 from workbench.runs.jobs import start_run
 from workbench.runs.processes import child_environment
@@ -417,8 +417,7 @@ def _is_top(slot: Mapping[str | None, Field]) -> bool:
 
 def _about(method: str) -> str:
     """The first line of a method's docstring as HTML; empty for an unknown name."""
-    text = (method_module(method).__doc__ or "").splitlines()[0] if method in list_methods() else ""
-    return f'<p class="app-about">{escape(text)}</p>'
+    return f'<p class="app-about">{escape(method_sentence(method))}</p>'
 
 
 def _first_values(context: AppContext, form: Form, recipe: str | None) -> tuple[str, list[object]]:
@@ -456,7 +455,7 @@ def _widget(slot: Mapping[str | None, Field], method: str, value: object) -> Com
         "visible": slot_field(slot, method) is not None,
     }
     if field.key == "method.name":
-        return gr.Dropdown(list(list_methods()), value=value, allow_custom_value=True, **common)
+        return gr.Dropdown(list(method_choices()), value=value, allow_custom_value=True, **common)
     if field.key == "output_dir":
         return gr.Textbox(value, interactive=False, **common)
     kind = field.kind
