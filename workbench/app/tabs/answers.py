@@ -70,8 +70,10 @@ FILTERS = {
     "visibility": "token.visibility",
 }
 GRADE_CHOICES = (("any", ""), *((grade, grade) for grade in GRADES))
-SORTABLE = ("step", "tokens", "reward", "loss", "information_gap", "abs_information_gap", "capability_gap")
-SORTABLE += ("abs_capability_gap", "contribution", "domain", "example")
+SORTABLE = (
+    *("step", "tokens", "reward", "loss", "information_gap", "abs_information_gap", "capability_gap"),
+    *("abs_capability_gap", "contribution", "domain", "example"),
+)
 ORDERS = [
     (
         f"{name.removeprefix('abs_').replace('_', ' ').join('||' if name.startswith('abs_') else ('', ''))} {arrow}",
