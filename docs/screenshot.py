@@ -1,4 +1,4 @@
-"""Render docs/tokens.png, the Tokens tab over a run of four steps.
+"""Render docs/tokens.png, Answers over a run of four steps.
 
     python docs/screenshot.py
     python docs/screenshot.py runs/real-demo docs/real-model.png      # of a run that exists
@@ -89,7 +89,7 @@ def write_rows(folder: Path) -> Path:
     rows = []
     for idx, example in enumerate(make_examples("hard", count=16, families=("tag", "compare"))):
         relight(example.images[0], cells=3, seed=idx).save(folder / f"{idx}.png")
-        relight(example.evidence.crop, cells=1, seed=idx).save(folder / f"{idx}-crop.png")
+        relight(example.evidence.crops[0], cells=1, seed=idx).save(folder / f"{idx}-crop.png")
         rows.append(_row(example, idx))
     file = folder / "relit-scenes.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
@@ -150,8 +150,8 @@ def save_screenshot(run: Path, file: Path) -> None:
         path = os.environ.get("CHROMIUM") or shutil.which("chromium")
         browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT})
-        page.goto(f"http://127.0.0.1:{port}/?run={run.name}&tab=tokens&{query}&__theme=light")
-        page.locator("#tokens-answer .wb-detail .wb-views").first.wait_for()
+        page.goto(f"http://127.0.0.1:{port}/?run={run.name}&tab=answers&{query}&__theme=light")
+        page.locator("#answers-answer .wb-detail .wb-views").first.wait_for()
         page.wait_for_timeout(1000)  # pictures and fonts
         page.mouse.move(WIDTH - 2, 2)
         page.screenshot(path=str(file))

@@ -23,7 +23,7 @@ from plotly.subplots import make_subplots
 import workbench as wb
 from workbench.analysis import figures, regimes
 from workbench.analysis.style import CAPABILITY, INFORMATION, INK, MUTED, SERIES, layout, regime_fills
-from workbench.data.contexts import evidence_crop
+from workbench.data.contexts import evidence_crops
 from workbench.distill.divergences import forward_kl, jensen_shannon, reverse_kl
 from workbench.render.text import share
 from workbench.render.view import RegimeNote
@@ -58,7 +58,7 @@ def views_html() -> str:
     position_idx = [position["token_type"] for position in scored.tokens].index("tag")
     token = scored.tokens[position_idx]
     before = "".join(position["token_text"] for position in scored.tokens[:position_idx]).strip()
-    full, crop = (_uri(image) for image in (example.images[0], evidence_crop(example)))
+    full, crop = (_uri(image) for image in (example.images[0], evidence_crops(example)[0]))
     names = {"student": "student", "self": "privileged student", "teacher": "teacher"}
     images = {"student": [full], "self": [full, crop], "teacher": [full, crop]}
     cards = []

@@ -40,7 +40,7 @@ def draw_figure(seed: int = 11) -> Image.Image:
         ("Original", "576 px, shown to nobody", original(scene)),
         ("Full view", "288 px; the box is evidence", draw_box(full_view(scene), examples[0].evidence.boxes[0])),
         ("What the model gets of it", f"{IMAGE_SIZE} px, after its processor", small),
-        ("Crop", "cut from the original: evidence", examples[0].evidence.crop),
+        ("Crop", "cut from the original: evidence", examples[0].evidence.crops[0]),
     )
     for idx, (title, subtitle, image) in enumerate(panels):
         x = _MARGIN + idx * (_PANEL + _GAP)
