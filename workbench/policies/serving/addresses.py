@@ -1,7 +1,6 @@
 """Addresses of served teachers: `http://HOST:PORT`, or several with commas, which are used in turn."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from urllib.parse import urlsplit
 
 from workbench.errors import ConfigError
@@ -10,9 +9,9 @@ SCHEMES = ("http://", "https://")
 TOKEN = "WORKBENCH_TOKEN"  # environment variable of servers and runs
 
 
-def is_served(model: str | Path | None) -> bool:
-    """Return whether a model is given by addresses of servers."""
-    return str(model or "").lstrip().startswith(SCHEMES)
+def is_served(model: object) -> bool:
+    """Return whether a model is given by addresses of servers; values of other types are refused elsewhere."""
+    return isinstance(model, str) and model.lstrip().startswith(SCHEMES)
 
 
 def split_addresses(model: str, key: str) -> tuple[str, ...]:
