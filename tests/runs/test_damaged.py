@@ -18,6 +18,7 @@ from workbench.errors import TraceError, WorkbenchError
 from workbench.evals.records import load_records
 from workbench.runs.checkpoints import list_checkpoints
 from workbench.runs.folder import RunFolder
+from workbench.runs.jobs import read_job
 from workbench.traces.parts import recorded_steps
 from workbench.training.export import export_student
 from workbench.training.run import resume
@@ -143,10 +144,10 @@ def test_figures_of_damaged_traces_say_so_and_others_draw(run: Path) -> None:
     file = min((run / "traces" / "aggregates").glob("*.parquet"))
     raw = file.read_bytes()
     file.write_bytes(raw[:-60] + bytes([raw[-60] ^ 0x10]) + raw[-59:])  # in its footer
-    figures = training.draw(run, *training.read_traces(run)[:1], "light", training.read_traces(run)[1])
-    texts = [" ".join(note.text or "" for note in figure.layout.annotations).replace("<br>", " ") for figure in figures]
-    assert ["truncated or damaged" in text for text in texts[-3:]] == [True, True, True]
-    assert not any("damaged" in text for text in texts[:-3]) and figures[0].data
+    groups = json.loads(training.draw([read_job(run)], "light", {}, None)[4])["groups"]
+    drawn = {chart["name"]: chart["figure"] for group in groups for chart in group["figures"]}
+    damaged = {name for name, figure in drawn.items() if "truncated or damaged" in json.dumps(figure["layout"])}
+    assert damaged == {"token-share", "loss-share", "gaps-by-visibility"} and drawn["loss"]["data"]
 
 
 def test_checkpoint_without_listed_files_is_skipped(run: Path, caplog: pytest.LogCaptureFixture) -> None:
