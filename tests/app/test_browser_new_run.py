@@ -119,8 +119,7 @@ def test_run_failed_before_folder_can_be_corrected(server: Served, open_page: Ca
     words = status.locator(".app-command code").inner_text().split()
     assert words[:2] == ["workbench", "train"] and words[3:] == ["name=fails-again"]
     assert (server.folder / words[2]).read_text() == (server.runs / ".jobs/fails/config.yaml").read_text()
-    for figure in page.locator(".app-plots .js-plotly-plot").all():
-        expect(figure).to_contain_text("before it recorded anything")
+    expect(page.locator("#training-charts")).to_contain_text("before it recorded anything")
     click_tab(page, "data")
     expect(page.locator("#data-source input")).to_have_value(re.compile("nofile.jsonl"))
     expect(page.locator("#data-list")).to_contain_text("nofile.jsonl")

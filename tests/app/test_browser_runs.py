@@ -38,7 +38,7 @@ def check_finished(page: Page, state: JobState) -> None:
     badge(page, "finished")
     expect(page.locator("#training-status")).to_contain_text("3 of 3")
     expect(page.locator("#training-status [role=progressbar]")).to_have_attribute("aria-valuenow", "100")
-    expect(page.locator(".app-plots .js-plotly-plot .scatterlayer .trace").first).to_be_attached()
+    expect(page.locator("#training-charts .js-plotly-plot .scatterlayer .trace").first).to_be_attached()
     expect(page.locator(f"#app-runs li[data-run='{state.name}']")).to_contain_text("finished")
     assert page.locator("#training-stop").is_disabled() and page.locator("#training-resume").is_disabled()
     page.get_by_role("button", name="Log").click()
