@@ -15,13 +15,14 @@ import transformers
 import yaml
 from failures import raises
 from PIL import Image
+from small import run_config
 
 from workbench.app.context import AppContext
 from workbench.app.layout import build_app
 from workbench.errors import ConfigError
 from workbench.runs import jobs
 
-DOORS = {"new-run-check", "new-run-start", "training-resume", "data-score", "data-own-score"}
+DOORS = {"new-run-check", "new-run-start", "training-resume", "data-score", "data-own-score", "data-compare"}
 LOADERS = (
     "AutoConfig",
     "AutoProcessor",
@@ -123,7 +124,7 @@ def test_resume_run_any_spelling_of_true_raises(received: AppContext, form: str)
     assert yaml.safe_load(config.read_text())["models"]["trust_remote_code"] in (True, "true")
 
 
-def test_spawn_received_folder_modules_are_not_imported(tmp_path: Path) -> None:
+def test_spawn_received_folder_modules_are_not_imported(models: dict, tmp_path: Path) -> None:
     """A run's job.json says where its process is started, and `python -m` takes modules from there."""
     theirs, mark = tmp_path / "theirs", tmp_path / "executed"
     theirs.mkdir()
@@ -131,8 +132,8 @@ def test_spawn_received_folder_modules_are_not_imported(tmp_path: Path) -> None:
         (theirs / f"{name}.py").write_text(f"open({str(mark)!r}, 'w')\nraise SystemExit('theirs')\n")
     run = tmp_path / "runs" / "run"
     jobs.job_folder(run, make=True)
-    jobs._spawn(run, ["methods"], theirs)
-    wait_for(lambda: jobs._living(run) is None)
+    jobs._spawn(run, ["methods"], run_config(models, tmp_path), theirs)
+    wait_for(lambda: jobs._living(jobs._read_record(run), None) is None)
     assert not mark.exists() and "opd" in jobs.log_tail(run), jobs.log_tail(run)
 
 
