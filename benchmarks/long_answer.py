@@ -3,7 +3,7 @@
     python -m benchmarks long_answer [--tokens 16000] [--repeats 9]
 
 Targets: drawn within 300 ms, no frame over 50 ms. On a busy machine frames wait for the processor; the last column, the
-browser's own work by its counters, is no longer then.
+browser's own work by its counters, does not wait.
 """
 
 import argparse

@@ -333,9 +333,9 @@ def _open(options: argparse.Namespace) -> None:
         return
     answer = answers.get(**key)
     print(json.dumps(answer, indent=1, ensure_ascii=False) if options.json else answer["address"])
-    _, shown = _module("analysis.addresses").name_in(options.run_dir, options.runs)
-    if shown != Path(options.runs).resolve():
-        command = f"workbench app --runs {shlex.quote(str(shown))}"
+    _, runs_dir = _module("analysis.addresses").name_in(options.run_dir, options.runs)
+    if runs_dir != Path(options.runs).resolve():
+        command = f"workbench app --runs {shlex.quote(str(runs_dir))}"
         print(f"the run is not in {options.runs}: open the app with {command}", file=sys.stderr)
 
 

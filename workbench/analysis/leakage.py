@@ -1,6 +1,6 @@
 """Capability or leak? Four numbers of a run, each with its interval and one sentence that claims no more than that.
 
-1. evidence: does it make the privileged policy more accurate, so that there is something to teach?
+1. evidence: does it make the privileged policy more accurate? Only then can it teach something.
 2. gain: did the student's accuracy change?
 3. over-confidence: did confidence minus accuracy change where only the evidence answers?
 4. loss: how much of it pulls toward what only the evidence explains?

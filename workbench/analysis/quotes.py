@@ -160,8 +160,8 @@ def _value_fault(quote: Quote, address: AnswerAddress, traced: TracedRollout) ->
     if address.token is None:
         columns |= {name: row[f"mean_{name}"] for name in ("capability_gap", "information_gap", "loss")}
     if quote.name not in columns:
-        known = ", ".join(name for name, value in columns.items() if isinstance(value, (int, float, str, bool)))
-        return f'{address} has no value "{quote.name}". It has {known}'
+        names = ", ".join(name for name, value in columns.items() if isinstance(value, (int, float, str, bool)))
+        return f'{address} has no value "{quote.name}". It has {names}'
     recorded = columns[quote.name]
     if recorded is None:
         return f"{quote.name} was not recorded"

@@ -29,7 +29,7 @@ def draw_common(runs: Sequence[Path]) -> str:
         return rows_html(table, (), label="accuracy on common questions", title=title) + aside_html(notes[0])
     baseline = table.rows[0]["run"]
     intervals = [_interval(row["low"], row["high"]) for row in table.rows]
-    shown = Table(table.frame.assign(interval=intervals), table.run, table.units)
+    listed = Table(table.frame.assign(interval=intervals), table.run, table.units)
     columns = (
         Column("visibility", "questions", "short"),
         Column("run", kind="short"),
@@ -41,14 +41,14 @@ def draw_common(runs: Sequence[Path]) -> str:
         Column("gained", FLIPS[0], "number"),
         Column("lost", FLIPS[1], "number"),
     )
-    html = rows_html(shown, columns, label="accuracy on common questions", title=title, tall=430)
+    html = rows_html(listed, columns, label="accuracy on common questions", title=title, tall=430)
     return html + aside_html(" ".join(notes))
 
 
 def draw_flips(first: Path, second: Path, example: str) -> tuple[str, str]:
     """Questions right in one run and wrong in the other, and both answers to the chosen or the first of them.
 
-    example  the chosen question; one that is common but no flip is shown too
+    example  the chosen question; one that is common but no flip is listed too
     """
     flipped = flips(first, second)
     chosen = both_answers(first, second, example) if example else None
@@ -68,8 +68,8 @@ def draw_flips(first: Path, second: Path, example: str) -> tuple[str, str]:
         Column("visibility", "evidence needed", "short"),
         Column("example", kind="short"),
     )
-    shown = Table(flipped.frame.head(MAX_FLIPS), flipped.run, flipped.units, flipped.empty)
-    html = rows_html(shown, columns, label="flips", key=("example",), chosen=key, title=title, tall=330, follow=True)
+    listed = Table(flipped.frame.head(MAX_FLIPS), flipped.run, flipped.units, flipped.empty)
+    html = rows_html(listed, columns, label="flips", key=("example",), chosen=key, title=title, tall=330, follow=True)
     if len(flipped.frame) > MAX_FLIPS:
         html += aside_html(f"The first {MAX_FLIPS} of {len(flipped.frame):,} flips; the CSV file has all.")
     if chosen is None:

@@ -131,8 +131,8 @@ def _build_places(context: AppContext, shared: Shared, first: str) -> list[gr.Ta
     """
     result = []
     with gr.Tabs(selected=place_of(first), elem_id="app-tabs") as places:
-        for place, (label, views) in PLACES.items():
-            with gr.Tab(label, id=place, elem_id=f"place-{place}") as place_item:
+        for name, (label, views) in PLACES.items():
+            with gr.Tab(label, id=name, elem_id=f"place-{name}") as place_item:
                 if len(views) == 1:
                     ((tab, (_, module)),) = views.items()
                     with gr.Column(elem_id=f"tab-{tab}"):
@@ -148,14 +148,14 @@ def _build_places(context: AppContext, shared: Shared, first: str) -> list[gr.Ta
                     result.append(inner)
             enter = f"(tab) => workbenchApp.enter({json.dumps(list(views))}, tab)"
             place_item.select(None, shared.tab, shared.tab, js=enter)
-    groups = json.dumps([[place, list(views)] for place, (_, views) in PLACES.items()])
+    groups = json.dumps([[name, list(views)] for name, (_, views) in PLACES.items()])
     shared.tab.change(None, shared.tab, [places, *result], js=f"(tab) => workbenchApp.select({groups}, tab)")
     return [places, *result]
 
 
 def place_of(tab: str) -> str:
     """The place of a tab."""
-    return next(place for place, (_, views) in PLACES.items() if tab in views)
+    return next(name for name, (_, views) in PLACES.items() if tab in views)
 
 
 def _connect(

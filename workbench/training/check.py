@@ -350,11 +350,11 @@ def _served(result: StepResult, learner: Learner) -> Iterator[Check]:
             if not isinstance(policy, ServedPolicy):
                 continue
             yield Check(f"served {policy.name}", OK, ", ".join(policy.facts.values()))
-            shown = next((idx for idx in indices if prompts[idx].images), None)
-            if shown is not None:
-                black = tuple(Image.new("RGB", image_size(image)) for image in prompts[shown].images)
-                other = replace(prompts[shown], images=black, key="black pictures")
-                pair = (_logprobs(policy, prompt, rollouts[shown]) for prompt in (prompts[shown], other))
+            pictured = next((idx for idx in indices if prompts[idx].images), None)
+            if pictured is not None:
+                black = tuple(Image.new("RGB", image_size(image)) for image in prompts[pictured].images)
+                other = replace(prompts[pictured], images=black, key="black pictures")
+                pair = (_logprobs(policy, prompt, rollouts[pictured]) for prompt in (prompts[pictured], other))
                 difference = _largest(*pair)
                 text = f"log-probs differ by up to {difference:.1e} nats from those with black pictures"
                 yield Check(f"pictures reach {policy.name} in view {name}", OK if difference else WRONG, text)

@@ -168,12 +168,12 @@ def _mark_traces(marks: pd.DataFrame, names: tuple[str, ...], run: str, color: s
 
 def _layout(curves: Curves, names: tuple[str, ...], meta: dict, theme: str, *, log: bool) -> dict[str, Any]:
     """Layout for export, with title and legend; meta as in the module's docstring."""
-    shown = [part for (_, name), part in curves.parts.items() if name in names]
+    parts = [part for (_, name), part in curves.parts.items() if name in names]
     units = list(dict.fromkeys(unit for unit in map(unit_of, names) if unit))
     x_axis: dict[str, Any] = {"title": {"text": AXES[curves.axis]}, "showspikes": True, "spikemode": "across"}
     x_axis |= {"spikethickness": 1, "spikedash": "solid", "spikecolor": MUTED[theme]}
     if curves.axis == "step":
-        ends = [int(step) for part in shown for step in (part["step"].min(), part["step"].max()) if step == step]
+        ends = [int(step) for part in parts for step in (part["step"].min(), part["step"].max()) if step == step]
         is_short = not ends or max(ends) - min(ends) <= MAX_SINGLE_TICKS
         x_axis |= {"tickformat": ",d", **({"dtick": 1} if is_short else {})}
     y_axis: dict[str, Any] = {"title": {"text": escaped(", ".join(units))}}
@@ -181,7 +181,7 @@ def _layout(curves: Curves, names: tuple[str, ...], meta: dict, theme: str, *, l
         y_axis |= {"type": "log", "exponentformat": "e"}
     elif bool(units) and all("share" in unit for unit in units):
         y_axis |= {"tickformat": ".0%", "rangemode": "tozero"}
-    elif is_constant([part["value"].to_numpy(float) for part in shown]):
+    elif is_constant([part["value"].to_numpy(float) for part in parts]):
         y_axis |= {"rangemode": "tozero"}
     return {
         **layout(theme, title=meta["title"], subtitle=meta["subtitle"], height=HEIGHT),

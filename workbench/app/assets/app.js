@@ -76,9 +76,9 @@ window.workbenchApp = (() => {
   // resolves after a pause; only the last of several key presses changes the result. The server may respond to two
   // concurrent events of a form in either order, so it gets one event, with the form as it is after the pause
   const typed = async () => {
-    const own = ++keys;
+    const press = ++keys;
     await new Promise((done) => setTimeout(done, 150));
-    return own === keys ? (paused = String(own)) : paused;
+    return press === keys ? (paused = String(press)) : paused;
   };
   document.addEventListener("input", async ({ target }) => {
     if (!target.closest("#new-run")) return;
@@ -102,11 +102,11 @@ window.workbenchApp = (() => {
     // the tabs of the page and of the places with several views, when `tab` is open
     select: (places, tab) => {
       const chosen = (selected) => ({ __type__: "update", selected });
-      const [place, views] = places.find(([, views]) => views.includes(tab)) || places[0];
+      const [name, views] = places.find(([, views]) => views.includes(tab)) || places[0];
       for (const view of views) lastOf[view] = view === tab;
       const inner = places.filter(([, views]) => views.length > 1).map(([, views]) =>
         views.includes(tab) ? chosen(tab) : undefined);
-      return [chosen(place), ...inner];
+      return [chosen(name), ...inner];
     },
     refresh: () => { refreshes += 1; },
     pin: (index, answer) => { // the address gets the pinned token and its answer

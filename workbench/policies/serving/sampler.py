@@ -65,9 +65,9 @@ class ServedSampler:
         """
         if not prompts:
             return []
-        shown = sendable(student.encoder, prompts)
+        opened = sendable(student.encoder, prompts)
         request = SampleRequest(
-            shown,
+            opened,
             seeds,
             options,
             template(student.encoder, self.image_options),
@@ -86,7 +86,7 @@ class ServedSampler:
                 f"{KEY}={self.source} got other weights during {TRIES} generations: another run uses it. Start a "
                 "sampler for each run."
             )
-        check_pins(self, prompts, pins(student.encoder, prompts, shown), facts["pins"])
+        check_pins(self, prompts, pins(student.encoder, prompts, opened), facts["pins"])
         return unpack_completions(facts["completions"])
 
     def weights_changed(self) -> None:

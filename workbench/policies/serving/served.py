@@ -120,10 +120,10 @@ class ServedPolicy(AutoregressivePolicy):
         """Sample on the server; it depends only on prompt and seed."""
         if not prompts:
             return []
-        shown = sendable(self.encoder, prompts)
-        request = SampleRequest(shown, seeds, options, self._template(), decoding(self))
+        opened = sendable(self.encoder, prompts)
+        request = SampleRequest(opened, seeds, options, self._template(), decoding(self))
         _, facts = self.client.send(pack_sample(request), "/sample").result()
-        check_pins(self, prompts, pins(self.encoder, prompts, shown), facts["pins"])
+        check_pins(self, prompts, pins(self.encoder, prompts, opened), facts["pins"])
         return unpack_completions(facts["completions"])
 
     def prefetch(
@@ -137,10 +137,10 @@ class ServedPolicy(AutoregressivePolicy):
         passes = [[position[row] for row in part if row in position] for part in passes or [rows]]
         prompts, completions = [prompts[row] for row in rows], [completions[row] for row in rows]
         unique, prompt_rows = distinct(prompts)
-        shown = sendable(self.encoder, unique)
-        read = pins(self.encoder, unique, shown, pixels=self._compares_pixels)
+        opened = sendable(self.encoder, unique)
+        read = pins(self.encoder, unique, opened, pixels=self._compares_pixels)
         passes = [part for part in passes if part]
-        request = ReadRequest(shown, prompt_rows, completions, passes, self._template(), self._compares_pixels)
+        request = ReadRequest(opened, prompt_rows, completions, passes, self._template(), self._compares_pixels)
         waiting: dict[Row, list[int]] = {}
         for idx, row in enumerate(zip(map(id, prompts), completions, strict=True)):
             waiting.setdefault(row, []).append(idx)
@@ -209,10 +209,10 @@ def decoding(policy: AutoregressivePolicy) -> dict[str, Any]:
     return dict(zip(DECODING, values, strict=True))
 
 
-def pins(encoder: PromptEncoder, prompts: list[Prompt], shown: list[Prompt], *, pixels: bool = False) -> list[Pin]:
-    """Pins of prompts; `shown` are they as `sendable` returns them."""
-    pairs = zip(prompts, shown, strict=True)
-    return [pin(encoder.encode(prompt), list(opened.all_images), pixels=pixels) for prompt, opened in pairs]
+def pins(encoder: PromptEncoder, prompts: list[Prompt], opened: list[Prompt], *, pixels: bool = False) -> list[Pin]:
+    """Pins of prompts; `opened` are they as `sendable` returns them."""
+    pairs = zip(prompts, opened, strict=True)
+    return [pin(encoder.encode(prompt), list(read.all_images), pixels=pixels) for prompt, read in pairs]
 
 
 def check_pins(policy: Any, prompts: list[Prompt], mine: list[Pin], theirs: list[dict[str, Any]]) -> None:
