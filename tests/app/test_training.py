@@ -9,9 +9,10 @@ import gradio as gr
 import pytest
 from failures import raises
 
+from workbench.analysis.run_columns import span
 from workbench.app.components import TRACES
 from workbench.app.context import AppContext
-from workbench.app.status import span, status_html
+from workbench.app.status import status_html
 from workbench.app.tabs import training
 from workbench.app.tabs.training import (
     answers_of_step,

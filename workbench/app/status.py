@@ -4,6 +4,7 @@ import time
 from html import escape
 from pathlib import Path
 
+from workbench.analysis.run_columns import span
 from workbench.app.context import note
 from workbench.runs.commands import copyable
 from workbench.runs.jobs import JobState, config_file
@@ -49,16 +50,6 @@ def _update(state: JobState) -> tuple[str, str]:
     if state.is_alive:
         return "last update", f"{span(state.silent_s)} ago"
     return "ended", time.strftime("%Y-%m-%d %H:%M", time.localtime(time.time() - state.silent_s))
-
-
-def span(seconds: float | None) -> str:
-    """A duration in a suitable unit."""
-    if seconds is None:
-        return "–"
-    minutes, hours = seconds / 60, seconds / 3600
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{minutes:.0f} min" if minutes < 90 else f"{hours:.1f} h" if hours < 48 else f"{hours / 24:.0f} days"
 
 
 def _plain(state: JobState) -> tuple[str, ...]:
