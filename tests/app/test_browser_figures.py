@@ -189,7 +189,7 @@ def test_long_run_answers_are_clipped_and_constant_rate_starts_at_zero(visit, lo
         open_tab(page, tab)
         row = page.locator(rows).first
         assert row.bounding_box()["height"] < 130, tab
-        question = row.locator(".wbu-clip").first
+        question = row.locator(".wbu-clip", has_text="line 1").first
         assert question.evaluate("one => getComputedStyle(one).whiteSpace") == "pre-wrap"
         assert question.text_content() == LONG_QUESTION
     # colors and legend stay in sight while a long answer is scrolled

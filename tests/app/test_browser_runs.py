@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from app_process import Server, wait_for
-from page_checks import click_tab
+from page_checks import click_tab, open_tab
 from playwright.sync_api import Page, expect
 
 from workbench.runs.jobs import JobState
@@ -48,7 +48,7 @@ def check_finished(page: Page, state: JobState) -> None:
 
 def browse_to_illusion(page: Page) -> None:
     """From Monitor to a case of illusion by mouse alone."""
-    click_tab(page, "answers")
+    open_tab(page, "answers")
     token = page.locator("#answers-answer .wb-t").nth(1)
     token.hover()
     expect(page.locator(".wb-card:popover-open [data-logprob]").first).to_be_visible()
