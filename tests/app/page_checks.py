@@ -3,9 +3,9 @@
 import re
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
-from playwright.sync_api import BrowserContext, Page, expect
+from playwright.sync_api import BrowserContext, Locator, Page, TimeoutError, expect
 
 from workbench.app.layout import PLACES, place_of
 
@@ -82,6 +82,19 @@ def open_tab(page: Page, tab: str) -> None:
     """Open a tab and wait until it is drawn."""
     click_tab(page, tab)
     page.locator(SHOWS[tab]).first.wait_for()
+
+
+def hover_card(page: Page, token: Locator) -> Locator:
+    """Hover over a token and return its card. The page may draw the answer again under a resting mouse."""
+    card = page.locator(".wb-card:popover-open")
+    for _ in range(60):
+        page.mouse.move(0, 0)
+        token.hover()
+        with suppress(TimeoutError):
+            card.wait_for(timeout=2_000)
+            break
+    card.wait_for()
+    return card
 
 
 def nameless(page: Page, part: str) -> list[str]:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from page_checks import FITS, SHOWS, click_tab, nameless
+from page_checks import FITS, SHOWS, click_tab, hover_card, nameless
 from PIL import Image
 from playwright.sync_api import Page, expect
 from small import run_config
@@ -25,9 +25,7 @@ BUILT_IN = Path(__file__).parents[2] / "data/models"
 def test_tokens_hover_pin_keys_and_mouse_follow_answers(visit) -> None:
     page = visit("run=dopd", "answers")
     token = page.locator("#answers-answer .wb-t").nth(1)
-    token.hover()
-    card = page.locator(".wb-card:popover-open")
-    card.wait_for()
+    card = hover_card(page, token)
     assert card.locator("[data-logprob]").count() == 3, "the written token under every view"
     token.click()
     expect(page.locator("#answers-answer .wb-detail")).to_contain_text("token 2 of")

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from app_process import Server, wait_for
-from page_checks import click_tab, open_tab
+from page_checks import click_tab, hover_card, open_tab
 from playwright.sync_api import Page, expect
 
 from workbench.runs.jobs import JobState
@@ -50,8 +50,7 @@ def browse_to_illusion(page: Page) -> None:
     """From Monitor to a case of illusion by mouse alone."""
     open_tab(page, "answers")
     token = page.locator("#answers-answer .wb-t").nth(1)
-    token.hover()
-    expect(page.locator(".wb-card:popover-open [data-logprob]").first).to_be_visible()
+    expect(hover_card(page, token).locator("[data-logprob]").first).to_be_visible()
     token.click()
     expect(page.locator("#answers-answer .wb-detail")).to_contain_text("token 2 of")
     expect(page.locator("#answers-answer .wb-detail .wb-fall svg")).to_be_visible()

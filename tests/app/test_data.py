@@ -1,6 +1,7 @@
 """The tab of examples and of an own image: what is drawn, what is refused, what is scored."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -40,6 +41,18 @@ def test_data_address_chooses_example(context: AppContext) -> None:
     drawn = data.draw(context, "dopd", {"example": last}, None)
     chosen = keys(drawn[LISTED].split('aria-selected="true"')[0])[-1]
     assert chosen == {"id": last}
+
+
+def test_data_prompts_of_example_have_tokens_of_each_view(context: AppContext) -> None:
+    """An image of the small models costs 12 tokens, and the privileged views also see the crop."""
+    shown = data.prompts_of_listed(context, "dopd", {}, None)
+    cells = [re.findall(r"<td[^>]*>(?:<div[^>]*>)?([^<]*)", row) for row in shown.split("<tr")[2:]]
+    assert [(view, images, count) for view, _, _, _, images, count in cells] == [
+        ("student", "12", "1"),
+        ("self", "24", "2"),
+        ("teacher", "24", "2"),
+    ]
+    assert shown.count("<details>") == 3 and "&lt;image&gt;[x 9]" in shown
 
 
 def test_data_source_changed_is_reloaded_and_escaped(context: AppContext, picture: str) -> None:

@@ -30,7 +30,7 @@ def data(tmp_path: Path) -> str:
 
 
 def test_prompts_each_view_is_written_as_its_model_reads_it(models: dict, tmp_path: Path, data: str) -> None:
-    """An image of the small models is 9 tokens."""
+    """An image of the small models is 9 tokens, and 3 that enclose them."""
     method = {"name": "dopd", "privilege": "hint"}
     config = run_config(models, tmp_path, method=method, data={"train": data, "eval": None})
     (first, views), (second, lacking) = render_prompts(config, rows=2)
@@ -43,7 +43,7 @@ def test_prompts_each_view_is_written_as_its_model_reads_it(models: dict, tmp_pa
         "<end_of_utterance><assistant>"
     )
     assert "door" not in student.text and "the door" in teacher.text and teacher.length > student.length
-    assert str(student).startswith(f"[student] student given plain: {student.length} tokens, 1 image\n")
+    assert str(student).startswith(f"[student] student given plain: {student.length} tokens, 12 of 1 image\n")
     assert [prompt.why for prompt in lacking] == ["", "this example has no hint", "this example has no hint"]
 
 

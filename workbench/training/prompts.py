@@ -28,6 +28,7 @@ class ViewPrompt:
     text    decoded ids, special tokens included; more than LONGEST_RUN equal tokens in a row are one with their number
     length  tokens
     images  number of images
+    image_tokens  tokens that the images cost, of `length`
     why     reason why the view has no prompt for this example; then `text` is empty
     """
 
@@ -37,13 +38,16 @@ class ViewPrompt:
     text: str = ""
     length: int = 0
     images: int = 0
+    image_tokens: int = 0
     why: str = ""
 
     def __str__(self) -> str:
         head = f"[{self.view}] {self.policy} given {self.context}"
         if self.why:
             return f"{head}: {self.why}"
-        images = f", {self.images} image{'s' * (self.images != 1)}" if self.images else ""
+        images = ""
+        if self.images:
+            images = f", {self.image_tokens:,} of {self.images} image{'s' * (self.images != 1)}"
         return f"{head}: {self.length:,} tokens{images}\n{self.text}"
 
 
@@ -52,9 +56,9 @@ def render_prompts(config: RunConfig, rows: int = 1) -> Iterator[tuple[Example, 
 
     Raises: WorkbenchError if the data, a processor or a prompt cannot be read.
     """
-    method, encoders = config.load_method(), Encoders(config)
-    for example in with_template(load_mixture(config.data.train_sources, max_examples=rows), config):
-        yield example, [_render(encoders, name, view, example) for name, view in method.views.items()]
+    encoders = Encoders(config)
+    for example in load_mixture(config.data.train_sources, max_examples=rows):
+        yield example, encoders.render(example)
 
 
 def _render(encoders: "Encoders", name: str, view: View, example: Example) -> ViewPrompt:
@@ -66,7 +70,9 @@ def _render(encoders: "Encoders", name: str, view: View, example: Example) -> Vi
     prompt = build_prompt(example, view.context, dummy_rollout(example))
     ids = encoder.encode(prompt)["input_ids"][0].tolist()
     text = "".join(_pieces(encoder, ids))
-    return ViewPrompt(name, view.policy, view.context, text, len(ids), len(prompt.all_images))
+    images = len(prompt.all_images)
+    cost = encoder.picture_tokens(prompt) if images else 0
+    return ViewPrompt(name, view.policy, view.context, text, len(ids), images, cost)
 
 
 def _pieces(encoder: PromptEncoder, ids: list[int]) -> Iterator[str]:
@@ -87,9 +93,15 @@ class Encoders:
     """Encoders of a configuration by policy, each model's processor loaded once."""
 
     def __init__(self, config: RunConfig) -> None:
-        self._models = config.models
-        self._by_domain = is_by_domain(config.load_method().policies, config.models.teachers)
+        self._config, self._models = config, config.models
+        self._method = config.load_method()
+        self._by_domain = is_by_domain(self._method.policies, config.models.teachers)
         self._loaded: dict[tuple[str, bool], PromptEncoder] = {}
+
+    def render(self, example: Example) -> list[ViewPrompt]:
+        """Render the prompts of one example under all views of the method. Raises WorkbenchError if one cannot be."""
+        (example,) = with_template([example], self._config)
+        return [_render(self, name, view, example) for name, view in self._method.views.items()]
 
     def of(self, policy: str, domain: str) -> PromptEncoder | None:
         """Encoder of a policy for an example of a domain; None if no teacher covers it."""

@@ -44,6 +44,7 @@ from workbench.app.examples import (
 )
 from workbench.app.own_image import own_image_form
 from workbench.app.scoring import OWN_IMAGE, SCORER
+from workbench.app.view_prompts import prompts_html
 from workbench.app.what_if import what_if, what_if_form
 from workbench.config.schema import read_yaml
 from workbench.data.images import open_image
@@ -65,7 +66,7 @@ COLUMNS = (
     Column("evidence"),
 )
 _REVEAL = """watch("value", () => {
-  if (element.querySelector(".app-note, .wb-root")) element.scrollIntoView({ block: "nearest", behavior: "smooth" });
+  if (element.querySelector(".app-note, .wb-root, .wbu-prompts")) element.scrollIntoView({ block: "nearest", behavior: "smooth" });
 });"""
 NO_SOURCE = "This run lists no data. Enter a source above: a .jsonl or .parquet file, or scenes:eval?count=40."
 
@@ -324,6 +325,12 @@ def score_listed(
     return score(context, run, example, given)
 
 
+def prompts_of_listed(context: AppContext, run: str | None, address: Mapping | None, source: str | None) -> str:
+    """The prompts of the chosen example of the list under every view of the run."""
+    example, _ = listed_example(context, run, address, source)
+    return prompts_html(context.run_dir(run), example)
+
+
 def compare_listed(
     context: AppContext, run: str | None, address: Mapping | None, source: str | None, given: str | None, *change: Any
 ) -> str:
@@ -367,11 +374,13 @@ def build_tab(context: AppContext, shared: Shared) -> None:
             scale=2,
             interactive=is_open,
         )
+        prompts_button = gr.Button("Show prompts", elem_id="data-show-prompts", scale=0, min_width=150)
         button = gr.Button("Score this example", elem_id="data-score", scale=0, min_width=190, interactive=is_open)
     listed = rows_component("examples", elem_id="data-list")
     example_view = gr.HTML(
         label="the example", js_on_load=None, css_template=css, apply_default_css=False, elem_id="data-example"
     )
+    prompts = fragment_component("prompts of the views", js=_REVEAL, css_template=css, elem_id="data-prompts")
     scored = fragment_component("supervision of each token", js=_REVEAL, elem_id="data-scored")
     change = what_if_form(is_open)
     compared = fragment_component(
@@ -404,6 +413,13 @@ def build_tab(context: AppContext, shared: Shared) -> None:
     )
     change.button.click(None, None, compared, js=f"() => {json.dumps(waiting)}")
     gr.on([shared.address.change, source.input, shared.run.change], None, None, compared, js="() => ''")
+    gr.on([shared.address.change, source.input, shared.run.change], None, None, prompts, js="() => ''")
+    prompts_button.click(
+        render_error_in_place(partial(prompts_of_listed, context), [prompts]),
+        [shared.run, shared.address, source],
+        prompts,
+        **busy,
+    )
     change.button.click(
         render_error_in_place(partial(compare_listed, context), [compared]),
         [shared.run, shared.address, source, given, *change.inputs],
