@@ -66,7 +66,8 @@ COLUMNS = (
     Column("evidence"),
 )
 _REVEAL = """watch("value", () => {
-  if (element.querySelector(".app-note, .wb-root, .wbu-prompts")) element.scrollIntoView({ block: "nearest", behavior: "smooth" });
+  const shown = element.querySelector(".app-note, .wb-root, .wbu-prompts");
+  if (shown) element.scrollIntoView({ block: "nearest", behavior: "smooth" });
 });"""
 NO_SOURCE = "This run lists no data. Enter a source above: a .jsonl or .parquet file, or scenes:eval?count=40."
 
