@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import signal
 import socket
 import sys
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 _CONTEXT = multiprocessing.get_context("forkserver")
+LONGEST_S = 300.0  # a program that has not ended by then hangs
 _CONTEXT.set_forkserver_preload(["workbench.studies.task"])  # as workbench/studies/run.py
 
 
@@ -26,12 +28,17 @@ class Program:
         self.process.start()
 
     def wait(self) -> int:
-        """Its exit status; a negative number is the signal that ended it."""
-        self.process.join()
+        """Its exit status; a negative number is the signal that ended it. Raises AssertionError if it hangs."""
+        self.process.join(LONGEST_S)
+        if self.process.is_alive():
+            self.process.kill()
+            raise AssertionError(f"the program did not end within {LONGEST_S:.0f} s: {self.err.read_text()}")
         return self.process.exitcode
 
 
 def _run(code: str, arguments: tuple[str, ...], environment: dict[str, str], out: Path, err: Path) -> None:
+    # a study blocks signals while it starts the process that programs are forked from
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
     for number, file in ((1, out), (2, err)):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
     os.environ.clear()

@@ -1,6 +1,7 @@
 """Small inputs that several test files use."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -42,6 +43,14 @@ def example(idx: int = 0, **values: object) -> Example:
         "evidence": Evidence((Box(2, 2, 8, 8, "thing"),), caption="a caption", hint="a hint"),
     }
     return Example(f"example-{idx}", **{**facts, **values})
+
+
+def without_weights(models: dict[str, Path], folder: Path) -> dict[str, str]:
+    """Copies of models that can be checked, but not loaded."""
+    copies = {name: shutil.copytree(path, folder / "weightless" / name) for name, path in models.items()}
+    for copy in copies.values():
+        (copy / "model.safetensors").unlink()
+    return {name: str(copy) for name, copy in copies.items()}
 
 
 def step_with_gradients(method: Method, policies: dict, batch: Batch) -> StepResult:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from failures import raises
-from small import run_config
+from small import run_config, without_weights
 
 from workbench.errors import DataError
 from workbench.runs.folder import RunFolder
@@ -55,9 +55,9 @@ def test_check_shows_sources_and_order(models: dict, tmp_path: Path) -> None:
     assert dict(findings)["order of examples"] == "as in the data, in every epoch"
 
 
-def test_train_source_without_evidence_raises_before_models_are_loaded(tmp_path: Path) -> None:
+def test_train_source_without_evidence_raises_before_models_are_loaded(models: dict, tmp_path: Path) -> None:
     (tmp_path / "bare.jsonl").write_text(json.dumps({"question": "What?"}) + "\n")
-    models = {"student": "nobody/student", "teacher": "nobody/teacher"}
-    config = run_config(models, tmp_path, data__train=["scenes:train?count=4", str(tmp_path / "bare.jsonl")])
+    data = ["scenes:train?count=4", str(tmp_path / "bare.jsonl")]
+    config = run_config(without_weights(models, tmp_path), tmp_path, data__train=data)
     with raises(DataError, "data.train[1]", "bare.jsonl"):
         train(config)

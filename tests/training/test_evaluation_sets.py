@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from failures import raises
-from small import run_config
+from small import run_config, without_weights
 
 from workbench.analysis.summary import dataset_table, summarize_run
 from workbench.config.schema import RunConfig
@@ -79,8 +79,7 @@ def test_train_holds_rows_out_and_counts_them(models: dict, tmp_path: Path) -> N
     assert {row.example_id for row in evaluate_run(config.run_dir, contexts=["plain"])} == evaluated
 
 
-def test_train_holds_out_nothing_raises_before_models_are_loaded(tmp_path: Path) -> None:
-    models = {"student": "nobody/student", "teacher": "nobody/teacher"}
-    config = run_config(models, tmp_path, data__eval=None, data__held_out=1e-9)
+def test_train_holds_out_nothing_raises_before_models_are_loaded(models: dict, tmp_path: Path) -> None:
+    config = run_config(without_weights(models, tmp_path), tmp_path, data__eval=None, data__held_out=1e-9)
     with raises(DataError, "data.held_out=1e-09", "12 examples"):
         train(config)

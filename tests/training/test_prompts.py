@@ -1,14 +1,13 @@
 """`workbench prompts`: what every view's model reads, special tokens included."""
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from failures import raises
 from PIL import Image
-from small import run_config
+from small import run_config, without_weights
 
 from workbench.cli import main
 from workbench.data.examples import load_examples
@@ -59,10 +58,8 @@ def test_prompts_each_view_is_written_as_its_model_reads_it(models: dict, tmp_pa
 def test_option_that_family_lacks_raises_before_weights_are_loaded(
     key: str, value: dict, names: list[str], start: Callable, models: dict, tmp_path: Path
 ) -> None:
-    folders = {name: shutil.copytree(path, tmp_path / name) for name, path in models.items()}
-    for folder in folders.values():
-        (folder / "model.safetensors").unlink()  # loading it would be another error
-    config = run_config(folders, tmp_path, models={**{n: str(f) for n, f in folders.items()}, key: value})
+    folders = without_weights(models, tmp_path)
+    config = run_config(folders, tmp_path, models={**folders, key: value})
     with raises(WorkbenchError, *names):
         start(config)
 

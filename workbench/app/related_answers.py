@@ -40,7 +40,9 @@ def _siblings(traces: Traces, row: Mapping, here: tuple) -> str:
     siblings = traces.rollouts_at(keys).to_pylist()
     cards = "".join(_sibling(item, here) for item in siblings)
     counted = f"{total}" if total <= MAX_SIBLINGS else f"the first {MAX_SIBLINGS} of {total}"
-    return f"<h3>Samples of this prompt <span>{counted} at step {row['step']:,}</span></h3>" + cards_html(cards)
+    return f"<h3>Samples of this prompt <span>{counted} at step {row['step']:,}</span></h3>" + cards_html(
+        cards, choose="samples of this prompt"
+    )
 
 
 def _sibling(row: Mapping, here: tuple) -> str:
@@ -49,10 +51,8 @@ def _sibling(row: Mapping, here: tuple) -> str:
     grade = grade_html(None if row["reward"] is None else row["reward"] == 1)
     head = f"sample {row['sample_idx']}{grade}<span>{row['num_positions']:,} tokens</span>"
     text = cut_text(row["completion"] or "")
-    return (
-        f'<article data-key="{escape(json.dumps(key), quote=True)}" tabindex="0" aria-selected="{selected}">'
-        f'<header>{head}</header><p dir="auto">{escape(text)}</p></article>'
-    )
+    attributes = f'data-key="{escape(json.dumps(key), quote=True)}" tabindex="0" aria-selected="{selected}"'
+    return f'<article role="option" {attributes}><header>{head}</header><p dir="auto">{escape(text)}</p></article>'
 
 
 def _over_training(run_dir: Path, traces: Traces, example: str) -> str:
@@ -93,9 +93,10 @@ def words_changed(before: str, after: str) -> str:
     return "".join(parts)
 
 
-def cards_html(cards: str, *, is_pair: bool = False) -> str:
-    """Articles as cards beside each other; a pair fills the width."""
-    return f'<div class="wbu-cards{" wbu-two" if is_pair else ""}">{cards}</div>'
+def cards_html(cards: str, *, is_pair: bool = False, choose: str = "") -> str:
+    """Articles as cards beside each other; a pair fills the width. choose: name of the list if they are its options."""
+    role = f' role="listbox" aria-label="{escape(choose, quote=True)}"' if choose else ""
+    return f'<div class="wbu-cards{" wbu-two" if is_pair else ""}"{role}>{cards}</div>'
 
 
 def grade_html(is_right: bool | None) -> str:
