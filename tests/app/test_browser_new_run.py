@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 from page_checks import click_tab, free_port, watched_pages
-from playwright.sync_api import BrowserContext, expect
+from playwright.sync_api import BrowserContext, Page, expect
 from small import add_begun
 
 from workbench.app.server import serve
@@ -58,12 +58,35 @@ def test_form_mistakes_show_errors_and_start_nothing(server: Served, open_page: 
     assert "Traceback" not in page.content()
 
 
+def search_settings(page: Page) -> None:
+    """Find a field among all settings by words, and those that are not at their defaults."""
+    expect(page.locator("#new-run-models-lora-rank")).to_have_count(0)
+    page.locator("#new-run-settings button").first.click()
+    words, only = (
+        page.locator(f"#new-run-settings .new-run-search input[type={kind}]") for kind in ("search", "checkbox")
+    )
+    left = page.locator(
+        "#new-run-settings .app-grid > [id^=new-run-]:visible, #new-run-settings .form > [id^=new-run-]:visible"
+    )
+    words.fill("lora adapters rank =")
+    expect(left).to_have_count(1)
+    page.locator("#new-run-models-lora-rank input").fill("2")
+    words.fill("")
+    only.check()
+    expect(page.locator("#new-run-models-lora-rank input")).to_be_visible()
+    expect(page.locator("#new-run-models-lora-alpha")).to_be_hidden()
+    page.locator("#new-run-models-lora-rank input").fill("0")
+    expect(page.locator("#new-run-models-lora-rank")).to_be_hidden()
+    only.uncheck()
+    expect(page.locator("#new-run-method-trim input")).to_be_visible()
+
+
 def test_check_edited_form_replaces_report(open_page: Callable) -> None:
     page = open_page("tab=new-run")
     report, output = page.locator("#new-run-report"), page.locator("#new-run-said [role=alert]")
     data, steps = page.locator("#new-run-data-train textarea"), page.locator("#new-run-training-steps input")
     command = page.locator("#new-run-command textarea")
-    expect(page.locator("#new-run-method-trim input")).to_be_visible()
+    search_settings(page)
     page.locator("#new-run-method-name input").click()
     page.get_by_role("option", name=re.compile("^opd .*on-policy with a teacher.*by reverse KL")).click()
     expect(page.locator("#new-run-method-support")).to_be_visible()

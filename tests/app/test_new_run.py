@@ -1,5 +1,8 @@
 """Launch: the form is the configuration, the command is the form, and a mistake is a sentence. Without a server."""
 
+import html
+import json
+import re
 import shlex
 import time
 from collections.abc import Callable
@@ -14,8 +17,10 @@ from small import run_config
 from workbench.app.context import AppContext, note, sentence, show_errors
 from workbench.app.form import (
     CHOICE,
+    ESSENTIAL,
     NUMBER,
     OFFERS,
+    TOP,
     Field,
     check_table,
     entered_config,
@@ -26,11 +31,13 @@ from workbench.app.form import (
     recipe_file,
     recipes,
 )
+from workbench.app.method_choices import uses_teacher
 from workbench.app.tabs.new_run import (
     check_html,
     load_recipe,
     outdated,
     preview,
+    preview_changes,
     recipe_values,
     refresh_recipes,
     run_check,
@@ -81,7 +88,8 @@ def test_show_method_each_method_shows_its_hints_and_defaults(
     context: AppContext,
 ) -> None:
     for name in list_methods():
-        _, *updates = show_method(context, FORM, None, name)
+        _, teacher, *updates = show_method(context, FORM, None, name)
+        assert teacher["visible"] == uses_teacher(name), name
         options = [location for location in FORM if None not in location]
         shown_now = {spot[name].key for spot, update in zip(options, updates, strict=True) if update["visible"]}
         assert shown_now == {f"method.{key}" for key in describe_options(name)}
@@ -103,7 +111,7 @@ def test_show_method_chosen_again_restores_recipe_values(context: AppContext) ->
     at = next(
         k for k, position in enumerate(places_of_options) if next(iter(position.values())).key == "method.privilege"
     )
-    held = [show_method(context, FORM, RECIPE, name)[1 + at]["value"] for name in ("opd", "dopd")]
+    held = [show_method(context, FORM, RECIPE, name)[2 + at]["value"] for name in ("opd", "dopd")]
     assert held == ["plain", "boxes+caption"]
 
 
@@ -149,8 +157,25 @@ def test_preview_edited_form_command_loads_same_config(context: AppContext) -> N
     assert command == copyable(["workbench", "train", recipe, *overrides])
 
 
+def test_preview_changes_are_the_elements_of_values_that_are_not_defaults(context: AppContext) -> None:
+    def changed(**changes: object) -> set[str]:
+        command, text = preview_changes(context, FORM, RECIPE, "", *entered(context, **changes))
+        assert command == displayed(context, **changes)
+        return set(json.loads(html.unescape(re.search('data-changed="([^"]*)"', text)[1])))
+
+    before = changed(models__lora__alpha=16.0)  # its default
+    assert "new-run-training-steps" in before and "new-run-models-lora-alpha" not in before
+    assert changed(models__lora__alpha=8.0) - before == {"new-run-models-lora-alpha"}
+
+
+def test_form_first_fields_are_few_and_teacher_only_where_a_view_uses_it() -> None:
+    keys = list(dict.fromkeys(next(iter(slot.values())).key for slot in FORM))
+    assert keys[:13] == [*TOP, *ESSENTIAL]
+    assert [uses_teacher(name) for name in ("dopd", "gkd", "opsd", "grpo", "dpod")] == [True, True, False, False, True]
+
+
 def test_preview_other_method_drops_old_options(context: AppContext) -> None:
-    values = iter(update.get("value") for update in show_method(context, FORM, RECIPE, "opd")[1:])
+    values = iter(update.get("value") for update in show_method(context, FORM, RECIPE, "opd")[2:])
     held = entered(context, method__name="opd")
     after = [value if None in position else next(values) for position, value in zip(FORM, held, strict=True)]
     overrides = shlex.split(preview(context, FORM, RECIPE, "", *after)[0])[3:]
@@ -259,8 +284,8 @@ def test_check_html_failed_row_is_counted_and_escaped() -> None:
     printed = "  check   status  found\n  ──────  ──────  ─────────\n  one     ok      a  b\n  two <b  WRONG   c d\n"
     rows = check_table(printed)
     assert rows == [("one", "ok", "a  b"), ("two <b", "WRONG", "c d")]
-    html = check_html(rows)
-    assert html.startswith('<p class="app-note app-error" role="alert">1 of 2') and "two &lt;b" in html
+    drawn = check_html(rows)
+    assert drawn.startswith('<p class="app-note app-error" role="alert">1 of 2') and "two &lt;b" in drawn
     assert check_table("nothing") == []
 
 

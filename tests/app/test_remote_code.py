@@ -22,7 +22,15 @@ from workbench.app.layout import build_app
 from workbench.errors import ConfigError
 from workbench.runs import jobs
 
-DOORS = {"new-run-check", "new-run-start", "training-resume", "data-score", "data-own-score", "data-compare"}
+DOORS = {
+    "new-run-check",
+    "new-run-start",
+    "training-resume",
+    "data-score",
+    "data-own-score",
+    "data-compare",
+    "data-show-prompts",
+}
 LOADERS = (
     "AutoConfig",
     "AutoProcessor",

@@ -25,7 +25,20 @@ from workbench.runs.folder import find_run_dir
 from workbench.runs.jobs import config_file, find_jobs
 
 SWITCH, CHOICE, OFFER, OFFERS, NUMBER, TEXT, YAML = "switch", "choice", "offer", "offers", "number", "text", "yaml"
-TOP = ("name", "method.name")  # above the sections
+TOP = {"name": "Run name", "method.name": "Method"}  # key -> label; above all others
+ESSENTIAL = {  # key -> label, in the order of the short form
+    "data.train": "Training data",
+    "data.eval": "Evaluation data",
+    "models.student": "Student",
+    "models.teacher": "Teacher",
+    "method.privilege": "Privileged context",
+    "training.steps": "Steps",
+    "training.batch_size": "Prompts per step",
+    "sampling.num_generations": "Answers per prompt",
+    "sampling.max_completion_length": "Longest answer",
+    "training.learning_rate": "Learning rate",
+    "evaluation.every": "Evaluate every",
+}
 OFFERED = {  # suggested values; others are allowed too
     "method.privilege": ("plain", *EVIDENCE, "boxes+caption", *WRONG),
     "evaluation.contexts": (*(name for name in CONTEXTS if name not in POST_ROLLOUT), "boxes+caption"),
@@ -78,7 +91,7 @@ class Field:
 
     @property
     def label(self) -> str:
-        return self.key.rpartition(".")[2].replace("_", " ")
+        return {**TOP, **ESSENTIAL}.get(self.key) or self.key.rpartition(".")[2].replace("_", " ")
 
     @property
     def hint(self) -> str:
@@ -128,18 +141,21 @@ def fields() -> list[Field]:
 def form_slots(every_field: Sequence[Field]) -> list[dict[str | None, Field]]:
     """One entry per widget, in the page's order: {None: field} for a key of every method, else {method: field, ...}.
 
-    Options of one name and kind share a widget, since only one method is chosen at a time.
+    Options of one name and kind share a widget, since only one method is chosen at a time. The order: TOP, ESSENTIAL,
+    options of methods, other sections, keys without section.
     """
-    common = [field for field in every_field if field.method is None]
-    options: dict[tuple[str, str], dict[str | None, Field]] = {}
+    slots: dict[tuple[str, str], dict[str | None, Field]] = {}
     for field in every_field:
-        if field.method is not None:
-            options.setdefault((field.key, field.kind), {})[field.method] = field
-    top, rest = ([{None: field} for field in common if (field.key in TOP) == is_top] for is_top in (True, False))
-    sections = dict.fromkeys(slot[None].section for slot in rest)
-    order = [*(name for name in sections if name), ""]
-    rest.sort(key=lambda slot: order.index(slot[None].section))
-    return [*top, *options.values(), *rest]  # type: ignore[list-item]
+        slots.setdefault((field.key, field.kind), {})[field.method] = field
+    first = [*TOP, *ESSENTIAL]
+    sections = list(dict.fromkeys(key.rpartition(".")[0] for key, _ in slots))
+    order = ["method", *(name for name in sections if name not in ("", "method")), ""]
+
+    def position(slot: tuple[tuple[str, str], object]) -> tuple[int, int]:
+        key = slot[0][0]
+        return (first.index(key), 0) if key in first else (len(first), order.index(key.rpartition(".")[0]))
+
+    return [slot for _, slot in sorted(slots.items(), key=position)]
 
 
 def slot_field(slot: Mapping[str | None, Field], method: str) -> Field | None:

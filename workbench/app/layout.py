@@ -222,7 +222,9 @@ def page_style() -> dict:
 def early_head() -> str:
     """The page's script, and the style of its first paint."""
     font = f":root {{ --first-font: {SANS}; }}"
-    scripts = "".join(map(read_asset, ("app.js", "sidebar.js", "runs.js", "lists.js", "rows.js", "charts.js")))
+    scripts = "".join(
+        map(read_asset, ("app.js", "sidebar.js", "runs.js", "lists.js", "rows.js", "charts.js", "new_run.js"))
+    )
     scripts = f"window.workbenchPlotlyFile = {json.dumps(plotly_module())};\n{scripts}"
     return f"<style>{font}{read_asset('app.css')}</style><script>{scripts}</script>"
 

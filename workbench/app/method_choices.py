@@ -13,6 +13,14 @@ def method_sentence(name: str) -> str:
     return (method_module(name).__doc__ or "").splitlines()[0] if name in list_methods() else ""
 
 
+@functools.cache
+def uses_teacher(name: str) -> bool:
+    """Whether a teacher scores one of a method's views; True for an unknown method."""
+    if name not in list_methods():
+        return True
+    return any(view.policy.startswith("teacher") for view in load_method(name).views.values())
+
+
 def method_group(name: str) -> str:
     """Group of a method: a control by its docstring; else by the policies of its views and what they score."""
     method = load_method(name)
@@ -21,7 +29,7 @@ def method_group(name: str) -> str:
         return CONTROLS
     if method.dataset_fraction == 1.0 or method.min_learners > 1:  # nothing is sampled, or students teach each other
         return OTHER
-    if any(policy.startswith("teacher") for policy in scorers):
+    if uses_teacher(name):
         return WITH_TEACHER
     return SELF if scorers else OTHER
 

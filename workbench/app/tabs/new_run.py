@@ -4,7 +4,6 @@ A run is a separate process (workbench.runs.jobs), so it outlives the page and t
 the app never loads a model.
 """
 
-import itertools
 import json
 import subprocess
 import sys
@@ -18,14 +17,6 @@ from gradio.components import Component
 
 from workbench.app.context import AppContext, Shared, note, sentence, show_errors
 from workbench.app.form import (
-    CHOICE,
-    NUMBER,
-    OFFER,
-    OFFERED,
-    OFFERS,
-    SWITCH,
-    TOP,
-    Field,
     check_table,
     entered_config,
     fields,
@@ -34,10 +25,20 @@ from workbench.app.form import (
     free_name,
     recipe_file,
     recipes,
-    section_notes,
     slot_field,
 )
-from workbench.app.method_choices import method_choices, method_sentence
+from workbench.app.form_layout import (
+    Form,
+    FormParts,
+    about_html,
+    any_field,
+    changed_html,
+    depends_on_method,
+    lay_out_form,
+    lay_out_top,
+    shown_widget,
+    widget_of,
+)
 from workbench.config.models import check_models, refuse_remote_code
 from workbench.data.picture_bounds import as_variable
 from workbench.errors import ConfigError, WorkbenchError
@@ -58,10 +59,7 @@ GUIDE = (
     "<li><b>Check</b> loads the models, samples a few answers and verifies that all views score the same tokens. Then "
     "<b>Start</b>.</li></ol></div>"
 )
-Form = list[dict[str | None, Field]]  # of form.form_slots
 CHECK_SECONDS = 600.0
-OPEN = ("method", "models", "data", "training")
-TITLES = {"models.lora": "Models: LoRA", "trace": "Traces"}
 READ_ONLY = "This page is read-only, so it cannot start runs. Copy the command and run it in a terminal."
 
 
@@ -73,7 +71,7 @@ def build_tab(context: AppContext, shared: Shared) -> None:
     method, values = _first_values(context, form, first)
     guide = gr.HTML("", elem_id="new-run-guide", padding=False)
     with gr.Row(elem_id="new-run"):
-        with gr.Column(scale=5, min_width=560):
+        with gr.Column(scale=5, min_width=420):
             with gr.Row(elem_classes="app-top"):
                 recipe = gr.Dropdown(
                     choices,
@@ -83,10 +81,8 @@ def build_tab(context: AppContext, shared: Shared) -> None:
                     allow_custom_value=True,
                     elem_id="new-run-recipe",
                 )
-                widgets = [
-                    _widget(slot, method, value) for slot, value in zip(form, values, strict=True) if _is_top(slot)
-                ]
-            about = _sections(form, widgets, method, values)
+                top = lay_out_top(form, method, values)
+            parts = lay_out_form(form, top, method, values)
             with gr.Accordion("More overrides", open=False):
                 overrides = gr.Textbox(
                     label="Overrides",
@@ -96,8 +92,8 @@ def build_tab(context: AppContext, shared: Shared) -> None:
                     elem_id="new-run-more",
                 )
         side = _lay_out_side(context)
-    _connect_form(context, shared, form, widgets, recipe, overrides, about, guide, side)
-    _connect_buttons(context, shared, form, widgets, [recipe, overrides, *widgets], side)
+    _connect_form(context, shared, form, parts, recipe, overrides, guide, side)
+    _connect_buttons(context, shared, form, parts, [recipe, overrides, *parts.widgets], side)
 
 
 @dataclass(frozen=True)
@@ -122,7 +118,7 @@ class _Side:
 def _lay_out_side(context: AppContext) -> _Side:
     about_check = note(READ_ONLY if context.read_only else _about_check(context))
     is_open = not context.read_only
-    with gr.Column(scale=3, min_width=380, elem_id="new-run-side"):
+    with gr.Column(scale=3, min_width=300, elem_id="new-run-side"):
         command = gr.Textbox(
             label="Equivalent command",
             lines=3,
@@ -144,27 +140,27 @@ def _lay_out_side(context: AppContext) -> _Side:
 _SILENT = {"show_progress": "hidden", "trigger_mode": "always_last", "api_visibility": "private"}
 
 
-def _show_command(context: AppContext, form: Form, inputs: list[Component], side: _Side) -> tuple:
-    """Callback, inputs and outputs that show the form's command; a form with an error has none."""
-    callback = with_message(partial(preview, context, form), 1, str)
-    return callback, inputs, [side.form_error, side.command]
+def _show_command(context: AppContext, form: Form, parts: FormParts, inputs: list[Component], side: _Side) -> tuple:
+    """Callback, inputs and outputs that show the form's command and changes; a form with an error has none."""
+    callback = with_message(partial(preview_changes, context, form), 2, str)
+    return callback, inputs, [side.form_error, side.command, parts.changed]
 
 
 def _connect_form(
     context: AppContext,
     shared: Shared,
     form: Form,
-    widgets: list[Component],
+    parts: FormParts,
     recipe: gr.Dropdown,
     overrides: gr.Textbox,
-    about: gr.HTML,
     guide: gr.HTML,
     side: _Side,
 ) -> None:
     """An edit shows the new command and clears the outcome; another recipe or method fills the form."""
-    shows = _show_command(context, form, [recipe, overrides, *widgets], side)
-    chooser, name = (_widget_of(key, form, widgets) for key in ("method.name", "name"))
-    options = [widget for slot, widget in zip(form, widgets, strict=True) if None not in slot]
+    widgets, about = parts.widgets, parts.about
+    shows = _show_command(context, form, parts, [recipe, overrides, *widgets], side)
+    chooser, name = (widget_of(key, form, widgets) for key in ("method.name", "name"))
+    options = [widget for slot, widget in zip(form, widgets, strict=True) if depends_on_method(slot)]
     typed = gr.Textbox("", visible="hidden", elem_id="new-run-typed")
     # assets/app.js has one listener for text, numbers and switches: an event per widget would slow the first page
     lists = [widget.input for widget in widgets if isinstance(widget, gr.Dropdown) and widget is not chooser]
@@ -192,7 +188,7 @@ def _connect_buttons(
     context: AppContext,
     shared: Shared,
     form: Form,
-    widgets: list[Component],
+    parts: FormParts,
     inputs: list[Component],
     side: _Side,
 ) -> None:
@@ -211,10 +207,10 @@ def _connect_buttons(
     started = side.start.click(
         with_message(partial(start_from, context, form), 4),
         inputs,
-        [side.outcome, shared.run, shared.address, shared.tab, _widget_of("name", form, widgets)],
+        [side.outcome, shared.run, shared.address, shared.tab, widget_of("name", form, parts.widgets)],
         **_SILENT | {"trigger_mode": "once"},
     )
-    started.then(*_show_command(context, form, inputs, side), **_SILENT)
+    started.then(*_show_command(context, form, parts, inputs, side), **_SILENT)
 
 
 _WHAT_CHECK_DOES = (
@@ -259,13 +255,23 @@ def preview(context: AppContext, form: Form, recipe: str, more: str | None, *ent
     return (copyable(train_command(file, overrides_between(file, config))),)
 
 
+def preview_changes(
+    context: AppContext, form: Form, recipe: str, more: str | None, *entered: object
+) -> tuple[str, str]:
+    """The command that trains the form's configuration, and the keys whose values are not their defaults."""
+    file = recipe_file(context, recipe)
+    config = entered_config(context, form, entered, more or "")
+    command = copyable(train_command(file, overrides_between(file, config)))
+    return command, changed_html(form, config)
+
+
 def recipe_values(context: AppContext, form: Form, recipe: str) -> list[object]:
     """The value of each widget for a recipe; a widget for another method's option gets that option's default."""
     values = form_values(context, recipe)
     method = str(values["method.name"])
     fields_now = [slot_field(slot, method) for slot in form]
     return [
-        field.to_widget(values[field.key]) if field else _any_field(slot).to_widget(_any_field(slot).default)
+        field.to_widget(values[field.key]) if field else any_field(slot).to_widget(any_field(slot).default)
         for field, slot in zip(fields_now, form, strict=True)
     ]
 
@@ -274,13 +280,7 @@ def load_recipe(context: AppContext, form: Form, recipe: str) -> list[object]:
     """The description of a recipe's method, and the recipe's values; options of other methods are hidden."""
     values = form_values(context, recipe)
     method = str(values["method.name"])
-    return [
-        _about(method),
-        *(
-            slot[None].to_widget(values[slot[None].key]) if None in slot else _shown_option(slot, method, values)
-            for slot in form
-        ),
-    ]
+    return [about_html(method), *(shown_widget(slot, method, values) for slot in form)]
 
 
 def show_method(context: AppContext, form: Form, recipe: str | None, method: str) -> list[object]:
@@ -293,7 +293,8 @@ def show_method(context: AppContext, form: Form, recipe: str | None, method: str
     except WorkbenchError:  # the error is shown beside the command
         values = {}
     values_of_method = values if values.get("method.name") == method else {}
-    return [_about(method), *(_shown_option(slot, method, values_of_method) for slot in form if None not in slot)]
+    varying = filter(depends_on_method, form)
+    return [about_html(method), *(shown_widget(slot, method, values_of_method, keep=True) for slot in varying)]
 
 
 def refresh_recipes(
@@ -403,88 +404,10 @@ def start_from(context: AppContext, form: Form, recipe: str, more: str | None, *
     return state.name, {}, "training", free_name(context, config.name)
 
 
-def _any_field(slot: Mapping[str | None, Field]) -> Field:
-    return next(iter(slot.values()))
-
-
-def _widget_of(key: str, form: Form, widgets: list[Component]) -> Component:
-    return widgets[[_any_field(slot).key for slot in form].index(key)]
-
-
-def _is_top(slot: Mapping[str | None, Field]) -> bool:
-    return None in slot and _any_field(slot).key in TOP
-
-
-def _about(method: str) -> str:
-    """The first line of a method's docstring as HTML; empty for an unknown name."""
-    return f'<p class="app-about">{escape(method_sentence(method))}</p>'
-
-
 def _first_values(context: AppContext, form: Form, recipe: str | None) -> tuple[str, list[object]]:
     """The first recipe's method and values; defaults if it is invalid, with its error beside the command."""
     try:
         values = recipe_values(context, form, recipe or "")
     except WorkbenchError:
-        values = [_any_field(slot).to_widget(_any_field(slot).default) for slot in form]
-    return str(values[[_any_field(slot).key for slot in form].index("method.name")]), values
-
-
-def _sections(form: Form, widgets: list[Component], method: str, values: list[object]) -> gr.HTML:
-    """An accordion per section, its widgets appended in the form order; returns the description of the method."""
-    notes = section_notes()
-    rest = [(slot, value) for slot, value in zip(form, values, strict=True) if not _is_top(slot)]
-    for section, group in itertools.groupby(rest, key=lambda pair: _any_field(pair[0]).section):
-        title = TITLES.get(section) or ("Run" if not section else section.capitalize())
-        with gr.Accordion(title, open=section in OPEN, elem_id=f"new-run-section-{section.replace('.', '-') or 'run'}"):
-            if section == "method":
-                about = gr.HTML(_about(method), elem_id="new-run-about")
-            else:
-                gr.HTML(f'<p class="app-about">{escape(notes.get(section, "Run name, output folder and seed."))}</p>')
-            with gr.Row(elem_classes="app-grid"):
-                widgets += [_widget(slot, method, value) for slot, value in group]
-    return about
-
-
-def _widget(slot: Mapping[str | None, Field], method: str, value: object) -> Component:
-    """The widget of a key."""
-    field = slot_field(slot, method) or _any_field(slot)
-    common = {
-        **_labels(field),
-        "elem_id": "-".join(["new-run", *field.key.split(".")]),
-        "min_width": 200,
-        "visible": slot_field(slot, method) is not None,
-    }
-    if field.key == "method.name":
-        return gr.Dropdown(list(method_choices()), value=value, allow_custom_value=True, **common)
-    if field.key == "output_dir":
-        return gr.Textbox(value, interactive=False, **common)
-    kind = field.kind
-    if kind == SWITCH:
-        return gr.Checkbox(bool(value), **common)
-    if kind == CHOICE:
-        return gr.Dropdown(value=value or "", **common)
-    if kind in (OFFER, OFFERS):
-        offered = list(OFFERED[field.key])
-        return gr.Dropdown(offered, value=value, allow_custom_value=True, multiselect=kind == OFFERS, **common)
-    return gr.Number(value, **common) if kind == NUMBER else gr.Textbox(value, **common)
-
-
-def _labels(field: Field) -> dict[str, object]:
-    """A widget's label, info text and choices."""
-    words: dict[str, object] = {
-        "label": {"name": "Run name", "method.name": "Method"}.get(field.key, field.label),
-        "info": field.hint,
-    }
-    if field.kind != CHOICE:
-        return words
-    empty = [("none", "")] if field.is_nullable else []
-    return {**words, "choices": [*empty, *((choice, choice) for choice in field.option.choices)]}
-
-
-def _shown_option(slot: Mapping[str | None, Field], method: str, values: Mapping[str, object]) -> dict:
-    """Update of a widget to the method's option: the value in `values` or the default; hidden without such option."""
-    field = slot.get(method)
-    if field is None:
-        return gr.update(visible=False)
-    value = field.to_widget(values.get(field.key, field.default))
-    return gr.update(value=value or "" if field.kind == CHOICE else value, visible=True, **_labels(field))
+        values = [any_field(slot).to_widget(any_field(slot).default) for slot in form]
+    return str(values[[any_field(slot).key for slot in form].index("method.name")]), values
