@@ -84,6 +84,7 @@ INK = gr.themes.Color(
     "#15181c",
     "#101316",
 )
+FAINT = ("block_label_text_color", "block_info_text_color", "body_text_color_subdued", "input_placeholder_color")
 
 
 def build_app(context: AppContext) -> gr.Blocks:
@@ -352,8 +353,6 @@ def _theme() -> gr.themes.Base:
         button_border_width="1px",
         block_title_text_color="*neutral_600",
         block_title_text_color_dark="*neutral_300",
-        block_label_text_color="*neutral_600",
-        block_label_text_color_dark="*neutral_400",
-        block_info_text_color="*neutral_600",
-        block_info_text_color_dark="*neutral_400",
+        **dict.fromkeys(FAINT, "*neutral_600"),
+        **dict.fromkeys((f"{name}_dark" for name in FAINT), "*neutral_400"),
     )
