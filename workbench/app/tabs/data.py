@@ -405,27 +405,14 @@ def build_tab(context: AppContext, shared: Shared) -> None:
     busy = {"show_progress": "hidden", "concurrency_limit": 1, "concurrency_id": "scorer", "api_visibility": "private"}
     waiting = note("Scoring under every view. The first example of a run takes longest: its models are loaded.")
     gr.on([button.click, form.button.click], None, None, scored, js=f"() => {json.dumps(waiting)}")
-    gr.on([shared.address.change, source.input, shared.run.change], None, None, scored, js="() => ''")
-    button.click(
-        render_error_in_place(partial(score_listed, context), [scored]),
-        [shared.run, shared.address, source, given],
-        scored,
-        **busy,
-    )
     change.button.click(None, None, compared, js=f"() => {json.dumps(waiting)}")
-    gr.on([shared.address.change, source.input, shared.run.change], None, None, compared, js="() => ''")
-    gr.on([shared.address.change, source.input, shared.run.change], None, None, prompts, js="() => ''")
-    prompts_button.click(
-        render_error_in_place(partial(prompts_of_listed, context), [prompts]),
-        [shared.run, shared.address, source],
-        prompts,
-        **busy,
-    )
-    change.button.click(
-        render_error_in_place(partial(compare_listed, context), [compared]),
-        [shared.run, shared.address, source, given, *change.inputs],
-        compared,
-        **busy,
-    )
-    scoring = render_error_in_place(partial(score_own, context), [scored])
-    form.button.click(scoring, [shared.run, *form.inputs], scored, **busy)
+    results = [scored, compared, prompts]  # of the example that was open before
+    gr.on([shared.address.change, source.input, shared.run.change], None, None, results, js="() => ['', '', '']")
+    listed_inputs = [shared.run, shared.address, source]
+    for clicked, action, values, output in (
+        (button, score_listed, [*listed_inputs, given], scored),
+        (prompts_button, prompts_of_listed, listed_inputs, prompts),
+        (change.button, compare_listed, [*listed_inputs, given, *change.inputs], compared),
+        (form.button, score_own, [shared.run, *form.inputs], scored),
+    ):
+        clicked.click(render_error_in_place(partial(action, context), [output]), values, output, **busy)
