@@ -139,6 +139,7 @@ def _check(options: argparse.Namespace) -> int:
     checks = wb.check_config(wb.load_config(options.config, options.overrides))
     rows = [(check.name, check.status, check.finding) for check in checks]
     print(_module("analysis.summary").format_table(("check", "", "result"), rows))
+    print(f"\n{_module('training.check').verdict(checks)}")
     return 0 if _module("training.check").is_good(checks) else 1
 
 

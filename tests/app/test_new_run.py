@@ -280,13 +280,14 @@ def test_check_missing_student_raises(context: AppContext) -> None:
         list(run_check(context, FORM, RECIPE, "", *entered(context, models__student="nowhere/at/all")))
 
 
-def test_check_html_failed_row_is_counted_and_escaped() -> None:
-    printed = "  check   status  found\n  ──────  ──────  ─────────\n  one     ok      a  b\n  two <b  WRONG   c d\n"
-    rows = check_table(printed)
-    assert rows == [("one", "ok", "a  b"), ("two <b", "WRONG", "c d")]
-    drawn = check_html(rows)
-    assert drawn.startswith('<p class="app-note app-error" role="alert">1 of 2') and "two &lt;b" in drawn
-    assert check_table("nothing") == []
+def test_check_html_has_table_and_verdict_escaped() -> None:
+    table = "  check   status  found\n  ──────  ──────  ─────────\n  one     ok      a  b\n  two <b  WRONG   c d\n"
+    printed = f"{table}\n1 of 2 checks <failed>.\n"
+    assert check_table(printed) == [("one", "ok", "a  b"), ("two <b", "WRONG", "c d")]
+    drawn = check_html(printed)
+    assert drawn.startswith('<p class="app-note app-error" role="alert">1 of 2 checks &lt;failed&gt;.</p>')
+    assert "two &lt;b" in drawn and 'class="app-note app-good"' in check_html(printed.replace("WRONG", "ok   "))
+    assert check_table("nothing") == [] and check_html("nothing") == ""
 
 
 def test_messages_start_with_capital_and_are_escaped(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from failures import raises
@@ -17,7 +18,8 @@ import workbench.training.check
 from workbench.config.schema import RunConfig
 from workbench.errors import DataError
 from workbench.policies.autoregressive import AutoregressivePolicy, load_policy
-from workbench.training.check import NOTE, OK, Check, check_config, is_good
+from workbench.training.check import NOTE, OK, Check, check_config, is_good, verdict
+from workbench.training.check_costs import describe_time
 from workbench.training.learner import Learner, build_learner
 
 
@@ -67,14 +69,38 @@ def test_check_reduced_image_names_both_sizes(config: RunConfig) -> None:
 def test_check_builds_models_on_configured_device(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     requests = []
 
-    def build(*arguments: object, device: str = "not told") -> Learner:
+    def build(*arguments: object, device: str = "") -> Learner:
         requests.append(device)
         return build_learner(*arguments, device="cpu")
 
     monkeypatch.setattr(workbench.training.check, "build_learner", build)
-    monkeypatch.setattr(workbench.training.check, "choose_device", lambda _: torch.device("cuda:1"))
+    monkeypatch.setattr(workbench.training.check, "choose_device", lambda _: torch.device("xpu:1"))
     check_config(config)
-    assert requests == ["cuda:1"]
+    assert requests == ["xpu:1"]
+
+
+def test_check_verdict_counts_and_states_costs(config: RunConfig) -> None:
+    checks = check_config(config)
+    by_name = {check.name: check for check in checks}
+    per_step = config.training.batch_size * config.sampling.num_generations
+    assert f" s a step for {per_step} answers, " in by_name["time"].finding
+    total = psutil.virtual_memory().total / 1e9
+    assert f" GB of the {total:.0f} GB of cpu, " in by_name["memory"].finding
+    notes = sum(check.status == NOTE for check in checks)
+    counted = (
+        f"All {len(checks)} checks passed, {notes} with a note. " if notes else f"All {len(checks)} checks passed. "
+    )
+    assert verdict(checks).startswith(counted + "Memory: at least ")
+    assert verdict(checks).endswith(f" s a step for {per_step} answers.")
+    wrong = [*checks, Check("x", "WRONG", "y")]
+    assert verdict(wrong) == f"1 of {len(wrong)} checks failed. Correct the configuration before you train."
+
+
+def test_describe_time_scales_measured_answers_to_a_step(config: RunConfig) -> None:
+    """8 answers in 0.2 + 0.4 s: 32 take four times as long."""
+    config = replace(config, training=replace(config.training, batch_size=8))
+    config = replace(config, sampling=replace(config.sampling, num_generations=4))
+    assert describe_time(config, 8, 0.2, 0.4).startswith("about 2.4 s a step for 32 answers, ")
 
 
 def test_check_tolerance_follows_precision_of_each_view(config: RunConfig) -> None:

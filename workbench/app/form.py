@@ -5,6 +5,7 @@ both report the same errors.
 """
 
 import dataclasses
+import itertools
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -256,7 +257,7 @@ def _key(slot: Mapping[str | None, Field]) -> str:
 
 
 def check_table(text: str) -> list[tuple[str, ...]]:
-    """The rows of a table printed by the command line; the rules under its header give the columns."""
+    """The rows of a printed table, to an empty line; the rules under its header give the columns."""
     lines = text.split("\n")
     ruled = next((line_idx for line_idx, line in enumerate(lines) if line.strip() and set(line) <= {" ", "─"}), None)
     if ruled is None:
@@ -265,5 +266,5 @@ def check_table(text: str) -> list[tuple[str, ...]]:
         line_idx for line_idx, sign in enumerate(lines[ruled]) if sign == "─" and lines[ruled][line_idx - 1] != "─"
     ]
     ends: Sequence[int | None] = [*starts[1:], None]
-    rows = [line for line in lines[ruled + 1 :] if line.strip()]
+    rows = list(itertools.takewhile(str.strip, lines[ruled + 1 :]))
     return [tuple(row[start:end].strip() for start, end in zip(starts, ends, strict=True)) for row in rows]

@@ -7,6 +7,7 @@ column, an end token that the teacher does not know. Each row of the table measu
 import math
 import os
 import re
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -29,7 +30,7 @@ from workbench.distill.scoring import Batch, score_views
 from workbench.distill.step import ScoredBatch, StepResult, compute_step, score_batch
 from workbench.distill.supervised_part import count_thinking
 from workbench.distributed import choose_device
-from workbench.errors import DataError, WorkbenchError
+from workbench.errors import DataError
 from workbench.policies import Completion, Policy, SamplingOptions
 from workbench.policies.autoregressive import AutoregressivePolicy
 from workbench.policies.by_domain import member
@@ -37,12 +38,11 @@ from workbench.policies.fsdp import single_policies
 from workbench.policies.image_size import reduced_size
 from workbench.policies.roles import describe_trained
 from workbench.policies.serving.served import ServedPolicy
+from workbench.training.check_costs import describe_memory, describe_time
 from workbench.training.check_rows import count_pictures, describe_pictures, describe_rows, require_usable, split_rows
 from workbench.training.filter import split_by_teacher
 from workbench.training.learner import Learner, attach_engine, attach_sampler, autocast, build_learner, check_engine
 from workbench.training.length import describe_steps, with_steps
-from workbench.training.planning.plan import least_bytes
-from workbench.training.planning.report import gigabytes
 from workbench.training.requirements import require_models
 from workbench.training.run_data import RunData, load_run_data
 from workbench.training.underflow import REMEDY
@@ -71,7 +71,7 @@ def check_config(config: RunConfig) -> list[Check]:
     method = config.load_method()
     check_engine(config, method)
     require_models(config)
-    device = str(choose_device(config.models.device))
+    device = choose_device(config.models.device)
     data = load_run_data(config)
     examples = data.train
     with_teacher, skipped = split_by_teacher(examples, config.teacher_domains)
@@ -84,12 +84,12 @@ def check_config(config: RunConfig) -> list[Check]:
         )
     require_every_source(usable, config.data.train_sources)
     length, config = describe_steps(config, len(usable)), with_steps(config, len(usable))
-    learners = {name: build_learner(config, method, name, device=device) for name in config.models.learners}
+    learners = {name: build_learner(config, method, name, device=str(device)) for name in config.models.learners}
     attach_engine(list(learners.values()), config)
     attach_sampler(list(learners.values()), config, f"check-{os.getpid()}")
     usable, row_checks = _row_checks(config, method, learners, usable, data)
-    sampling = config.sampling.options
-    with autocast(config, device):
+    sampling, started = config.sampling.options, time.perf_counter()
+    with autocast(config, str(device)):
         sampled = {
             name: tuple(
                 sample_rollouts(
@@ -110,27 +110,30 @@ def check_config(config: RunConfig) -> list[Check]:
             sampled = request_peer_feedback(
                 sampled, students, method.peer_request, sampling=sampling, seed=("check", config.seed)
             )
+    sampling_s = (time.perf_counter() - started) / len(learners)
     checks = [_evidence(len(with_teacher), len(usable), lacking), *_placeholders(examples)]
     checks += [*_domains(examples, skipped), *row_checks]
-    checks += [Check("length", OK, length), *_sources(config, examples, usable), _memory(config)]
+    checks += [Check("length", OK, length), *_sources(config, examples, usable), _memory(config, device)]
     checks += _leaks(usable, method.learner_context)
     checks += _prepared(method, usable, learners[STUDENT])
     for name, learner in learners.items():
         others = tuple(rollouts for other, rollouts in sampled.items() if other != name)
-        learner_checks = _learner_checks(config, learner, Batch(sampled[name]), others)
+        learner_checks = _learner_checks(config, learner, Batch(sampled[name]), others, sampling_s)
         prefix = "" if name == STUDENT else f"{name}: "
         checks += [replace(check, name=f"{prefix}{check.name}") for check in learner_checks]
     return checks
 
 
 def _learner_checks(
-    config: RunConfig, learner: Learner, batch: Batch, others: tuple[tuple[Rollout, ...], ...]
+    config: RunConfig, learner: Learner, batch: Batch, others: tuple[tuple[Rollout, ...], ...], sampling_s: float
 ) -> list[Check]:
-    method = config.load_method()
+    method, started = config.load_method(), time.perf_counter()
     with torch.no_grad(), autocast(config, learner.student.device):
         scored_batch = score_batch(method, learner.policies, batch, others)
         result = compute_step(method, learner.policies, scored_batch, seed=0)
+        scoring_s = time.perf_counter() - started
         return [
+            Check("time", OK, describe_time(config, len(batch.rollouts), sampling_s, scoring_s)),
             *_tokens(result, learner),
             *_images(result, learner),
             *_served(result, learner),
@@ -148,6 +151,20 @@ def _learner_checks(
 def is_good(checks: list[Check]) -> bool:
     """Return whether no check is WRONG."""
     return all(check.status != WRONG for check in checks)
+
+
+def verdict(checks: list[Check]) -> str:
+    """One sentence on all checks, then what a step costs."""
+    num_wrong, num_notes = (sum(check.status == status for check in checks) for status in (WRONG, NOTE))
+    if num_wrong:
+        return f"{num_wrong} of {len(checks)} checks failed. Correct the configuration before you train."
+    notes = f", {num_notes} with a note" if num_notes else ""
+    costs = [
+        f"{check.name.capitalize()}: {re.split('[,:;]', check.finding)[0]}"
+        for check in checks
+        if check.name in ("time", "memory")
+    ]
+    return ". ".join([f"All {len(checks)} checks passed{notes}", *costs]) + "."
 
 
 def _evidence(total: int, num_usable: int, lacking: list) -> Check:
@@ -179,17 +196,9 @@ def _row_checks(
     return usable_rows[0], checks
 
 
-def _memory(config: RunConfig) -> Check:
-    """What a run needs of memory at least, by the sizes of its models."""
-    try:
-        least = least_bytes(config)
-    except WorkbenchError as error:
-        return Check("memory", NOTE, f"not counted: {error}")
-    text = (
-        f"at least {gigabytes(least)} GB in one process: weights, gradients and the optimizer's moments; `workbench "
-        "plan` adds activations and caches"
-    )
-    return Check("memory", OK, text)
+def _memory(config: RunConfig, device: torch.device) -> Check:
+    finding, is_enough = describe_memory(config, device)
+    return Check("memory", OK if is_enough else NOTE, finding)
 
 
 def _sources(config: RunConfig, examples: list[Example], usable: list[Example]) -> Iterator[Check]:

@@ -69,6 +69,7 @@ _REVEAL = """watch("value", () => {
   const shown = element.querySelector(".app-note, .wb-root, .wbu-prompts");
   if (shown) element.scrollIntoView({ block: "nearest", behavior: "smooth" });
 });"""
+_WAITING = note("Loading what this run's views need. The first example of a run takes longest.")
 NO_SOURCE = "This run lists no data. Enter a source above: a .jsonl or .parquet file, or scenes:eval?count=40."
 
 
@@ -402,17 +403,15 @@ def build_tab(context: AppContext, shared: Shared) -> None:
     shown_boxes = [form.file, form.boxes]
     gr.on([form.file.change, form.boxes.change], show_errors(preview), shown_boxes, form.picture, **quiet)
     form.picture.box(show_errors(add_box), shown_boxes, form.boxes, **quiet)
+    events = (
+        (button.click, scored, score_listed, [shared.run, shared.address, source, given]),
+        (form.button.click, scored, score_own, [shared.run, *form.inputs]),
+        (change.button.click, compared, compare_listed, [shared.run, shared.address, source, given, *change.inputs]),
+        (prompts_button.click, prompts, prompts_of_listed, [shared.run, shared.address, source]),
+    )
     busy = {"show_progress": "hidden", "concurrency_limit": 1, "concurrency_id": "scorer", "api_visibility": "private"}
-    waiting = note("Scoring under every view. The first example of a run takes longest: its models are loaded.")
-    gr.on([button.click, form.button.click], None, None, scored, js=f"() => {json.dumps(waiting)}")
-    change.button.click(None, None, compared, js=f"() => {json.dumps(waiting)}")
-    results = [scored, compared, prompts]  # of the example that was open before
-    gr.on([shared.address.change, source.input, shared.run.change], None, None, results, js="() => ['', '', '']")
-    listed_inputs = [shared.run, shared.address, source]
-    for clicked, action, values, output in (
-        (button, score_listed, [*listed_inputs, given], scored),
-        (prompts_button, prompts_of_listed, listed_inputs, prompts),
-        (change.button, compare_listed, [*listed_inputs, given, *change.inputs], compared),
-        (form.button, score_own, [shared.run, *form.inputs], scored),
-    ):
-        clicked.click(render_error_in_place(partial(action, context), [output]), values, output, **busy)
+    for event, result, callback, values in events:
+        event(None, None, result, js=f"() => {json.dumps(_WAITING)}")
+        event(render_error_in_place(partial(callback, context), [result]), values, result, **busy)
+    stale = [shared.address.change, source.input, shared.run.change]
+    gr.on(stale, None, None, [scored, compared, prompts], js="() => ['', '', '']")
