@@ -330,9 +330,13 @@ def _open(options: argparse.Namespace) -> None:
     if options.last is not None and not (options.quote and options.token is not None):
         raise ConfigError("--last needs --quote and --token. Add them, or remove --last.")
     if options.quote:
+        if options.evaluation:
+            raise ConfigError(
+                "an evaluation records no tokens to check a quote with. Leave out --quote or --evaluation."
+            )
         print(answers.quote(**key, last=options.last))
         return
-    answer = answers.get(**key)
+    answer = answers.evaluated(options.step, options.rollout) if options.evaluation else answers.get(**key)
     print(json.dumps(answer, indent=1, ensure_ascii=False) if options.json else answer["address"])
     _, runs_dir = _module("analysis.addresses").name_in(options.run_dir, options.runs)
     if runs_dir != Path(options.runs).resolve():

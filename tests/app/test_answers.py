@@ -4,11 +4,13 @@ import html
 import json
 import re
 from pathlib import Path
+from urllib.parse import parse_qs
 
 import pandas as pd
 import pytest
 from failures import raises
 
+from workbench.analysis.eval_answers import EvaluationAnswers
 from workbench.analysis.table import Table
 from workbench.analysis.tokens import page as answers_page
 from workbench.app.components import TRACES, Column, int_param, remount, rows_html
@@ -54,15 +56,18 @@ def test_tokens_invalid_address_shows_message_and_keeps_list(context: AppContext
 def test_tokens_probe_address_lists_probes(context: AppContext) -> None:
     drawn = answers.draw(context, "dopd", {"probe": "1"})
     assert (
-        drawn[SOURCE] == "1" and "probes" in drawn[WHERE] and {key["step"] for key in keys(drawn[LISTED])} == {0, 2, 4}
+        drawn[SOURCE] == "probe"
+        and "probes" in drawn[WHERE]
+        and {key["step"] for key in keys(drawn[LISTED])} == {0, 2, 4}
     )
 
 
 def test_tokens_filters_unknown_to_run_are_dropped(context: AppContext) -> None:
     drawn = answers.draw(context, "dopd", {"at_step": "2", "grade": "incorrect", "order": "-loss"})
     assert {key["step"] for key in keys(drawn[LISTED])} == {2}
-    assert (drawn[0].value, drawn[5], drawn[6]) == ("2", "incorrect", "-loss"), "a link shows what it chose"
-    assert answers.draw(context, "dopd", {"order": "no such", "grade": "maybe", "at_step": "x"})[5:7] == ("", "-step")
+    assert (drawn[0].value, drawn[5], drawn[6].value) == ("2", "incorrect", "-loss"), "a link shows what it chose"
+    grade, order = answers.draw(context, "dopd", {"order": "no such", "grade": "maybe", "at_step": "x"})[5:7]
+    assert (grade, order.value) == ("", "-step")
     other = answers.draw(context, "opd", {"regime": "HT"})
     assert other[1].value == "" and "24 answers" in other[WHERE], "opd has no regime HT"
     example = answers.draw(context, "dopd", {"example": "no such"})
@@ -179,3 +184,31 @@ def test_export_writes_selected_answers_as_json_lines(context: AppContext) -> No
     rows = [json.loads(line) for line in Path(link.value["path"]).read_text(encoding="utf-8").splitlines()]
     assert len(rows) == 6 and {row["step"] for row in rows} == {2} and "6 answers" in link.label
     assert [row["length"] for row in rows] == sorted((row["length"] for row in rows), reverse=True)
+
+
+def test_tokens_evaluation_source_lists_and_opens_its_answers(context: AppContext) -> None:
+    """The runs are evaluated on 6 questions in 2 contexts before, during and after training."""
+    address = {"evaluation": "1", "at_step": "2", "order": "confidence"}
+    drawn = answers.draw(context, "dopd", address)
+    assert drawn[SOURCE] == "evaluation" and "of 12 answers" in drawn[WHERE] and drawn[6].value == "confidence"
+    assert [box.visible for box in drawn[:5]] == [True, False, True, False, True]
+    (first, second, *_) = keys(drawn[LISTED])
+    assert first["step"] == second["step"] == 2
+    opened = answers.address_of_row(address, second)
+    assert opened == {**address, "step": "2", "rollout": str(second["rollout"])}
+    card = answers.draw(context, "dopd", opened)
+    row = EvaluationAnswers(context.runs_dir / "dopd").get(2, second["rollout"])
+    assert row["example_id"] in card[SHOWN] and f"student, given {row['context']}" in card[SHOWN]
+    link = html.unescape(re.search(r'href="\?([^"]*)"', card[SHOWN])[1])
+    assert parse_qs(link) == {
+        **{"run": ["dopd"], "tab": ["data"], "example": [row["example_id"]], "context": [row["context"]]}
+    }
+    assert "This question over training" in card[RELATED]
+    assert answers.step_selection(context, "dopd", {**address, **opened}, -1)["rollout"] == str(first["rollout"])
+    other = answers.draw(context, "dopd", {**address, "step": "3", "rollout": "0"})
+    assert "Step 3 was not evaluated" in other[SHOWN] and other[RELATED] == ""
+
+
+def test_tokens_evaluation_of_run_without_traces_is_listed(context: AppContext) -> None:
+    drawn = answers.draw(context, "begun", {"evaluation": "1"})
+    assert "evaluation" in drawn[LISTED] and drawn[SHOWN] == ""

@@ -33,6 +33,13 @@ def test_api_answers_equal_python_query(client: httpx.Client, runs: Path, addres
     assert page["total"] == 6 and page["answers"] == answers.select("step=2", limit=4, offset=1)
     key = {"step": 2, "rollout": 3, "token": 0}
     assert client.get("/api/answer", params={"run": "dopd", **key}).json() == answers.get(**key)
+    evaluated = {"run": "dopd", "step": 2, "rollout": 7, "evaluation": 1}
+    assert client.get("/api/answer", params=evaluated).json() == answers.evaluated(2, 7)
+    (listed,) = client.get("/api/answers", params={"run": "dopd", "filter": "in:evaluation step=2 rollout=7"}).json()[
+        "answers"
+    ]
+    assert listed == answers.evaluated(2, 7) and "tokens" not in listed
+    assert client.get("/api/quote", params=evaluated).status_code == 422
     assert client.get("/api/quote", params={"run": "dopd", **key}).json()["markdown"] == answers.quote(**key)
 
 

@@ -23,6 +23,7 @@ class AnswerAddress:
 
     run    name in the runs folder; STUDY/RUN for a run of a study
     probe  whether it is a probe, not a training answer
+    evaluation  whether it is an answer of an evaluation; `rollout` is its index among those of the step
     token  index of a token in it, from 0; None = the whole answer
     """
 
@@ -32,6 +33,7 @@ class AnswerAddress:
     process: int = 0
     probe: bool = False
     token: int | None = None
+    evaluation: bool = False
 
     @property
     def params(self) -> dict[str, str]:
@@ -41,6 +43,7 @@ class AnswerAddress:
             "rollout": self.rollout,
             "process": self.process or None,
             "probe": 1 if self.probe else None,
+            "evaluation": 1 if self.evaluation else None,
             "token": self.token,
         }
         return {name: str(value) for name, value in values.items() if value is not None}
@@ -55,10 +58,10 @@ class AnswerAddress:
         return replace(self, token=token)
 
     def __str__(self) -> str:
-        probe = "probe" if self.probe else "rollout"
+        kind = "probe" if self.probe else "evaluation answer" if self.evaluation else "rollout"
         process = f", process {self.process}" if self.process else ""
         token = "" if self.token is None else f", token {self.token}"
-        return f"{self.run}, step {self.step}, {probe} {self.rollout}{process}{token}"
+        return f"{self.run}, step {self.step}, {kind} {self.rollout}{process}{token}"
 
 
 def parse_address(text: str) -> AnswerAddress:
@@ -84,7 +87,8 @@ def read_params(params: Mapping[str, str], *, where: str = "the address") -> Ans
             raise TraceError(
                 f"{name} is missing in {where}. Expected run=NAME&step=N&rollout=N, and token=N for a token."
             )
-    return AnswerAddress(run=params["run"], probe=params.get("probe") in ("1", "true"), **numbers)
+    probe, evaluation = (params.get(name) in ("1", "true") for name in ("probe", "evaluation"))
+    return AnswerAddress(params["run"], probe=probe, evaluation=evaluation, **numbers)
 
 
 def is_answer_address(text: str) -> bool:

@@ -17,9 +17,13 @@ EVALUATES_NOTHING = (
 
 def answers_of(run_dir: str | Path) -> list[EvalRecord]:
     """All evaluation records of a run, by step; see load_records."""
-    files = sorted(Path(run_dir, "evals").glob("step-*.jsonl"))
-    marks = [(file, file.stat()) for file in files]
-    return list(_load(Path(run_dir), tuple((file.name, stat.st_mtime_ns, stat.st_size) for file, stat in marks)))
+    return list(_load(*marks_of(run_dir)))
+
+
+def marks_of(run_dir: str | Path) -> tuple[Path, tuple]:
+    """Key of a cache of a run's evaluation records: the folder, and what changes with its files."""
+    files = [(file, file.stat()) for file in sorted(Path(run_dir, "evals").glob("step-*.jsonl"))]
+    return Path(run_dir), tuple((file.name, stat.st_mtime_ns, stat.st_size) for file, stat in files)
 
 
 @functools.lru_cache(maxsize=16)  # a page compares several runs

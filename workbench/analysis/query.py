@@ -17,6 +17,7 @@ from typing import Any
 
 from workbench.analysis import tokens
 from workbench.analysis.addresses import DEFAULT_BASE, AnswerAddress, name_in
+from workbench.analysis.eval_answers import EvaluationAnswers
 from workbench.analysis.quotes import CheckedQuote, check_quotes, quote_answer, quote_tokens
 from workbench.errors import DataError, TraceError
 from workbench.files.folders import reason
@@ -37,6 +38,7 @@ _FACTS = {  # name -> column of the table rollouts
     "finished": "finished",
     "length": "num_positions",
 }
+_EVALUATED = {name: name for name in ("policy", "context", "visibility", "dataset", "confidence", "entropy", "reward")}
 _MEANS = ("capability_gap", "information_gap", "loss")
 
 
@@ -77,9 +79,17 @@ class Answers:
     def __init__(self, traces: Traces, run: str, base: str = DEFAULT_BASE) -> None:
         self.traces, self.run, self.base = traces, run, base
 
+    @property
+    def evaluation(self) -> EvaluationAnswers:
+        """Answers of the run's evaluations."""
+        return EvaluationAnswers(self.traces.folder.parent)
+
     def count(self, selection: Selection | str = ALL_ANSWERS) -> int:
         """Number of answers that match. Raises TraceError, as parse_selection."""
-        return tokens.count(self.traces, _selection(selection))
+        selection = _selection(selection)
+        if selection.source == "evaluation":
+            return self.evaluation.count(selection)
+        return tokens.count(self.traces, selection)
 
     def select(
         self, selection: Selection | str = ALL_ANSWERS, *, limit: int = 20, offset: int = 0
@@ -96,6 +106,8 @@ class Answers:
         if offset < 0:
             raise TraceError(f"offset is {offset}. Expected 0 or more.")
         selection = _selection(selection)
+        if selection.source == "evaluation":
+            return [self._evaluated(row) for row in self.evaluation.rows(selection, limit=limit, offset=offset)]
         probe = selection.source == "probes"
         rows = self.traces.rollouts(selection, limit=limit, offset=offset).to_pylist()
         return [self._listed(row, probe) for row in rows]
@@ -129,6 +141,20 @@ class Answers:
             }
         )
 
+    def evaluated(self, step: int, rollout: int) -> dict[str, Any]:
+        """One answer of an evaluation, which records no tokens; `rollout` is its index among those of the step.
+
+        Raises: TraceError with the evaluated steps, or the indices, if this one is not among them.
+        """
+        return self._evaluated(self.evaluation.get(step, rollout))
+
+    def at(self, address: AnswerAddress) -> dict[str, Any]:
+        """The answer at an address: `evaluated` or `get`."""
+        if address.evaluation:
+            return self.evaluated(address.step, address.rollout)
+        key = {name: getattr(address, name) for name in ("process", "probe", "token")}
+        return self.get(address.step, address.rollout, **key)
+
     def traced(self, address: AnswerAddress) -> TracedRollout:
         """The recorded rollout at an address. Raises TraceError if it, or its token, was not recorded."""
         traced = self.traces.rollout(address.step, address.rollout, process_rank=address.process, probe=address.probe)
@@ -156,6 +182,13 @@ class Answers:
         if token is None:
             return quote_answer(traced, address, self.base)
         return quote_tokens(traced, address, token if last is None else last, self.base)
+
+    def _evaluated(self, row: dict) -> dict[str, Any]:
+        address = AnswerAddress(self.run, row["step"], row["rollout_idx"], evaluation=True)
+        facts = {name: row[column] for name, column in {**_FACTS, **_EVALUATED}.items() if column in row}
+        right = None if row["reward"] is None else row["reward"] == 1.0
+        key = {"run": self.run, "step": row["step"], "rollout": row["rollout_idx"], "evaluation": True}
+        return plain_values({"address": address.url(self.base), **key, **facts, "right": right})
 
     def _listed(self, row: dict, probe: bool) -> dict[str, Any]:
         address = AnswerAddress(self.run, row["step"], row["rollout_idx"], row["process_rank"], probe)

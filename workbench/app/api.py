@@ -21,7 +21,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from workbench.analysis.addresses import AnswerAddress, read_params
+from workbench.analysis.addresses import read_params
 from workbench.analysis.leakage import verdicts
 from workbench.analysis.query import MAX_LISTED, Answers, plain_values
 from workbench.analysis.table import NO_TRACES
@@ -33,7 +33,7 @@ from workbench.runs.jobs import JobState, find_jobs
 from workbench.traces.reader import NoTraces
 
 NO_LOGIN = "Log in first: POST username and password to /login, and send the cookie that it sets."
-_ANSWER = ("run", "step", "rollout", "process", "probe", "token", "tab")
+_ANSWER = ("run", "step", "rollout", "process", "probe", "evaluation", "token", "tab")
 _STATE = ("name", "status", "method", "step", "steps", "started", "updated", "error")
 
 Read = Callable[[AppContext, Mapping[str, str], str], Any]  # context, parameters, address of the app
@@ -99,7 +99,7 @@ def _answers(context: AppContext, params: Mapping[str, str], base: str) -> dict:
 
 def _answer(context: AppContext, params: Mapping[str, str], base: str) -> dict:
     address = read_params(params, where="the request")
-    return _recorded(_open(context, address.run, base).get, address)
+    return _recorded(lambda: _open(context, address.run, base).at(address))
 
 
 def _quote(context: AppContext, params: Mapping[str, str], base: str) -> dict:
@@ -107,15 +107,17 @@ def _quote(context: AppContext, params: Mapping[str, str], base: str) -> dict:
     last = _number(params, "last", None)
     if last is not None and address.token is None:
         raise TraceError("last needs token. Add token=N, or remove last.")
-    answers = _open(context, address.run, base)
-    return {"markdown": _recorded(lambda **key: answers.quote(**key, last=last), address)}
-
-
-def _recorded(read: Callable[..., Any], address: AnswerAddress) -> Any:
-    """`read` of an answer. Raises _NotRecorded in place of TraceError."""
+    if address.evaluation:
+        raise TraceError("an evaluation records no tokens to check a quote with. Quote a training answer or a probe.")
     key = {name: getattr(address, name) for name in ("step", "rollout", "process", "probe", "token")}
+    answers = _open(context, address.run, base)
+    return {"markdown": _recorded(lambda: answers.quote(**key, last=last))}
+
+
+def _recorded(read: Callable[[], Any]) -> Any:
+    """`read` of an answer. Raises _NotRecorded in place of TraceError."""
     try:
-        return read(**key)
+        return read()
     except TraceError as error:
         raise _NotRecorded(str(error)) from None
 

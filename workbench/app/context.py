@@ -45,7 +45,18 @@ CHOICES = {  # by tab: the parameters that its lists and switches have in the ad
 # parameters of the address that stay when another answer is opened
 PERSISTENT_PARAMS = ("with", "study", *(name for defaults in CHOICES.values() for name in defaults))
 FORM_KEYS = ("start_from", "guide")  # of the form of a new run: what it starts from, and whether it shows the guide
-ANSWER_KEYS = ("step", "rollout", "process", "probe", "token", "example", "context", "filter", "list_page")
+ANSWER_KEYS = (
+    "step",
+    "rollout",
+    "process",
+    "probe",
+    "evaluation",
+    "token",
+    "example",
+    "context",
+    "filter",
+    "list_page",
+)
 ADDRESS_KEYS = (*ANSWER_KEYS, *FORM_KEYS, *PERSISTENT_PARAMS)
 MAX_UPLOAD_MB = 20
 MAX_PARAM_LENGTH = 200  # characters of one parameter of an address

@@ -31,6 +31,12 @@ def related_html(run_dir: Path, traces: Traces | None, key: Mapping | None, *, p
     return remount(f'<div class="wbu-related">{text}</div>') if text else ""
 
 
+def question_html(run_dir: Path, traces: Traces | None, example: str) -> str:
+    """The answers to a question over training with what changed, as HTML."""
+    text = _over_training(run_dir, traces, example)
+    return remount(f'<div class="wbu-related">{text}</div>') if text else ""
+
+
 def _siblings(traces: Traces, row: Mapping, here: tuple) -> str:
     """The step's answers to the same prompt, beside each other."""
     selection = Selection.of(step=row["step"], example=row["example_id"]).sorted_by("rollout", descending=False)
@@ -55,7 +61,7 @@ def _sibling(row: Mapping, here: tuple) -> str:
     return f'<article role="option" {attributes}><header>{head}</header><p dir="auto">{escape(text)}</p></article>'
 
 
-def _over_training(run_dir: Path, traces: Traces, example: str) -> str:
+def _over_training(run_dir: Path, traces: Traces | None, example: str) -> str:
     """The question's answers by step, each with the words that differ from the answer before it."""
     first = {(row["step"], row["from"]): row for row in reversed(answers_to(run_dir, traces, example).rows)}
     rows = list(first.values())[::-1]  # the first sample of each step

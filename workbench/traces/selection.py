@@ -44,8 +44,8 @@ ANSWER_FIELDS = {
 }
 EVALUATION_FIELDS = {
     **dict.fromkeys(TEXTS[:3], "text"),
-    **dict.fromkeys(("domain", "example", "policy", "context", "evidence_needed", "grade"), "label"),
-    **dict.fromkeys(("step", "tokens", "reward", "confidence"), "number"),
+    **dict.fromkeys(("domain", "example", "policy", "context", "visibility", "dataset", "grade"), "label"),
+    **dict.fromkeys(("step", "rollout", "tokens", "reward", "confidence"), "number"),
 }
 _TOKEN_LABELS = ("regime", "token_type", "visibility", "target", "divergence")
 _TOKEN_NUMBERS: tuple[str, ...] = (
@@ -177,12 +177,14 @@ _TERM = re.compile(
 )
 
 
-def parse_selection(text: str) -> Selection:
+def parse_selection(text: str, source: str | None = None) -> Selection:
     """Read a selection from text; the module's docstring has the grammar.
+
+    source  source of the answers, in place of the text's
 
     Raises: TraceError that names the term, its first character from 1, what is allowed and what to do.
     """
-    selection, conditions = Selection(), []
+    selection, conditions = Selection(source=source or "training"), []
     for start, match in _terms(text):
         field, operator = match["field"], match["operator"]
         if operator is None:
@@ -193,6 +195,7 @@ def parse_selection(text: str) -> Selection:
             conditions.append(_search(field or "", match, start))
         else:
             conditions.append(Condition(field or "", operator, _value(match), start))
+    selection = replace(selection, source=source or selection.source)
     return replace(selection, conditions=tuple(_checked(item, selection.source) for item in conditions))
 
 

@@ -12,7 +12,6 @@ import json
 import tempfile
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from functools import partial
 from html import escape
 from pathlib import Path
@@ -20,8 +19,10 @@ from pathlib import Path
 import gradio as gr
 
 from workbench.analysis import tokens
+from workbench.analysis.eval_answers import EvaluationAnswers
 from workbench.analysis.query import Answers, answers_as_json
 from workbench.analysis.table import NO_TRACES
+from workbench.app import evaluated_answers
 from workbench.app.components import (
     TRACES,
     Column,
@@ -46,7 +47,7 @@ from workbench.app.context import (
     sync_to_url,
 )
 from workbench.app.live_updates import follow_run
-from workbench.app.related_answers import related_html
+from workbench.app.related_answers import question_html, related_html
 from workbench.errors import TraceError, WorkbenchError
 from workbench.render import render_tokens
 from workbench.traces.reader import Traces
@@ -60,6 +61,7 @@ FOLD = """() => {
 }"""
 
 PAGE_SIZE = 20
+_SOURCE_PARAMS = ("probe", "evaluation")
 KEY = ("step", "process", "rollout")
 # parameter of the address -> field of the selection; choices come from the run
 FILTERS = {
@@ -74,15 +76,12 @@ SORTABLE = (
     *("step", "tokens", "reward", "loss", "information_gap", "abs_information_gap", "capability_gap"),
     *("abs_capability_gap", "contribution", "domain", "example"),
 )
-ORDERS = [
-    (
-        f"{name.removeprefix('abs_').replace('_', ' ').join('||' if name.startswith('abs_') else ('', ''))} {arrow}",
-        sign + name,
-    )
-    for name in SORTABLE
-    for arrow, sign in (("↓", "-"), ("↑", ""))
-]
-SOURCES = (("training samples", ""), ("probes", "1"))
+SOURCES = (("training", ""), ("probes", "probe"), ("evaluations", "evaluation"))
+# the source is one of two parameters of the address; another source has other answers
+SOURCE_JS = """(address, chosen) => {
+    const { probe, evaluation, step, rollout, process, token, list_page, ...rest } = address;
+    return chosen ? { ...rest, [chosen]: "1" } : rest;
+}"""
 ANSWER_PARAMS = ("step", "rollout", "process", "token", "list_page")  # dropped from the address with another list
 EXAMPLES_OF_FILTERS = "word, /reg(ex|ular)/, tokens>200, token.information_gap>2 …"
 COLUMNS = (
@@ -106,65 +105,92 @@ def draw(context: AppContext, run: str | None, address: Mapping | None) -> tuple
     Raises: TraceError for a wrong filter, with the place of what is wrong.
     """
     run_dir = context.run_dir(run)
-    traces = TRACES.of(run_dir)
-    choices = choices_of(traces)
     address = address or {}
+    answers = answers_at(run_dir, address)
+    choices = choices_of(answers)
     selection = select(address, choices)
     try:
         key, token, fault = key_of(address), int_param(address, "token"), ""
     except WorkbenchError as error:
         key, token, fault = None, None, sentence(error)
-    keys, total, page_idx = _keys(traces, selection, page_of(address))
+    keys, total, page_idx = _keys(answers, selection, page_of(address))
     key_opened = key or (keys[0] if keys else None)
     with ThreadPoolExecutor(1) as executor:  # reads the answer and the list in parallel
-        answer = executor.submit(draw_answer, traces, key_opened, selection, run or "", token)
-        listed, position = draw_list(traces, selection, page_idx, total, key)
+        answer = executor.submit(draw_answer, answers, key_opened, selection, run or "", token)
+        listed, position = draw_list(answers, selection, page_idx, total, key)
     fragment = empty_html(fault) if fault else answer.result()
-    related = "" if fault else related_html(run_dir, traces, key_opened, probe=selection.source == "probes")
+    related = "" if fault else _draw_related(run_dir, answers, key_opened, selection)
     order = f"{'-' if selection.descending else ''}{selection.order}"
-    boxes = [*_filter_boxes(choices, selection), str(selection.value_of("grade") or ""), order]
-    search, source = str(address.get("filter") or ""), str(address.get("probe") or "")
+    ordered = gr.Dropdown(orders(selection.source), value=order)
+    boxes = [*_filter_boxes(choices, selection), str(selection.value_of("grade") or ""), ordered]
+    search, source = str(address.get("filter") or ""), next((name for name in _SOURCE_PARAMS if address.get(name)), "")
     return *boxes, search, str(address.get("example") or ""), source, listed, position, fragment, related
 
 
-def choices_of(traces: Traces | None) -> dict[str, list]:
+def answers_at(run_dir: Path, address: Mapping) -> Traces | EvaluationAnswers | None:
+    """What holds the answers of the address's source; None for a run without traces."""
+    is_evaluation = (
+        address.get("evaluation") or parse_selection(str(address.get("filter") or "")).source == "evaluation"
+    )
+    return EvaluationAnswers(run_dir) if is_evaluation else TRACES.of(run_dir)
+
+
+def orders(source: str) -> list[tuple[str, str]]:
+    """Choices of the list's order, as (label, value)."""
+    return [
+        (f"{'|' * is_size}{name.removeprefix('abs_').replace('_', ' ')}{'|' * is_size} {arrow}", sign + name)
+        for name in (evaluated_answers.SORTABLE if source == "evaluation" else SORTABLE)
+        for is_size in [name.startswith("abs_")]
+        for arrow, sign in (("↓", "-"), ("↑", ""))
+    ]
+
+
+def choices_of(answers: Traces | EvaluationAnswers | None) -> dict[str, list]:
     """Recorded values of each list of filters, by field of the selection."""
-    choices = tokens.choices(traces) if traces is not None else {}
+    if isinstance(answers, EvaluationAnswers):
+        return answers.choices()
+    choices = tokens.choices(answers) if answers is not None else {}
     return {field: choices.get(field.removeprefix(TOKEN), []) for field in FILTERS.values()}
 
 
 def _filter_boxes(choices: Mapping[str, list], selection: Selection) -> list[gr.Dropdown]:
+    """The lists of filters; those that the source's answers do not have are hidden."""
     offered = {**choices, "step": evenly_spaced(choices["step"])}
+    filters = _filters(selection.source)
     boxes = []
-    for field in FILTERS.values():
+    for name in FILTERS:
+        field = filters.get(name, "")
         value = selection.value_of(field)
         boxes.append(
             gr.Dropdown(
-                choices=[("any", ""), *((str(option), str(option)) for option in offered[field])],
+                choices=[("any", ""), *((str(option), str(option)) for option in offered.get(field, ()))],
                 value="" if value is None else str(int(value) if isinstance(value, float) else value),
                 allow_custom_value=field == "step",
+                visible=bool(field),
             )
         )
     return boxes
 
 
+def _filters(source: str) -> Mapping[str, str]:
+    return evaluated_answers.FILTERS if source == "evaluation" else FILTERS
+
+
 def select(address: Mapping, choices: Mapping[str, list]) -> Selection:
     """The selection of the address: the text of its filter, and its lists' choices.
 
-    Choices that this run lacks are ignored, as after a change of run. Raises: TraceError for a wrong filter.
+    Choices that this run or source lacks are ignored, as after a change of run. Raises: TraceError for a wrong filter.
     """
-    selection = parse_selection(str(address.get("filter") or ""))
-    selection = replace(selection, source="probes" if address.get("probe") else selection.source)
-    if selection.source == "evaluation":
-        raise TraceError("in:evaluation is not listed here. Compare has the answers to evaluation questions.")
-    for name, field in FILTERS.items():
+    source = "probes" if address.get("probe") else "evaluation" if address.get("evaluation") else None
+    selection = parse_selection(str(address.get("filter") or ""), source)
+    for name, field in _filters(selection.source).items():
         value = choice(address, "answers", name, [str(option) for option in choices[field]])
         selection = selection.add(field, "=", value) if value else selection
     grade = choice(address, "answers", "grade", GRADES)
     selection = selection.add("grade", "=", grade) if grade else selection
     if address.get("example"):
         selection = selection.add("example", "=", str(address["example"]))
-    order = choice(address, "answers", "order", [value for _, value in ORDERS])
+    order = choice(address, "answers", "order", [value for _, value in orders(selection.source)])
     if order and order != CHOICES["answers"]["order"]:
         selection = selection.sorted_by(order.removeprefix("-"), descending=order.startswith("-"))
     return selection
@@ -187,23 +213,27 @@ def page_of(address: Mapping | None) -> int:
 
 
 def draw_list(
-    traces: Traces | None, selection: Selection, page_idx: int, total: int, key: dict | None
+    answers: Traces | EvaluationAnswers | None, selection: Selection, page_idx: int, total: int, key: dict | None
 ) -> tuple[str, str]:
     """A page of the list, and its position, both as HTML."""
-    if traces is None:
+    if answers is None:
         return empty_html(NO_TRACES), ""
-    page = tokens.page(traces, selection, page_idx=page_idx, size=PAGE_SIZE)
+    is_evaluation = isinstance(answers, EvaluationAnswers)
+    if isinstance(answers, EvaluationAnswers):
+        page = answers.page(selection, page_idx=page_idx, size=PAGE_SIZE)
+    else:
+        page = tokens.page(answers, selection, page_idx=page_idx, size=PAGE_SIZE)
     first = {name: page.rows[0][name] for name in KEY} if page.rows else None
     order = f"{'-' if selection.descending else ''}{selection.order}"
     html = rows_html(
         page,
-        COLUMNS,
+        evaluated_answers.COLUMNS if is_evaluation else COLUMNS,
         label="answers",
         key=KEY,
         chosen=key or first,
         tall=TALL,
         follow=True,
-        sortable=SORTABLE,
+        sortable=evaluated_answers.SORTABLE if is_evaluation else SORTABLE,
         order=order,
     )
     start = page_idx * PAGE_SIZE
@@ -215,27 +245,48 @@ def draw_list(
 
 
 def draw_answer(
-    traces: Traces | None, key: dict | None, selection: Selection, run: str, token: int | None = None
+    answers: Traces | EvaluationAnswers | None,
+    key: dict | None,
+    selection: Selection,
+    run: str,
+    token: int | None = None,
 ) -> str:
     """One answer as a token view with a pinned token; or an error message.
 
     Tokens that match the filters are marked and counted. Without `token`, the first match is pinned.
     """
-    if traces is None or key is None:
+    if answers is None or key is None:
         return ""
     probe = selection.source == "probes"
     try:
-        view = tokens.answer(traces, key["step"], key["rollout"], process=key["process"], probe=probe, name=run)
+        if isinstance(answers, EvaluationAnswers):
+            return evaluated_answers.answer_html(answers.get(key["step"], key["rollout"]), run)
+        view = tokens.answer(answers, key["step"], key["rollout"], process=key["process"], probe=probe, name=run)
     except WorkbenchError as error:
         return empty_html(sentence(error))
     address = json.dumps(answer_address(key["step"], key["rollout"], process=key["process"], probe=probe))
-    marked = traces.matching_positions(selection, (key["step"], key["process"], key["rollout"]))
+    marked = answers.matching_positions(selection, (key["step"], key["process"], key["rollout"]))
     jumps = token is None and bool(marked)
     fragment = render_tokens(view, standalone=False, pinned=marked[0] if jumps else token, marked=set(marked))
     counted = _counted(selection, len(marked), len(view.tokens))
     return remount(
         f'<div data-answer="{escape(address, quote=True)}"{" data-jump" if jumps else ""}>{counted}{fragment}</div>'
     )
+
+
+def _draw_related(
+    run_dir: Path, answers: Traces | EvaluationAnswers | None, key: dict | None, selection: Selection
+) -> str:
+    """Siblings of the open answer, and its question over training."""
+    if isinstance(answers, EvaluationAnswers):
+        if key is None:
+            return ""
+        try:
+            example = answers.get(key["step"], key["rollout"])["example_id"]
+        except TraceError:  # the answer's place has the message
+            return ""
+        return question_html(run_dir, TRACES.of(run_dir), example)
+    return related_html(run_dir, answers, key, probe=selection.source == "probes")
 
 
 def _counted(selection: Selection, count: int, total: int) -> str:
@@ -250,7 +301,9 @@ def _counted(selection: Selection, count: int, total: int) -> str:
 def address_of_row(address: Mapping | None, key: Mapping) -> dict:
     """The address that opens a row's answer."""
     params = {
-        name: value for name, value in (address or {}).items() if name in ("probe", "example", "filter", "list_page")
+        name: value
+        for name, value in (address or {}).items()
+        if name in (*_SOURCE_PARAMS, "example", "filter", "list_page")
     }
     return (
         persistent_params(address)
@@ -261,32 +314,32 @@ def address_of_row(address: Mapping | None, key: Mapping) -> dict:
 
 def change_page(context: AppContext, run: str | None, address: Mapping | None, by: int) -> dict:
     """The address of the next (by = 1) or previous (by = -1) page, with its first answer open."""
-    traces = TRACES.of(context.run_dir(run))
     address = address or {}
+    answers = answers_at(context.run_dir(run), address)
     page_idx = 0
-    if traces is not None:
-        _, _, page_idx = _keys(traces, select(address, choices_of(traces)), max(0, page_of(address) + by))
-    params = {name: value for name, value in address.items() if name in ("probe", "example", "filter")}
+    if answers is not None:
+        _, _, page_idx = _keys(answers, select(address, choices_of(answers)), max(0, page_of(address) + by))
+    params = {name: value for name, value in address.items() if name in (*_SOURCE_PARAMS, "example", "filter")}
     return persistent_params(address) | params | ({"list_page": str(page_idx)} if page_idx else {})
 
 
 def step_selection(context: AppContext, run: str | None, address: Mapping | None, direction: int) -> dict:
     """The address of the answer before (-1) or after (1) the open one in the list, across pages."""
-    traces = TRACES.of(context.run_dir(run))
     address = address or {}
-    if traces is None:
+    answers = answers_at(context.run_dir(run), address)
+    if answers is None:
         return dict(address)
-    selection = select(address, choices_of(traces))
+    selection = select(address, choices_of(answers))
     key = key_of(address)
-    keys, total, page_idx = _page_with(traces, selection, page_of(address), key)
+    keys, total, page_idx = _page_with(answers, selection, page_of(address), key)
     row_idx = (keys.index(key) if key in keys else 0 if key is None else -1) + direction
     if key is not None and key not in keys:
         row_idx = 0  # opened by a link and not on this page: continue from the page's first answer
     if row_idx < 0 and page_idx > 0:
-        keys, total, page_idx = _keys(traces, selection, page_idx - 1)
+        keys, total, page_idx = _keys(answers, selection, page_idx - 1)
         row_idx = len(keys) - 1
     elif row_idx >= len(keys) and total > (page_idx + 1) * PAGE_SIZE:
-        keys, total, page_idx = _keys(traces, selection, page_idx + 1)
+        keys, total, page_idx = _keys(answers, selection, page_idx + 1)
         row_idx = 0
     if not keys:
         return dict(address)
@@ -294,22 +347,33 @@ def step_selection(context: AppContext, run: str | None, address: Mapping | None
     return address_of_row({**address, "list_page": str(page_idx) if page_idx else ""}, keys[row_idx])
 
 
-def _page_with(traces: Traces, selection: Selection, page_idx: int, key: dict | None) -> tuple[list[dict], int, int]:
+def _page_with(
+    answers: Traces | EvaluationAnswers, selection: Selection, page_idx: int, key: dict | None
+) -> tuple[list[dict], int, int]:
     """`_keys` of the page that has the answer now; while a run trains, newer answers move it to later pages."""
-    start = _keys(traces, selection, page_idx)
+    start = _keys(answers, selection, page_idx)
     if key is None or key in start[0] or (selection.order, selection.descending) != ("step", True):
         return start
+    if isinstance(answers, EvaluationAnswers):
+        return start
     at = tuple(key[name] for name in KEY)
-    page = _keys(traces, selection, traces.count_rollouts(selection, before=at) // PAGE_SIZE)
+    page = _keys(answers, selection, answers.count_rollouts(selection, before=at) // PAGE_SIZE)
     return page if key in page[0] else start
 
 
-def _keys(traces: Traces | None, selection: Selection, page_idx: int) -> tuple[list[dict], int, int]:
+def _keys(
+    answers: Traces | EvaluationAnswers | None, selection: Selection, page_idx: int
+) -> tuple[list[dict], int, int]:
     """Keys of a page's answers, the total number of answers, and the page's index, clipped to the last page."""
-    keys, total = tokens.keys(traces, selection, page_idx=page_idx, size=PAGE_SIZE) if traces is not None else ([], 0)
+    if answers is None:
+        keys, total = [], 0
+    elif isinstance(answers, EvaluationAnswers):
+        keys, total = answers.keys(selection, page_idx=page_idx, size=PAGE_SIZE)
+    else:
+        keys, total = tokens.keys(answers, selection, page_idx=page_idx, size=PAGE_SIZE)
     last = max(0, (total - 1) // PAGE_SIZE)
     if page_idx > last:
-        return _keys(traces, selection, last)
+        return _keys(answers, selection, last)
     return [dict(zip(KEY, key, strict=True)) for key in keys], total, page_idx
 
 
@@ -328,7 +392,8 @@ def export(context: AppContext, run: str | None, address: Mapping | None) -> gr.
     traces = TRACES.of(run_dir)
     if traces is None:
         raise TraceError(NO_TRACES)
-    selection = select(address or {}, choices_of(traces))
+    address = address or {}
+    selection = select(address, choices_of(answers_at(run_dir, address)))
     rows, total = answers_as_json(Answers(traces, run or ""), selection, MAX_EXPORTED)
     file = Path(_folder().name) / f"{run_dir.name}-answers.jsonl"
     file.write_text("".join(f"{row}\n" for row in rows), encoding="utf-8")
@@ -346,7 +411,7 @@ def _folder() -> tempfile.TemporaryDirectory:
 def build_tab(context: AppContext, shared: Shared) -> None:
     """Search and filters; the list at the left, the open answer with its token at the right."""
     with gr.Row(elem_classes="wbu-bar"):
-        source = gr.Radio(SOURCES, value="", label="source", min_width=310, elem_id="answers-source", scale=0)
+        source = gr.Radio(SOURCES, value="", label="source", min_width=350, elem_id="answers-source", scale=0)
         search = gr.Textbox(
             label="search and filter",
             placeholder=EXAMPLES_OF_FILTERS,
@@ -355,7 +420,7 @@ def build_tab(context: AppContext, shared: Shared) -> None:
             max_lines=1,
             elem_id="answers-filter",
         )
-        order = gr.Dropdown(ORDERS, value="-step", label="sort by", min_width=150, elem_id="answers-order")
+        order = gr.Dropdown(orders(""), value="-step", label="sort by", min_width=150, elem_id="answers-order")
         save = gr.Button("JSONL", size="sm", scale=0, min_width=70, elem_id="answers-export")
         link = gr.DownloadButton("Save", size="sm", visible=False, elem_id="answers-link", scale=0, min_width=160)
     with gr.Row(elem_classes="wbu-bar"):
@@ -377,13 +442,14 @@ def build_tab(context: AppContext, shared: Shared) -> None:
             )
             related = rows_component("answers related to it", elem_id="answers-related")
     filters = [*boxes, grade, order]
-    typed = [search, example, source]
+    typed = [search, example]
     inputs = [shared.run, shared.address]
-    outputs = [*filters, *typed, listed, position, answer_view, related]
+    outputs = [*filters, *typed, source, listed, position, answer_view, related]
     shared.on_show("answers", show_errors(partial(draw, context), len(outputs)), inputs, outputs)
     sync_to_url(shared, [box.input for box in filters], CHOICES["answers"], filters, ANSWER_PARAMS)
-    events = [search.submit, search.blur, example.submit, source.input]
-    sync_to_url(shared, events, {"filter": "", "example": "", "probe": ""}, typed, ANSWER_PARAMS)
+    events = [search.submit, search.blur, example.submit]
+    sync_to_url(shared, events, {"filter": "", "example": ""}, typed, ANSWER_PARAMS)
+    source.input(None, [shared.address, source], shared.address, js=SOURCE_JS)
     fold.click(None, js=FOLD)
     quiet = {"show_progress": "hidden", "api_visibility": "private"}
     save.click(show_errors(partial(export, context)), inputs, link, **quiet)
