@@ -122,16 +122,17 @@ def test_answers_page_regimes_in_method_order(context: AppContext) -> None:
 
 def test_rows_html_hostile_text_is_escaped() -> None:
     nasty = '<script>alert(1)</script> & "עברית" 🙂'
-    frame = pd.DataFrame([{"question": nasty, "token": nasty, "n": float("nan")}])
+    frame = pd.DataFrame([{"question": nasty, "token": nasty, "n": float("nan"), "gap": 0.123456}])
     created = rows_html(
         Table(frame, run=nasty, units={"n": nasty}),
-        [Column("question"), Column("token", kind="token"), Column("n", kind="number")],
+        [Column("question"), Column("token", kind="token"), Column("n", kind="number"), Column("gap", kind="signed")],
         label=nasty,
         key=("question",),
         title=nasty,
     )
     assert "<script" not in created and "&lt;script&gt;" in created and "עברית" in created and "🙂" in created
     assert keys(created) == [{"question": nasty}] and ">–</td>" in created
+    assert 'data-value="0.123456">+0.12' in created, "CSV has all decimals"
 
 
 def test_remount_other_fragment_changes_element() -> None:

@@ -4,9 +4,10 @@ import csv
 import re
 from pathlib import Path
 
-from page_checks import REFERENCES, SHOWS
+from page_checks import REFERENCES, SHOWS, open_tab
 from playwright.sync_api import Locator, Page, expect
 
+from workbench.analysis import movement
 from workbench.runs.folder import RunFolder
 
 
@@ -75,6 +76,12 @@ def test_charts_downloads_hold_recorded_numbers(visit, runs: Path) -> None:
     image = saved(page, loss.get_by_role("button", name="SVG")).read_text()
     assert image.startswith("<svg") and "url(http" not in image and "loss" in image
     assert saved(page, loss.get_by_role("button", name="PNG")).read_bytes()[:4] == b"\x89PNG"
+    open_tab(page, "movement")
+    save = page.locator("#movement-probes caption button[data-csv]")
+    head, *rows = csv.reader(saved(page, save).read_text().splitlines())
+    listed = movement.probes(runs / "dopd").rows
+    assert head[:2] == ["probe", "domain"] and [row[1] for row in rows] == [row["domain"] for row in listed]
+    assert [row[head.index("tokens")] for row in rows] == [str(row["tokens"]) for row in listed]
 
 
 def test_charts_click_on_step_opens_its_answers(visit) -> None:

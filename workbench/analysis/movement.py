@@ -14,6 +14,10 @@ from workbench.traces.reader import Traces
 
 _KEY = "step, process_rank, rollout_idx"
 VALUES = ("regime", "capability_gap", "information_gap", "loss", "entropy_student")
+UNMOVED = (
+    "No probe token changed its regime. Where a rule compares frozen policies only, as DOPD does with a frozen teacher "
+    "and self_policy=student@start, regimes stay: color by a gap to see what moved."
+)
 
 
 @dataclass(frozen=True)
@@ -147,7 +151,7 @@ def most_moved(run: str | Path | Traces, *, limit: int = 50) -> Table:
         GROUP BY m.process_rank, m.rollout_idx, m.position
         HAVING changes > 0 ORDER BY changes DESC, process, rollout, position LIMIT $limit"""
     frame = traces.sql(query, {"limit": limit}).to_pandas()
-    empty = "No probe token changed its regime." if traces.steps("probe_rollouts") else NO_PROBES
+    empty = UNMOVED if traces.steps("probe_rollouts") else NO_PROBES
     units = {"information_gap": "nats, mean over steps"}
     return table(frame, columns, run=run_name(traces), empty=empty, units=units)
 

@@ -87,7 +87,10 @@ def rows_html(
     follow  whether the arrow keys select a row instead of only moving the focus
     sortable, order  columns whose headings send a `sort` event to Python; the present order, -NAME for descending
     """
-    caption = f"<caption><div>{escape(title)}<span>{escape(table.run)}</span></div></caption>" if title else ""
+    caption = ""
+    if title:
+        save = '<button type="button" data-csv title="Save the rows that are listed">CSV</button>'
+        caption = f"<caption><div>{escape(title)}<span>{escape(table.run)}</span>{save}</div></caption>"
     if table.empty:
         return empty_html(table.empty, title=title)
     heads = "".join(_heading(column, table, order if column.name in sortable else None) for column in columns)
@@ -155,7 +158,8 @@ def _cell(column: Column, value: object) -> str:
     text = escape(_SHOWN.get(column.kind, str)(value))
     if column.kind in ("text", "mono"):  # CSS clips a long text to a few lines; assets/rows.js expands it
         text = f'<div class="wbu-clip">{text}</div>'
-    return f'<td class="{classes}" dir="auto">{text}</td>'
+    exact = f' data-value="{value!r}"' if isinstance(value, (int, float)) else ""  # for CSV
+    return f'<td class="{classes}" dir="auto"{exact}>{text}</td>'
 
 
 def remount(html: str) -> str:

@@ -80,6 +80,8 @@ window.workbenchFigures = (() => {
     }
     return bar;
   };
+  const fileName = (title) => title.toLowerCase().replace(/[^a-z0-9]+/g, "-").replace(/^-|-$/g, "");
+  const saveRows = (title, rows) => save(`${fileName(title)}.csv`, "text/csv", csv(rows));
   /* Figures that Gradio draws get the same buttons. */
   const decorate = () => {
     for (const card of document.querySelectorAll(".app-plot:not(:has(.wbf-tools))")) {
@@ -87,7 +89,7 @@ window.workbenchFigures = (() => {
       if (!plot()) continue;
       const title = () => bare(plot().layout.title?.text?.split("<br>")[0]) || "figure";
       const source = () => ({ data: plot().data, layout: plot().layout });
-      card.append(tools(() => title().toLowerCase().replace(/[^a-z0-9]+/g, "-"), source));
+      card.append(tools(() => fileName(title()), source));
     }
   };
   let waiting = false;
@@ -107,7 +109,7 @@ window.workbenchFigures = (() => {
     setTimeout(() => { button.textContent = "Copy link"; }, 2000);
   };
   const saveCsv = (name, text) => { if (text) save(name, "text/csv", text); }; // empty: the page shows an error
-  return { tools, saveCsv, copyLink };
+  return { tools, saveCsv, saveRows, copyLink };
 })();
 
 window.workbenchCharts = (element, trigger, watch, props) => {

@@ -3,6 +3,10 @@
  * A row has its key as JSON in data-key; choosing it sends {key} to Python, which draws the chosen row. */
 window.workbenchRows = (element, trigger, watch, sortEvent) => {
   const rowsOf = () => [...element.querySelectorAll("[data-key]")];
+  const exact = (cell) => {
+    const text = cell.matches(".wbu-none") ? "" : cell.innerText.trim();
+    return cell.dataset.value ?? (cell.tagName === "TH" ? text.replace(/\s+/g, " ") : text);
+  };
   let paused; // several keys in a row choose the last row only
   const choose = (row, pause = 0) => {
     clearTimeout(paused);
@@ -14,6 +18,13 @@ window.workbenchRows = (element, trigger, watch, sortEvent) => {
     const heading = event.target.closest("[data-sort]");
     if (heading) {
       trigger(sortEvent, { field: heading.dataset.sort });
+      return;
+    }
+    const save = event.target.closest("[data-csv]");
+    if (save) {
+      const caption = save.parentElement.firstChild.textContent.split(":")[0];
+      const lines = [...save.closest("table").rows].map((line) => [...line.cells].map(exact));
+      workbenchFigures.saveRows(caption, lines);
       return;
     }
     const row = event.target.closest("[data-key]");
