@@ -411,7 +411,7 @@ def _folder() -> tempfile.TemporaryDirectory:
 def build_tab(context: AppContext, shared: Shared) -> None:
     """Search and filters; the list at the left, the open answer with its token at the right."""
     with gr.Row(elem_classes="wbu-bar"):
-        source = gr.Radio(SOURCES, value="", label="source", min_width=350, elem_id="answers-source", scale=0)
+        source = gr.Radio(SOURCES, value="", label="source", min_width=340, elem_id="answers-source", scale=1)
         search = gr.Textbox(
             label="search and filter",
             placeholder=EXAMPLES_OF_FILTERS,
