@@ -15,7 +15,7 @@ from workbench.errors import ConfigError, PolicyError
 from workbench.training.planning.command import plan_from_options
 from workbench.training.planning.devices import parse_memory, parse_picture
 from workbench.training.planning.models import sizes_of, specs_of
-from workbench.training.planning.plan import plan_run
+from workbench.training.planning.plan import Plan, plan_run
 from workbench.training.planning.prompts import PromptSize
 from workbench.training.planning.remedies import choices, mend, remedies
 
@@ -23,14 +23,14 @@ WITHIN = 0.10
 SIZES = Path("benchmarks/sizes")
 
 
-def widen(folder: Path, auto_class: type, seed: int) -> Path:
+def widen(folder: Path, auto_class: type, layers: int, seed: int) -> Path:
     """Rebuild a small model with a wider decoder, so that weights, activations and caches all count."""
     config = AutoConfig.from_pretrained(folder)
     text = config.get_text_config()
-    text.hidden_size, text.intermediate_size, text.num_hidden_layers = 256, 1024, 3
+    text.hidden_size, text.intermediate_size, text.num_hidden_layers = 256, 1024, layers
     text.num_attention_heads, text.num_key_value_heads, text.head_dim = 8, 4, 32
     if getattr(text, "layer_types", None):
-        text.layer_types = ["full_attention"] * 3
+        text.layer_types = ["full_attention"] * layers
     torch.manual_seed(seed)
     model = auto_class.from_config(config)
     model.generation_config.eos_token_id = AutoTokenizer.from_pretrained(folder).eos_token_id
@@ -42,18 +42,18 @@ def widen(folder: Path, auto_class: type, seed: int) -> Path:
 def pairs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Path]]:
     """Student and teacher of three families."""
     folder, pairs = tmp_path_factory.mktemp("wide"), {}
-    for save, auto_class in (
-        (save_idefics3, AutoModelForImageTextToText),
-        (save_gemma3, AutoModelForImageTextToText),
-        (save_qwen3, AutoModelForCausalLM),
+    for save, auto_class, layers in (
+        (save_idefics3, AutoModelForImageTextToText, 2),
+        (save_gemma3, AutoModelForImageTextToText, 2),
+        (save_qwen3, AutoModelForCausalLM, 3),
     ):
         name = save.__name__.removeprefix("save_")
-        pairs[name] = tuple(widen(save(folder / f"{name}-{seed}", seed), auto_class, seed) for seed in (0, 1))
+        pairs[name] = tuple(widen(save(folder / f"{name}-{seed}", seed), auto_class, layers, seed) for seed in (0, 1))
     return pairs
 
 
 def config_of(pair: tuple[Path, Path], output: Path, **values: object) -> RunConfig:
-    """A DOPD run of a few long answers, without evaluation; dotted keys with __ for the dot."""
+    """A DOPD run of a few answers, without evaluation; dotted keys with __ for the dot."""
     student, teacher = pair
     plain = {
         "name": "run",
@@ -61,7 +61,7 @@ def config_of(pair: tuple[Path, Path], output: Path, **values: object) -> RunCon
         "models": {"student": str(student), "teacher": str(teacher)},
         "data": {"train": "scenes:hard?count=16"},
         "method": {"name": "dopd", "privilege": "hint", "self_policy": "student@ema"},
-        "sampling": {"num_generations": 2, "max_completion_length": 32},
+        "sampling": {"num_generations": 2, "max_completion_length": 16},
         "training": {"steps": 2, "batch_size": 4, "micro_batch_size": 4},
         "trace": {"probes": 0, "every": 0},
     }
@@ -101,11 +101,11 @@ VARIANTS = {
 def test_plan_of_a_step_is_within_a_tenth_of_what_is_allocated(name, pairs, tmp_path) -> None:
     family, values = VARIANTS[name]
     config = config_of(pairs[family], tmp_path, **values, **(texts(tmp_path) if family == "qwen3" else {}))
-    assert_planned(config, peaks_of_second_step(config))
+    assert_near(peaks_of_second_step(config), plan_run(config))
 
 
-def assert_planned(config: RunConfig, peaks: dict[str, int], **options: object) -> None:
-    planned = {phase.name: phase.total for phase in plan_run(config, **options).phases}
+def assert_near(peaks: dict[str, int], plan: Plan) -> None:
+    planned = {phase.name: phase.total for phase in plan.phases}
     assert peaks.keys() == {"sample", "score", "learn"}
     for phase, measured in peaks.items():
         assert planned[phase] == pytest.approx(measured, rel=WITHIN), (phase, planned, peaks)
@@ -114,7 +114,7 @@ def assert_planned(config: RunConfig, peaks: dict[str, int], **options: object) 
 TWO = {
     "data parallel": ("idefics3", {}, {}),
     "sharded": ("idefics3", {}, SHARDED),
-    "sharded adapters": ("qwen3", LORA, SHARDED),
+    "sharded adapters": ("qwen3", LORA | {"sampling__max_completion_length": 32}, SHARDED),
 }
 
 
@@ -129,9 +129,9 @@ def test_plan_of_two_processes_is_within_a_tenth_of_what_each_allocates(name, pa
     arguments = str(tmp_path / "config.yaml"), str(tmp_path / "peaks")
     ended = launch(tmp_path / "ranks", code, *arguments, environment=environment)
     assert not any(item.returncode for item in ended), [item.stderr[-2000:] for item in ended]
+    plan = plan_run(config, processes=2, sharded=bool(environment))
     for rank in range(2):
-        peaks = json.loads((tmp_path / f"peaks.{rank}").read_text())
-        assert_planned(config, peaks, processes=2, sharded=bool(environment))
+        assert_near(json.loads((tmp_path / f"peaks.{rank}").read_text()), plan)
 
 
 @pytest.mark.parametrize(
@@ -199,7 +199,8 @@ def test_folder_with_config_alone_is_planned_by_its_patches(tmp_path) -> None:
         values["vision_config"] |= {"intermediate_size": 32, "deepstack_visual_indexes": [0, 1]}
         folder.mkdir()
         (folder / "config.json").write_text(json.dumps(values))
-    config = config_of(pair, tmp_path, method__privilege="crop")
+    few = {"training__batch_size": 1, "training__micro_batch_size": 1, "sampling__num_generations": 1}
+    config = config_of(pair, tmp_path, method__privilege="crop", **few)
     plan = plan_run(config, size=PromptSize(100, (640, 320)))
     assert plan.prompts["teacher", "plain"].tokens == 100 + 202
     assert plan.prompts["teacher", "crop"].tokens == 100 + 2 * 202
