@@ -11,7 +11,7 @@ from pathlib import Path
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 LONGEST_S = 300.0  # a program that has not ended by then hangs
-_CONTEXT.set_forkserver_preload(["workbench.studies.task"])  # as workbench/studies/run.py
+_CONTEXT.set_forkserver_preload(["workbench.studies.task", "pandas"])  # as workbench/studies/run.py
 
 
 class Program:
@@ -23,6 +23,8 @@ class Program:
     def __init__(self, folder: Path, code: str, *arguments: str, **environment: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.out, self.err = folder / "out", folder / "err"
+        for file in (self.out, self.err):
+            file.touch()  # to be read at any time
         given = (code, arguments, {**os.environ, **environment}, self.out, self.err)
         self.process: BaseProcess = _CONTEXT.Process(target=_run, args=given)
         self.process.start()

@@ -7,8 +7,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -20,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from failures import raises
+from processes import Program
 from small import run_config
 
 from workbench.cli import main
@@ -293,20 +292,19 @@ def test_study_stopped_then_killed_resumes_equal(
 ) -> None:
     """Asked to stop, every run saves; killed outright, its worker notices. The same command does the rest."""
     file = study_file(models, tmp_path)
-    command = [sys.executable, "-m", "workbench", "study", str(file)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        while not list(tmp_path.glob("runs/small/*/metrics.jsonl")) and process.poll() is None:
-            time.sleep(0.05)
-        process.send_signal(signal.SIGTERM)
-        out, err = process.communicate()
-    assert process.returncode == 130, err
-    assert "stopping" in err and "To resume: workbench study " in out
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
-        for line in process.stdout:
-            if "opd-s0 finished" in line:
-                break
-        process.kill()
-    assert main(command[3:]) == 0
+    code, command = "import sys; from workbench.cli import main; sys.exit(main(sys.argv[1:]))", ["study", str(file)]
+    program = Program(tmp_path / "stopped", code, *command)
+    while not list(tmp_path.glob("runs/small/*/metrics.jsonl")) and program.process.is_alive():
+        time.sleep(0.05)
+    os.kill(program.process.pid, signal.SIGTERM)
+    assert program.wait() == 130, program.err.read_text()
+    assert "stopping" in program.err.read_text() and "To resume: workbench study " in program.out.read_text()
+    program = Program(tmp_path / "killed", code, *command)
+    while "opd-s0 finished" not in program.out.read_text() and program.process.is_alive():
+        time.sleep(0.05)
+    program.process.kill()
+    program.wait()
+    assert main(command) == 0
     printed = capsys.readouterr().out
     assert re.search(r"[345] of 6 tasks are done already", printed), printed
     assert answers(load_study(file)) == answers(finished)

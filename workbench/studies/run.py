@@ -15,6 +15,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import resource_tracker
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
@@ -35,7 +36,7 @@ _LOGS = ".logs"  # what the tasks print
 log = logging.getLogger("workbench")
 
 
-def run_study(study: Study, *, say: Callable[[str], None] = print) -> bool:
+def run_study(study: Study, *, say: Callable[[str], None] = partial(print, flush=True)) -> bool:
     """Run all unfinished tasks of a study. Returns False if it was stopped by a signal.
 
     say  called with one line per finished run
@@ -126,7 +127,7 @@ class Scheduler:
         threads = {"OMP_NUM_THREADS": str(self.num_threads), "TOKENIZERS_PARALLELISM": "false"}
         self.environment = {**os.environ, **threads}
         self.context = multiprocessing.get_context("forkserver")
-        self.context.set_forkserver_preload(["workbench.studies.task"])  # imports torch and transformers once
+        self.context.set_forkserver_preload(["workbench.studies.task", "pandas"])  # pandas: pyarrow imports it if it can
 
     def run(self, tasks: list[Task]) -> bool:
         """Run the tasks. Returns False if a signal stopped the study."""
