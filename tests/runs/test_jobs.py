@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from failures import raises
+from processes import Program
 from small import run_config
 
 from workbench.config.schema import RunConfig, load_config
@@ -63,21 +64,33 @@ def now(offset: float = 0.0) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(time.time() + offset))
 
 
+APP = """
+import sys
+from workbench.config.schema import load_config
+from workbench.runs.jobs import start_run
+print(start_run(load_config(sys.argv[1]), sys.argv[2]).pid)
+"""
+
+
 @pytest.fixture(scope="module")
 def two_runs(models: dict, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, RunConfig]:
-    """Two runs that went at once: one to its end; the other was stopped, resumed, and stopped again."""
+    """Two runs that went at once: one to its end; the other, of an app that ended, was stopped, resumed, and killed."""
     os.environ["OMP_NUM_THREADS"] = "1"
     runs = tmp_path_factory.mktemp("runs")
     short = run_config(models, "elsewhere", name="short", data__eval=None)
     long = run_config(models, "elsewhere", name="long", data__eval=None, training__steps=400, training__save_every=0)
-    for config in (short, long):
-        state = start_run(config, runs)
-        assert state.status == "starting" and state.run_dir == runs / config.name
+    state = start_run(short, runs)
+    assert state.status == "starting" and state.run_dir == runs / "short"
     with raises(RunError, "short"):
         start_run(short, runs)
+    file = runs.parent / "long.yaml"
+    file.write_text(long.to_yaml())
+    app = Program(runs.parent / "app", APP, str(file), str(runs))
+    assert app.wait() == 0
     assert {state.name for state in find_jobs(runs)} == {"short", "long"}
     running = wait_for(runs / "long", lambda state: state.step >= 3)
     assert running.status == "running" and running.is_alive and running.silent_s < 60
+    assert running.pid == int(app.out.read_text()) == os.getsid(running.pid)  # a session of its own
     assert (running.method, running.steps) == ("dopd", 400)
     assert stop_run(runs / "long").status in ("stopping", "stopped")
     for _ in range(4):  # a second signal would cost the checkpoint
@@ -92,7 +105,10 @@ def two_runs(models: dict, tmp_path_factory: pytest.TempPathFactory) -> tuple[Ru
     with raises(RunError, "Stop it"):
         resume_run(runs / "long")
     wait_for(runs / "long", lambda state: state.step >= stopped.step + 2)
-    stop_run(runs / "long")
+    stop_run(runs / "long", at_once=True)
+    died = wait_for(runs / "long", lambda state: not state.is_alive)
+    assert died.status == "died" and died.can_resume
+    assert f"Resuming it continues from step {stopped.step}" in died.error
     return replace(short, output_dir=str(runs)), replace(long, output_dir=str(runs))
 
 
@@ -108,42 +124,16 @@ def test_started_run_finishes(two_runs: tuple) -> None:
 
 
 def test_stopped_run_resumes_where_it_was(two_runs: tuple) -> None:
-    state = wait_for(two_runs[1].run_dir, lambda state: not state.is_alive)
-    assert state.status == "stopped", log_tail(state.run_dir)
+    state = read_job(two_runs[1].run_dir)
     assert list(losses(state.run_dir)) == list(range(1, state.step + 1))
 
 
-def test_jobs_are_equal_in_another_process(two_runs: tuple) -> None:
+def test_jobs_are_equal_in_another_process(two_runs: tuple, tmp_path: Path) -> None:
     runs = two_runs[0].run_dir.parent
     code = "import sys; from workbench.runs.jobs import find_jobs; print([s.name for s in find_jobs(sys.argv[1])])"
-    printed = subprocess.run(
-        [sys.executable, "-c", code, str(runs)],
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd=Path(__file__).parents[2],
-    )
-    assert printed.stdout.strip() == str([state.name for state in find_jobs(runs)])
-
-
-def test_run_outlives_app_and_is_killed_by_another(models: dict, tmp_path: Path) -> None:
-    config = run_config(models, tmp_path, training__steps=400, data__eval=None)
-    (tmp_path / "config.yaml").write_text(config.to_yaml())
-    app = (
-        "import sys; from workbench.config.schema import load_config; from workbench.runs.jobs import start_run\n"
-        "print(start_run(load_config(sys.argv[1])).pid)"
-    )
-    command = [sys.executable, "-c", app, str(tmp_path / "config.yaml")]
-    root = Path(__file__).parents[2]
-    pid = int(subprocess.run(command, capture_output=True, text=True, check=True, cwd=root).stdout)
-    state = wait_for(config.run_dir, lambda state: state.step >= 3)
-    assert (state.status, state.pid) == ("running", pid)
-    assert os.getsid(pid) == pid  # a session of its own
-    stop_run(config.run_dir, at_once=True)
-    died = wait_for(config.run_dir, lambda state: not state.is_alive)
-    assert died.status == "died"
-    assert "Resuming it continues from step" in died.error
-    assert died.can_resume
+    program = Program(tmp_path, code, str(runs))
+    assert program.wait() == 0
+    assert program.out.read_text().strip() == str([state.name for state in find_jobs(runs)])
 
 
 def test_run_that_cannot_begin_names_its_error(models: dict, tmp_path: Path) -> None:
@@ -154,9 +144,10 @@ def test_run_that_cannot_begin_names_its_error(models: dict, tmp_path: Path) -> 
     assert state.error.startswith("DataError: ") and "nothing.jsonl" in state.error
     assert find_jobs(tmp_path) == [state]
     assert not config.run_dir.exists()
-    start_run(config)  # the name is free: nothing was made
-    again = wait_for(config.run_dir, lambda state: not state.is_alive)
-    assert log_tail(config.run_dir).count("DataError") == 2 and again.error == state.error
+    again = start_run(config)  # the name is free: nothing was made
+    assert again.status == "starting" and again.error is None and "DataError" in log_tail(config.run_dir)
+    stop_run(config.run_dir, at_once=True)
+    wait_for(config.run_dir, lambda state: not state.is_alive)
 
 
 def test_running_status_without_process_is_died(tmp_path: Path) -> None:

@@ -11,12 +11,14 @@ from pathlib import Path
 
 import pytest
 from failures import raises
+from processes import Program
 from small import run_config
 
 from workbench.errors import RunError
 from workbench.runs import run_queue
 from workbench.runs.jobs import find_jobs, log_tail, read_job, start_run, stop_run
 from workbench.runs.run_queue import MAX_WAITING, default_limit, limit_of, place_of, set_limit, waiting
+from workbench.runs.waiting import POLL_S
 
 WORK = "import sys, time; open(sys.argv[1], 'a').write(sys.argv[2] + '\\n'); time.sleep(600)"
 
@@ -70,7 +72,7 @@ def wait_for(is_so: Callable[[], bool], seconds: float = 120.0) -> None:
     end = time.monotonic() + seconds
     while not is_so():
         assert time.monotonic() < end, "waited too long"
-        time.sleep(0.1)
+        time.sleep(0.02)
 
 
 def test_queue_runs_at_most_the_limit_in_order(folder: Folder) -> None:
@@ -80,7 +82,7 @@ def test_queue_runs_at_most_the_limit_in_order(folder: Folder) -> None:
     wait_for(lambda: list(folder.states.values()).count("queued") == 3)
     assert [read_job(folder.path / name).status for name in "ab"] == ["starting", "starting"]
     assert read_job(folder.path / "d").doing == "queued, position 2 of 3: at most 2 runs at once"
-    time.sleep(2.5)
+    time.sleep(POLL_S + 0.5)
     assert folder.at_work == ["a", "b"], "those that wait looked again, and waited on"
     folder.end(processes["a"])
     wait_for(lambda: len(folder.at_work) == 3)
@@ -132,7 +134,7 @@ def test_queued_runs_train_in_turn_after_page_is_killed(
     names = ["one", "two"]
     files = [tmp_path / f"{name}.yaml" for name in names]
     for name, file in zip(names, files, strict=True):
-        file.write_text(run_config(models, runs, name=name, training__steps=2).to_yaml())
+        file.write_text(run_config(models, runs, name=name, data__eval=None, training__steps=2).to_yaml())
     page = (
         "import os, sys, signal; from pathlib import Path\n"
         "from workbench.config.schema import load_config\n"
@@ -140,8 +142,7 @@ def test_queued_runs_train_in_turn_after_page_is_killed(
         "for file in sys.argv[2:]: start_run(load_config(file), queue=Path(sys.argv[1]))\n"
         "os.kill(os.getpid(), signal.SIGKILL)"
     )
-    done = subprocess.run([sys.executable, "-c", page, str(runs), *map(str, files)], check=False)
-    assert done.returncode == -signal.SIGKILL
+    assert Program(tmp_path / "page", page, str(runs), *map(str, files)).wait() == -signal.SIGKILL
     most = 0
     end = time.monotonic() + 240
     while any(read_job(runs / name).is_alive for name in names):

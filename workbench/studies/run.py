@@ -32,11 +32,12 @@ from workbench.studies.records import FILE, describe, describe_reference, is_eva
 from workbench.studies.task import FAILED, STOP_SIGNALS, STOPPED, Task, do_task
 
 _LOGS = ".logs"  # what the tasks print
+print_now = partial(print, flush=True)  # also into a pipe or a file
 
 log = logging.getLogger("workbench")
 
 
-def run_study(study: Study, *, say: Callable[[str], None] = partial(print, flush=True)) -> bool:
+def run_study(study: Study, *, say: Callable[[str], None] = print_now) -> bool:
     """Run all unfinished tasks of a study. Returns False if it was stopped by a signal.
 
     say  called with one line per finished run
@@ -127,7 +128,9 @@ class Scheduler:
         threads = {"OMP_NUM_THREADS": str(self.num_threads), "TOKENIZERS_PARALLELISM": "false"}
         self.environment = {**os.environ, **threads}
         self.context = multiprocessing.get_context("forkserver")
-        self.context.set_forkserver_preload(["workbench.studies.task", "pandas"])  # pandas: pyarrow imports it if it can
+        self.context.set_forkserver_preload(
+            ["workbench.studies.task", "pandas"]
+        )  # pandas: pyarrow imports it if it can
 
     def run(self, tasks: list[Task]) -> bool:
         """Run the tasks. Returns False if a signal stopped the study."""
