@@ -20,6 +20,7 @@ from small import run_config
 
 from workbench.config.schema import RunConfig, load_config
 from workbench.distill.method import Loss, Method
+from workbench.distill.step import compute_step
 from workbench.errors import ConfigError, DataError, PolicyError, RunError
 from workbench.evals import evaluate
 from workbench.evals.records import load_records
@@ -130,6 +131,20 @@ def test_train_without_traces_has_equal_losses(dopd: RunConfig, models: dict, tm
     silent = run_config(models, tmp_path, data__eval=None, trace__every=0, trace__probes=0, trace__top_k=0)
     train(silent)
     assert losses(silent) == losses(dopd)
+
+
+def test_steps_outside_the_trace_collect_no_likely_tokens(
+    models: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts = []
+
+    def counted(*args, top_k: int, **options):
+        counts.append(top_k)
+        return compute_step(*args, top_k=top_k, **options)
+
+    monkeypatch.setattr("workbench.training.loop.compute_step", counted)
+    train(run_config(models, tmp_path, trace__every=2, trace__probes=0, trace__top_k=3))
+    assert counts == [0, 3, 0, 3]
 
 
 def test_train_samples_question_anew_in_every_step(models: dict, tmp_path: Path) -> None:

@@ -371,7 +371,7 @@ class Trainer:
         except UnavailableError as error:
             raise self._save_and_wait(step, error, f"step {step}: ", done=step - 1) from None
         timer.mark("update")
-        if self.config.trace.every and step % self.config.trace.every == 0:
+        if self._records(step):
             pairs = zip(self.learners, results, strict=True)
             self.trace_writer.write(*(to_traced_batch(result, step, learner.student) for learner, result in pairs))
         timer.mark("trace")  # hand-over to the writer's thread, after its previous write
@@ -380,6 +380,10 @@ class Trainer:
         metrics |= between | self._throughput(metrics, counts)
         self.folder.log_metrics("train", step, metrics)
         return metrics
+
+    def _records(self, step: int) -> bool:
+        """Whether the trace keeps this step."""
+        return self.config.trace.every > 0 and step % self.config.trace.every == 0
 
     def _throughput(self, metrics: dict[str, float], counts: PassCounts) -> dict[str, float]:
         """Tokens of answers per second, and what the forward passes of all ranks had beside tokens."""
@@ -450,7 +454,7 @@ class Trainer:
                     learner.policies,
                     scored_batch,
                     seed=derive_seed("route", config.seed, step, *learner.seed),
-                    top_k=config.trace.top_k,
+                    top_k=config.trace.top_k if self._records(step) else 0,
                     top_k_rollouts=config.trace.top_k_rollouts,
                     backward=self.accelerator.backward,
                     during_last_pass=learner.during_last_pass,
