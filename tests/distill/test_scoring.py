@@ -7,9 +7,10 @@ import torch
 from small import example, groups, rollouts, table_policies
 
 from workbench.distill.divergences import Divergence
+from workbench.distill.losses import score
 from workbench.distill.method import Loss, Method, Regime, View
 from workbench.distill.scoring import Batch, loss_normalizers, route, score_views, slice_routing, view_prompts
-from workbench.distill.step import compute_step, score_batch
+from workbench.distill.step import NonFiniteError, compute_step, score_batch
 from workbench.errors import ConfigError
 from workbench.methods import load_method
 from workbench.types import Routing
@@ -113,6 +114,36 @@ def test_score_views_in_micro_batches_equals_whole(size: int) -> None:
     for name, scores in matches[0].items():
         for key, values in vars(scores).items():
             assert torch.allclose(values, getattr(matches[1][name], key)), (name, key)
+
+
+@pytest.mark.parametrize(
+    ("method", "late"),
+    [("opd", ("teacher",)), ("gkd", ("teacher",)), ("dopd", ()), ("sdpo", ()), ("grpo", ()), ("random_mask", ())],
+)
+def test_late_views_are_targets_of_all_tokens_that_the_rule_does_not_read(method: str, late: tuple[str, ...]) -> None:
+    assert load_method(method).late_views == late
+
+
+@pytest.mark.parametrize("size", [0, 2])
+def test_late_view_has_scores_of_its_output(size: int) -> None:
+    method, policies, batch = (
+        load_method("opd"),
+        table_policies(),
+        Batch(rollouts(*LENGTHS), size, group_by_length=True),
+    )
+    scored_batch = score_batch(method, policies, batch)
+    assert scored_batch.scores == {}
+    result = compute_step(method, policies, scored_batch, seed=0, backward=torch.Tensor.backward)
+    for key, expected in vars(score(scored_batch.outputs["teacher"], batch.token_ids)).items():
+        assert torch.allclose(getattr(result.scores["teacher"], key), expected), key
+
+
+def test_late_view_with_nan_raises() -> None:
+    policies = table_policies()
+    policies["teacher"].tables["plain"][0, 3] = torch.nan
+    scored_batch = score_batch(load_method("opd"), policies, Batch(rollouts(*LENGTHS)))
+    with pytest.raises(NonFiniteError, match=r"view teacher .* has NaN log-probs at 5 of 18 positions"):
+        compute_step(load_method("opd"), policies, scored_batch, seed=0)
 
 
 def test_score_views_have_no_gradient() -> None:

@@ -27,11 +27,13 @@ class LossResult:
     total   sum of loss_normalizer * loss over positions, a scalar to call backward() on
     loss    (N) weighted loss of each position in nats, before any averaging
     scores  scores of the learner
+    target_scores  scores of the targets in `late_views`
     """
 
     total: Float[Tensor, ""]
     loss: Float[Tensor, " N"]
     scores: TokenScores
+    target_scores: dict[str, TokenScores]
 
 
 @torch.no_grad()
@@ -73,19 +75,22 @@ def compute_losses(
     regimes: tuple[Regime, ...],
     routing: Routing,
     loss_normalizer: Float[Tensor, " N"],
+    late_views: tuple[str, ...] = (),
 ) -> LossResult:
     """Losses of all regimes at their positions, with gradients for the learner's hidden states and head.
 
     learner          output of one policy
     targets          outputs of the views that the losses compare with, without gradient
     loss_normalizer  weight of each position's loss in the total, see scoring.loss_normalizers
+    late_views       targets of all regimes, which are scored here too
     """
     (part,) = learner.parts
     head_parameters = [parameter for parameter in part.head.linear.parameters() if parameter.requires_grad]
     loss = torch.zeros(token_ids.numel(), device=learner.device)
-    scores = missing_scores(token_ids.numel(), learner.device)
-    context = _LossContext(learner, targets, token_ids, regimes, routing, loss_normalizer, loss, scores)
-    return LossResult(_FusedLoss.apply(part.hidden, context, *head_parameters), loss, scores)
+    scores, *late = (missing_scores(token_ids.numel(), learner.device) for _ in ("learner", *late_views))
+    late_scores = dict(zip(late_views, late, strict=True))
+    context = _LossContext(learner, targets, token_ids, regimes, routing, loss_normalizer, loss, scores, late_scores)
+    return LossResult(_FusedLoss.apply(part.hidden, context, *head_parameters), loss, scores, late_scores)
 
 
 @dataclass(frozen=True)
@@ -100,6 +105,7 @@ class _LossContext:
     loss_normalizer: Float[Tensor, " N"]
     loss: Float[Tensor, " N"]  # results without gradient, written chunk by chunk
     scores: TokenScores
+    target_scores: dict[str, TokenScores]
 
     def chunk(self, regime: Regime, index: Int[Tensor, " M"], gradients: "_Gradients | None") -> None:
         """Write the losses and scores of the learner at some positions of one regime.
@@ -125,6 +131,8 @@ class _LossContext:
         for loss in regime.losses:
             with torch.no_grad():  # a target can share the learner's head
                 target = None if loss.target in (TOKENS, REWARD) else self.targets[loss.target].logits(index)
+                if loss.target in self.target_scores:
+                    _write_scores(self.target_scores[loss.target], index, target, self.token_ids)
             advantage = self.routing.advantage[index] if loss.target == REWARD else None
             weighted = weighted + loss.weight * loss.divergence(logits, target, self.token_ids[index], advantage)
         return weighted * self.routing.weight[index]

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from workbench.data.contexts import parse_context, require_promptable
+from workbench.data.contexts import depends_on_rollout, parse_context, require_promptable
 from workbench.distill.divergences import Divergence
 from workbench.errors import ConfigError, require_one_of, show, unknown
 from workbench.files.parsing import Malformed, check_text
@@ -276,6 +276,16 @@ class Method:
         """Views whose full distributions the losses need, in order of definition."""
         used = {loss.target for regime in self.regimes.values() for loss in regime.losses}
         return tuple(name for name in self.views if name in used)
+
+    @property
+    def late_views(self) -> tuple[str, ...]:
+        """Views that are scored with the losses, from the same logits: each token's loss needs them, the rule does not.
+
+        A view that depends on the rollout may not score all of them, which the rule has to know.
+        """
+        targets = [{loss.target for loss in regime.losses} for regime in self.regimes.values()]
+        late = set(self.targets).intersection(*targets).difference(self.router_views)
+        return tuple(name for name in self.views if name in late and not depends_on_rollout(self.views[name].context))
 
     @property
     def policies(self) -> tuple[str, ...]:

@@ -210,6 +210,8 @@ def score_views(
 ) -> tuple[dict[str, ViewOutput], dict[str, TokenScores]]:
     """Outputs and scores of views; a view that scores no rollout has scores of NaN only.
 
+    `Method.late_views` have an output alone.
+
     names  of views; None = all but the learner's
     """
     outputs, scores = {}, {}
@@ -219,8 +221,9 @@ def score_views(
             output = forward_view(policy, prompts[name], batch)
         if output is None:
             scores[name] = missing_scores(batch.num_positions)
-        else:
-            outputs[name] = output
+            continue
+        outputs[name] = output
+        if name not in method.late_views:
             scores[name] = score(output, batch.token_ids.to(output.device))
     return outputs, scores
 
@@ -231,12 +234,13 @@ def route(
     batch: Batch,
     seed: int,
     token_texts: Callable[[tuple[int, ...]], list[str]] | None = None,
+    device: torch.device | str = "cpu",
 ) -> Routing:
     """Apply the method's routing rule to the whole batch; every position gets exactly one regime.
 
     token_texts  decodes token ids for the rule
+    device       of the routing
     """
-    device = next(iter(scores.values())).logprob.device if scores else torch.device("cpu")
     view_scores = {name: scores[name] for name in method.views if name in scores}
     routing = method.route(
         RouteBatch(

@@ -59,7 +59,7 @@ class TopKTokens:
 
 @dataclass(frozen=True)
 class ScoredBatch:
-    """A batch with the outputs and scores of all views but the learner's.
+    """A batch with the outputs of all views but the learner's, and the scores of those that are not late.
 
     awaited  views whose policies compute elsewhere and are still at it; `compute_step` waits for them
     """
@@ -176,8 +176,9 @@ def compute_step(
         scored_batch = _score_awaited(method, policies, scored_batch)
         passes, scores = replace(passes, scored_batch=scored_batch), scored_batch.scores | learner_scores
         _require_numbers(method, scored_batch, scores)
-        global_batch = _all_gather_scores(process_group, batch, scores)
-        global_routing = route(method, global_batch.scores, global_batch.batch, seed, student.token_texts)
+        device = _device_of(scored_batch.outputs, scores)
+        global_batch = _all_gather_scores(process_group, batch, scores, device)
+        global_routing = route(method, global_batch.scores, global_batch.batch, seed, student.token_texts, device)
         normalizers = loss_normalizers(method, global_batch.batch, global_routing)
         global_loss_normalizer = normalizers.to(global_routing.regime.device)
         routing = slice_routing(global_routing, global_batch.positions)
@@ -185,6 +186,7 @@ def compute_step(
         num_rollouts = max(0, top_k_rollouts - global_batch.first_rollout)
         num_recorded = sum(batch.lengths[:num_rollouts]) if top_k else 0
         losses, top_tokens = passes.forward_backward(learner_output, routing, loss_normalizer, num_recorded, top_k)
+    scores |= _late_scores(method, scored_batch, losses)
     _require_finite(batch, losses, scores)
     scores[learner] = _concatenate_scores([part.scores for part in losses], batch.inverse_order)
     result = StepResult(
@@ -261,6 +263,7 @@ class _LearnerPasses:
                     regimes=tuple(self.method.regimes.values()),
                     routing=slice_routing(routing, positions),
                     loss_normalizer=loss_normalizer[positions],
+                    late_views=self.method.late_views,
                 )
                 losses.append(result)
                 top_tokens.append(top_k_tokens(output, is_recorded[positions].nonzero().squeeze(-1), top_k))
@@ -284,6 +287,22 @@ class _LearnerPasses:
     def _lockstep(self) -> contextlib.AbstractContextManager[None]:
         """Context of passes with gradient: with sharded weights, all ranks pass through the layers together."""
         return contextlib.nullcontext() if self.backward is None else lockstep_forward(self.student)
+
+
+def _device_of(outputs: dict[str, ViewOutput], scores: dict[str, TokenScores]) -> torch.device:
+    """Device of the views other than the learner, or of the learner's scores."""
+    devices = [output.device for output in outputs.values()] + [view.logprob.device for view in scores.values()]
+    return devices[0] if devices else torch.device("cpu")
+
+
+def _late_scores(method: Method, scored_batch: ScoredBatch, losses: list[LossResult]) -> dict[str, TokenScores]:
+    """Scores of the method's late views, from the passes of the micro-batches. Raises NonFiniteError for a NaN."""
+    scores = {
+        view: _concatenate_scores([part.target_scores[view] for part in losses], scored_batch.batch.inverse_order)
+        for view in method.late_views
+    }
+    _require_numbers(method, scored_batch, scores)
+    return scores
 
 
 def _concatenate_scores(parts: list[TokenScores], order: Positions) -> TokenScores:
@@ -317,11 +336,12 @@ class _GlobalBatch:
     first_rollout: int
 
 
-def _all_gather_scores(process_group: ProcessGroup, batch: Batch, scores: dict[str, TokenScores]) -> _GlobalBatch:
+def _all_gather_scores(
+    process_group: ProcessGroup, batch: Batch, scores: dict[str, TokenScores], device: torch.device
+) -> _GlobalBatch:
     """All-gather rollouts (without images and evidence) and scores; with one rank, the batch itself."""
     if process_group.size == 1:
         return _GlobalBatch(batch, scores, slice(0, batch.num_positions), 0)
-    device = next(iter(scores.values())).logprob.device if scores else torch.device("cpu")
     text_examples = {
         id(rollout.example): replace(rollout.example, images=(), evidence=Evidence()) for rollout in batch.rollouts
     }
@@ -361,10 +381,14 @@ def _with_global_batch_result(
     if global_batch.batch is result.batch:
         return result
     method = result.method
-    learner_scores = {key: value.cpu() for key, value in vars(result.scores[method.learner_view]).items()}
-    gathered = _concatenate(process_group.all_gather_object({"loss": result.loss.cpu(), **learner_scores}))
-    loss = gathered.pop("loss")
-    scores = global_batch.scores | {method.learner_view: TokenScores(**gathered)}
+    with_losses = (method.learner_view, *method.late_views)
+    numbers = {(view, key): value.cpu() for view in with_losses for key, value in vars(result.scores[view]).items()}
+    gathered = _concatenate(process_group.all_gather_object({("", "loss"): result.loss.cpu(), **numbers}))
+    loss = gathered.pop(("", "loss"))
+    keys = vars(result.scores[method.learner_view])
+    scores = global_batch.scores | {
+        view: TokenScores(**{key: gathered[view, key] for key in keys}) for view in with_losses
+    }
     scores = {view: scores[view] for view in method.views}
     global_batch_result = StepResult(method, global_batch.batch, {}, scores, routing, loss, loss_normalizer, None, {})
     return replace(result, of_all_ranks=global_batch_result)

@@ -171,8 +171,9 @@ class PlannedStep:
             # what other micro-batches keep: hidden states, and features of their pictures
             rest = self.shape.rows - self.shape.executed_rows
             self.run.hold(ACTIVATIONS, max(0, live[ACTIVATIONS] - before) * rest // self.shape.executed_rows)
-            self._mark("scores", view.policy)
-            self._score_a_chunk(self.outputs[name], batch.token_ids)
+            if name not in self.method.late_views:
+                self._mark("scores", view.policy)
+                self._score_a_chunk(self.outputs[name], batch.token_ids)
 
     def _score_a_chunk(self, output: ViewOutput, ids: Tensor) -> None:
         """Scores of one chunk of positions; the other chunks are like it."""
