@@ -126,7 +126,7 @@ LACKING = {  # what a model without weights of it answers
     "adapter of a role": (  # gemma3's connector is a matrix without a linear layer
         "gemma3",
         {"models__train": ["language", "connector"], "models__lora": {"rank": 2}},
-        ("models.train", "connector", "no adapters", "of language, vision.", "models.lora.target_modules"),
+        ("models.train", "connector", "no adapters", "of language, vision.", "models.lora.rank=0", "no linear layer"),
     ),
     "rate of an adapter": (
         "gemma3",
@@ -134,7 +134,7 @@ LACKING = {  # what a model without weights of it answers
             "training__learning_rates": {"vision": 1e-4},
             "models__lora": {"rank": 2, "target_modules": ".*language.*q_proj"},
         },
-        ("training.learning_rates", "vision", "no adapters", "of language."),
+        ("training.learning_rates", "vision", "no adapters", "of language.", "models.lora.target_modules"),
     ),
     "target modules": (
         "llama",

@@ -50,12 +50,22 @@ def set_trained(model: nn.Module, trained: Sequence[str], rates: Iterable[str], 
     for option, chosen in (("models.train", trained), ("training.learning_rates", rates)):
         for role in chosen:
             if role not in present:
-                remedy = " or change models.lora.target_modules" if role in by_name.values() else ""
+                remedy = _remedy(model, role, by_name)
                 raise ConfigError(
                     f"{name}: {option} names {role}, of which {type(model).__name__} has no {what}. It has {what} of "
                     f"{', '.join(role for role in ROLES if role in present)}. Remove it{remedy}."
                 )
     return by_name
+
+
+def _remedy(model: nn.Module, role: str, by_name: dict[str, str]) -> str:
+    """What else trains a role: other layers to adapt, or no adapters where none of its layers is linear."""
+    if role not in by_name.values():
+        return ""
+    linear = (name for name, module in model.named_modules() if isinstance(module, nn.Linear))
+    if any(by_name.get(f"{name}.weight") == role for name in linear):
+        return " or change models.lora.target_modules"
+    return f", or train all weights with models.lora.rank=0: {role} has no linear layer to adapt"
 
 
 def describe_trained(model: nn.Module) -> str:
