@@ -84,7 +84,7 @@ def test_check_counts_changed_images(models: dict, tmp_path: Path, monkeypatch: 
     data = str(write(tmp_path, {"images": ["b.png"]}, {"images": ["c.png"]}, {"images": ["b.png"]}))
     checks = check_config(run_config(models, tmp_path, method={"name": "opd"}, data={"train": data}))
     (line,) = [check for check in checks if check.name == "pictures"]
-    assert line.finding == f"2 opened with transparent pixels, laid on white, as {tmp_path / 'b.png'}"
+    assert line.finding == f"2 opened with transparent pixels, laid on white, for example image {tmp_path / 'b.png'}"
 
 
 def test_check_without_usable_row_raises_with_reasons(models: dict, tmp_path: Path) -> None:

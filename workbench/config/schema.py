@@ -125,7 +125,10 @@ class ModelsConfig:
     max_pixels: Annotated[
         int | None,
         Option(
-            "Largest image that models see, by area; larger ones are reduced. null = no limit", unit="pixels", low=784
+            "Largest image that models see, by area; larger ones are reduced, then resized by the model's processor "
+            "(models.image_processor). null = no limit",
+            unit="pixels",
+            low=784,
         ),
     ] = MAX_PIXELS
     teacher_max_pixels: Annotated[

@@ -347,7 +347,9 @@ def _images(result: StepResult, learner: Learner) -> Iterator[Check]:
             ids = policy.encoder.encode(prompt)["input_ids"]
             count = int((ids == image_token).sum())
             status = OK if bool(count) == bool(prompt.all_images) else WRONG
-            text = f"{len(prompt.all_images)} image(s), {count:,} image tokens of {ids.numel():,}"
+            cost = policy.encoder.picture_tokens(prompt)
+            marks = f" ({cost:,} with their marks)" if cost != count else ""
+            text = f"{len(prompt.all_images)} image(s), {count:,} image tokens{marks} of {ids.numel():,}"
             yield Check(f"images in view {name}", status, text + _largest_image(policy, prompt))
 
 

@@ -62,7 +62,7 @@ def describe_pictures(before: dict[str, int]) -> list[tuple[str, str]]:
     for what, names in images.CHANGED.items():
         count = len(names) - before.get(what, 0)
         if count > 0:
-            lines.append((NOTE, f"{count:,} opened with {what}, as {sorted(names)[0]}"))
+            lines.append((NOTE, f"{count:,} opened with {what}, for example image {sorted(names)[0].rstrip(',')}"))
     return lines
 
 
