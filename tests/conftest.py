@@ -157,9 +157,8 @@ def trained(models: dict, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def chromium() -> str:
     """Path of the browser."""
-    result = os.environ.get("CHROMIUM") or next(
-        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-    )
+    names = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
+    result = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
     if result is None:
         pytest.fail("These tests need Chromium: apt-get install chromium, or set CHROMIUM to the path of a browser.")
     return result

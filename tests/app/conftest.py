@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from app_process import Server
-from page_checks import SHOWS, free_port, watched_pages
+from page_checks import SHOWS, Watched, free_port, watched_pages
 from playwright.sync_api import BrowserContext, Page
 from small import add_begun, run_config
 from test_studies import write
@@ -52,17 +52,48 @@ def address(runs: Path, models: dict) -> Iterator[str]:
     app.close()
 
 
+@pytest.fixture(scope="session")
+def kept() -> Iterator[list[Watched]]:
+    """The page that tests leave to the next one, if any."""
+    pages: list[Watched] = []
+    yield pages
+    for item in pages:
+        item.close()
+
+
 @pytest.fixture
-def visit(visitor: BrowserContext, address: str) -> Iterator[Callable[[str, str], Page]]:
-    """Open a tab of the app; at the end its pages are checked, as `watched_pages` describes."""
-    with watched_pages(visitor, address) as open_query:
+def visit(
+    request: pytest.FixtureRequest, visitor: BrowserContext, address: str, kept: list[Watched]
+) -> Iterator[Callable[..., Page]]:
+    """Open a tab of the app, in the page that the test before left, or, if `fresh`, in one that loads the address.
 
-        def open_tab(query: str, tab: str) -> Page:
-            page = open_query(f"{query}&tab={tab}")
-            page.locator(SHOWS[tab]).first.wait_for()
-            return page
+    No page may request another address or raise a script error. A test that fails leaves no page.
+    """
 
-        yield open_tab
+    faults: list[str] = []
+
+    def close_kept() -> None:
+        while kept:
+            faults.extend(kept[0].faults("$^"))
+            kept.pop().close()
+
+    def open_tab(query: str, tab: str, *, fresh: bool = False) -> Page:
+        if fresh:
+            close_kept()
+        if kept:
+            page = kept[0].show(f"{query}&tab={tab}")
+        else:
+            kept.append(Watched(visitor, address))
+            page = kept[0].load(f"{query}&tab={tab}")
+        page.locator(SHOWS[tab]).first.wait_for()
+        return page
+
+    failed = request.session.testsfailed
+    yield open_tab
+    faults += [fault for item in kept for fault in item.faults("$^")]
+    if faults or request.session.testsfailed > failed:
+        close_kept()
+    assert faults == []
 
 
 @pytest.fixture(scope="module")

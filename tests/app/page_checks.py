@@ -2,14 +2,18 @@
 
 import re
 import socket
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
-from playwright.sync_api import BrowserContext, Locator, Page, TimeoutError, expect
+from playwright.sync_api import BrowserContext, Locator, Page, Request, expect
 
 from workbench.app.layout import PLACES, place_of
 
-PATIENCE_MS = 120_000  # a busy machine is slow, and a wrong page stays wrong
+PATIENCE_MS = 30_000  # a busy machine is slow, and a wrong page stays wrong
+RUN_MS = 120_000  # for a program that the page has started
+VIEWPORT = {"width": 1280, "height": 1000}
+_PENDING: dict[Page, set[Request]] = {}  # by page: requests without a response
 SHOWS = {  # what a tab has when it is drawn
     "runs": "#runs-all tr[data-run]",
     "new-run": "#new-run-start",
@@ -69,6 +73,8 @@ REFERENCES = """() => {
     return found;
 }"""  # of the visible figures: references to their own areas, clips and gradients, and those that lead elsewhere
 
+SHOW = """query => { history.replaceState(null, "", `?${query}`); dispatchEvent(new PopStateEvent("popstate")); }"""
+
 
 def click_tab(page: Page, tab: str) -> None:
     """Open a tab by its place and, within it, by its own name."""
@@ -85,16 +91,22 @@ def open_tab(page: Page, tab: str) -> None:
 
 
 def hover_card(page: Page, token: Locator) -> Locator:
-    """Hover over a token and return its card. The page may draw the answer again under a resting mouse."""
+    """Hover over a token and return its card."""
+    settle(page)  # an answer that is drawn anew has no card
+    token.scroll_into_view_if_needed()
+    page.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")  # a scroll closes it
+    page.mouse.move(0, 0)
+    token.hover()
     card = page.locator(".wb-card:popover-open")
-    for _ in range(60):
-        page.mouse.move(0, 0)
-        token.hover()
-        with suppress(TimeoutError):
-            card.wait_for(timeout=2_000)
-            break
     card.wait_for()
     return card
+
+
+def whole_figures(page: Page, least: int = 1) -> None:
+    """Assert that no visible figure has a broken reference, and that at least `least` references resolve."""
+    settle(page)
+    result = page.evaluate(REFERENCES)
+    assert result["broken"] == [] and result["local"] >= least, (page.url, result)
 
 
 def nameless(page: Page, part: str) -> list[str]:
@@ -108,6 +120,65 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+class Watched:
+    """A page of the app at an address, and what it requested and complained about."""
+
+    def __init__(self, visitor: BrowserContext, address: str) -> None:
+        self.address = address
+        self.page = visitor.new_page()
+        self.foreign: list[str] = []
+        self.errors: list[str] = []
+        expect.set_options(timeout=PATIENCE_MS)
+        self.page.set_default_timeout(PATIENCE_MS)
+        self.pending = _PENDING[self.page] = set()
+        self.page.on("request", self._note)
+        for event in ("requestfinished", "requestfailed"):
+            self.page.on(event, lambda request: self.pending.discard(request))
+        self.page.on("framenavigated", lambda _: self.pending.clear())
+        self.page.on("pageerror", lambda error: self.errors.append(f"{error.name}: {error} {error.stack}"))
+
+    def _note(self, request: Request) -> None:
+        if not request.url.startswith((self.address, "data:", "blob:")):
+            self.foreign.append(request.url)
+        if "/heartbeat/" not in request.url:  # which lasts as long as the page
+            self.pending.add(request)
+
+    def load(self, query: str) -> Page:
+        """Load a query of the app."""
+        self.page.goto(f"{self.address}/?{query}")
+        return self.page
+
+    def show(self, query: str) -> Page:
+        """Open a query in the page as it is, as the browser's history does: without the seconds that a load takes."""
+        self.page.set_viewport_size(VIEWPORT)
+        self.page.mouse.move(0, 0)
+        self.page.evaluate(SHOW, query)
+        settle(self.page)
+        return self.page
+
+    def faults(self, expected: str) -> list[str]:
+        """Requests to other addresses and script errors except `expected` ones, since the last call."""
+        result = [*self.foreign, *(error for error in self.errors if not re.search(expected, error))]
+        self.foreign.clear()
+        self.errors.clear()
+        return result
+
+    def close(self) -> None:
+        _PENDING.pop(self.page, None)
+        self.page.close()
+
+
+def settle(page: Page) -> None:
+    """Wait until the page has nothing left to ask of the server and to draw of its answers."""
+    end, quiet = time.monotonic() + PATIENCE_MS / 1000, 0
+    while quiet < 24:
+        page.evaluate("new Promise(done => setTimeout(done, 40))")  # after what the page has to do
+        pending = [request.url for request in _PENDING[page]]
+        # Gradio may leave its stream of events open
+        quiet = 0 if any("/queue/data" not in url for url in pending) else quiet + (1 if pending else 6)
+        assert time.monotonic() < end, pending
+
+
 @contextmanager
 def watched_pages(visitor: BrowserContext, address: str, expected: str = "$^") -> Iterator[Callable[[str], Page]]:
     """A function that opens a query of the app at `address` in a new page.
@@ -115,20 +186,13 @@ def watched_pages(visitor: BrowserContext, address: str, expected: str = "$^") -
     At the end the pages are closed. None may have requested another address or raised a script error, except errors
     that match `expected`.
     """
-    pages, foreign, errors = [], [], []
-    expect.set_options(timeout=PATIENCE_MS)
+    watched = []
 
     def open_query(query: str) -> Page:
-        page = visitor.new_page()
-        pages.append(page)
-        page.set_default_timeout(PATIENCE_MS)
-        page.on("request", lambda request: foreign.append(request.url))
-        page.on("pageerror", lambda error: errors.append(f"{error.name}: {error} {error.stack}"))
-        page.goto(f"{address}/?{query}")
-        return page
+        watched.append(Watched(visitor, address))
+        return watched[-1].load(query)
 
     yield open_query
-    for page in pages:
-        page.close()
-    assert [url for url in foreign if not url.startswith((address, "data:", "blob:"))] == []
-    assert [error for error in errors if not re.search(expected, error)] == []
+    for item in watched:
+        item.close()
+    assert [fault for item in watched for fault in item.faults(expected)] == []

@@ -1,19 +1,15 @@
-"""The tabs that read a run, in a real browser: hover, pin, keyboard, links, comparison, own image, report.
-
-Screenshots of every tab, light and dark, narrow and wide, go to the folder $WORKBENCH_SCREENSHOTS if it is set.
-"""
+"""The tabs that read a run, in a real browser: hover, pin, keyboard, links, own image, report."""
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from page_checks import FITS, SHOWS, click_tab, hover_card, nameless
+from page_checks import SHOWS, click_tab, hover_card
 from PIL import Image
-from playwright.sync_api import Page, expect
+from playwright.sync_api import BrowserContext, Page, expect
 from small import run_config
 
 from workbench.traces.reader import open_traces
@@ -184,7 +180,7 @@ def test_own_image_box_drawn_by_mouse_is_scored(visit, tmp_path: Path) -> None:
     expect(page.locator("#data-scored .wb-t")).to_have_count(0)  # the scores are not of this example
 
 
-def test_report_written_opens_without_requests(visit, runs: Path, tmp_path: Path, browser) -> None:
+def test_report_written_opens_without_requests(visit, visitor: BrowserContext, runs: Path, tmp_path: Path) -> None:
     page = visit("run=dopd", "data")
     page.locator("#app-report").click()
     page.locator("#report-write").click()
@@ -197,7 +193,7 @@ def test_report_written_opens_without_requests(visit, runs: Path, tmp_path: Path
         link.click()
     waiting.value.save_as(tmp_path / "report.html")
     assert (tmp_path / "report.html").read_bytes() == (runs / "dopd" / "report.html").read_bytes()
-    alone = browser.new_page()
+    alone = visitor.new_page()
     requested, faults = [], []
     alone.on(
         "request",
@@ -211,24 +207,6 @@ def test_report_written_opens_without_requests(visit, runs: Path, tmp_path: Path
     expect(alone.locator(".wb-detail").first).to_contain_text("token 2 of")
     assert requested == [] and faults == []
     alone.close()
-
-
-@pytest.mark.parametrize("theme", ["light", "dark"])
-def test_tabs_any_theme_and_width_fit_window(visit, theme: str) -> None:
-    screenshots = os.environ.get("WORKBENCH_SCREENSHOTS")
-    page = visit(f"run=dopd&with=opd&__theme={theme}", "answers")
-    assert nameless(page, "#app-header") == []
-    for tab, shows in SHOWS.items():
-        click_tab(page, tab)
-        page.locator(shows).first.wait_for()
-        assert nameless(page, f"#tab-{tab}") == [], tab
-        for width in (1920, 1280):
-            page.set_viewport_size({"width": width, "height": 1000})
-            page.wait_for_function(FITS, arg=f"#tab-{tab}")
-            if screenshots is not None:
-                page.wait_for_timeout(800)  # Plotly moves a Sankey's nodes to their new places by and by
-                file = Path(screenshots) / f"{tab}-{width}-{theme}.png"
-                page.screenshot(path=file, full_page=True, animations="disabled")
 
 
 def test_link_and_theme_survive_reload_and_unknown_run_errors(visit, address: str) -> None:

@@ -22,7 +22,7 @@ def expect_answer(page: Page, tab: str, step: int, rollout: int) -> None:
 
 
 def test_history_back_and_forward_restore_tabs_and_answers(visit) -> None:
-    page = visit("run=dopd", "answers")
+    page = visit("run=dopd", "answers", fresh=True)  # a browser keeps 50 entries
     before = page.evaluate("history.length")
     page.locator("#answers-list tr[data-key]").nth(1).click()
     expect_answer(page, "answers", 4, 1)
