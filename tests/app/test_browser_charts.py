@@ -79,7 +79,7 @@ def test_charts_downloads_hold_recorded_numbers(visit, runs: Path) -> None:
     assert image.startswith("<svg") and "url(http" not in image and "loss" in image
     assert saved(page, loss.get_by_role("button", name="PNG")).read_bytes()[:4] == b"\x89PNG"
     open_tab(page, "movement")
-    save = page.locator("#movement-probes caption button[data-csv]")
+    save = page.locator("#movement-probes button[data-csv]")
     text = saved(page, save).read_bytes().decode()  # answers of random weights have any sign, line feeds too
     head, *rows = csv.reader(io.StringIO(text, newline=""))
     listed = movement.probes(runs / "dopd").rows

@@ -90,7 +90,8 @@ def rows_html(
     caption = ""
     if title:
         save = '<button type="button" data-csv title="Save the rows that are listed">CSV</button>'
-        caption = f"<caption><div>{escape(title)}<span>{escape(table.run)}</span>{save}</div></caption>"
+        # beside the table: of a grid's content only rows may hold a button
+        caption = f'<div class="wbu-caption">{escape(title)}<span>{escape(table.run)}</span>{save}</div>'
     if table.empty:
         return empty_html(table.empty, title=title)
     heads = "".join(_heading(column, table, order if column.name in sortable else None) for column in columns)
@@ -109,9 +110,9 @@ def rows_html(
     style += "" if key else ' tabindex="0"'  # keys scroll a table without rows to choose
     role = ' role="grid"' if key else ""
     return (
-        f'<div class="wbu-scroll"{style}>'
+        f'<div class="wbu-scroll"{style}>{caption}'
         f'<table{role} aria-label="{escape(label, quote=True)}"{" data-follow" if follow else ""}>'
-        f"{caption}<thead><tr>{heads}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
+        f"<thead><tr>{heads}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
     )
 
 

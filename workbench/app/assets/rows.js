@@ -23,7 +23,7 @@ window.workbenchRows = (element, trigger, watch, sortEvent) => {
     const save = event.target.closest("[data-csv]");
     if (save) {
       const caption = save.parentElement.firstChild.textContent.split(":")[0];
-      const lines = [...save.closest("table").rows].map((line) => [...line.cells].map(exact));
+      const lines = [...save.closest(".wbu-scroll").querySelector("table").rows].map((line) => [...line.cells].map(exact));
       workbenchFigures.saveRows(caption, lines);
       return;
     }
