@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from page_checks import click_tab, free_port, watched_pages
+from page_checks import RUN_MS, click_tab, free_port, settle, watched_pages
 from playwright.sync_api import BrowserContext, Page, expect
 from small import add_begun
 
@@ -33,9 +33,12 @@ def server(launch_folder: Path) -> Iterator[Served]:
 
 def test_form_mistakes_show_errors_and_start_nothing(server: Served, open_page: Callable) -> None:
     page = open_page("tab=new-run")
+    page.locator("#new-run-training-steps").scroll_into_view_if_needed()
+    page.mouse.wheel(0, 3000)
+    expect(page.locator("#new-run-start")).to_be_in_viewport()
     page.locator("#new-run-training-steps input").fill("0")
     expect(page.locator("#new-run-message [role=alert]")).to_contain_text("training.steps must be at least 1, got 0")
-    for name in ("../o", "../out") * 4:  # two fields within one round trip: the page gets one request for both
+    for name in ("../o", "../out") * 2:  # two fields within one round trip: the page gets one request for both
         page.locator("#new-run-training-steps input").fill("0")
         page.locator("#new-run-training-steps input").fill("2")
         page.locator("#new-run-name input, #new-run-name textarea").fill(name)
@@ -52,7 +55,7 @@ def test_form_mistakes_show_errors_and_start_nothing(server: Served, open_page: 
     expect(page.locator("#new-run-command textarea")).to_have_value(re.compile("models.student=no/such/model"))
     page.locator("#new-run-start").click()
     expect(page.locator("#new-run-said [role=alert]")).to_contain_text('"no/such/model" is not a model folder')
-    page.wait_for_timeout(600)  # the new command arrives, and the error stays
+    settle(page)  # the new command arrives, and the error stays
     expect(page.locator("#new-run-said [role=alert]")).to_be_visible()
     assert not (server.runs / "missing").exists()
     assert "Traceback" not in page.content()
@@ -104,7 +107,7 @@ def test_check_edited_form_replaces_report(open_page: Callable) -> None:
 
     page.locator("#new-run-check").click()
     expect(report).to_contain_text("Checking")
-    expect(report.locator(".app-good")).to_contain_text("checks passed")
+    expect(report.locator(".app-good")).to_contain_text("checks passed", timeout=RUN_MS)
     expect(report.locator("table tbody tr").first).to_contain_text("evidence")
     expect(report.locator("table")).to_contain_text("regimes of this batch")
     expect(report.locator("td", has_text=re.compile("^ok$")).first).to_be_visible()
@@ -114,7 +117,7 @@ def test_check_edited_form_replaces_report(open_page: Callable) -> None:
     page.locator("#new-run-check").click()
     expect(report).to_contain_text("Checking")
     steps.fill("8")
-    expect(report).to_contain_text("The form was edited during the check")
+    expect(report).to_contain_text("The form was edited during the check", timeout=RUN_MS)
     expect(command).to_have_value(re.compile("training.steps=8"))
     expect(report.locator("table")).to_have_count(0)
 
@@ -150,13 +153,6 @@ def test_run_failed_before_folder_can_be_corrected(server: Served, open_page: Ca
     page.locator("#new-run-recipe input").click()
     page.get_by_role("option", name=re.compile(r"run\s+fails")).click()
     expect(page.locator("#new-run-data-train textarea, #new-run-data-train input").first).to_have_value("nofile.jsonl")
-
-
-def test_start_button_form_scrolled_stays_in_viewport(open_page: Callable) -> None:
-    page = open_page("tab=new-run")
-    page.locator("#new-run-training-steps").scroll_into_view_if_needed()
-    page.mouse.wheel(0, 3000)
-    expect(page.locator("#new-run-start")).to_be_in_viewport()
 
 
 def test_read_only_page_disables_launch_and_resume(visitor: BrowserContext, launch_folder: Path) -> None:

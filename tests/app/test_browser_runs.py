@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from app_process import Server, wait_for
-from page_checks import click_tab, hover_card, open_tab
+from page_checks import RUN_MS, click_tab, hover_card, open_tab
 from playwright.sync_api import Page, expect
 
 from workbench.runs.jobs import JobState
@@ -28,7 +28,7 @@ def launch(page: Page, name: str, *, steps: int, more: str = "") -> None:
 
 
 def badge(page: Page, state: str) -> None:
-    expect(page.locator("#training-status .app-badge")).to_have_text(state)
+    expect(page.locator("#training-status .app-badge")).to_have_text(state, timeout=RUN_MS)
 
 
 def check_finished(page: Page, state: JobState) -> None:
