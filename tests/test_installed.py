@@ -15,8 +15,13 @@ from pathlib import Path
 import pytest
 import yaml
 
+from workbench.app.guide import GUIDES
+
 ROOT = Path(__file__).parent.parent
-FOLDERS, FILES = ("workbench", "configs", "data"), ("pyproject.toml", "README.md", "LICENSE")  # a wheel is built of
+FOLDERS, FILES = (
+    ("workbench", "configs", "data", "docs"),
+    ("pyproject.toml", "README.md", "LICENSE"),
+)  # a wheel is built of
 MAX_WHEEL_BYTES = 42e6
 
 
@@ -61,7 +66,7 @@ def test_wheel_has_recipes_models_and_samples(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     assert "workbench/py.typed" in names
     needed = [*ROOT.glob("configs/**/*.yaml"), *ROOT.glob("data/models/*/*"), *ROOT.glob("data/smolvlm/*")]
-    needed.append(ROOT / "data/samples/samples.jsonl")
+    needed += [ROOT / "data/samples/samples.jsonl", *(ROOT / f"docs/{name}.md" for name in GUIDES)]
     assert not [file for file in needed if f"workbench/files/builtin/{file.relative_to(ROOT)}" not in names]
 
 

@@ -28,6 +28,7 @@ from workbench.app.context import (
     show_errors,
 )
 from workbench.app.gradio_private import plotly_module
+from workbench.app.guide import SECTIONS
 from workbench.app.sidebar import build_sidebar, connect_sidebar, sidebar_html
 from workbench.app.tabs import (
     answers,
@@ -96,6 +97,7 @@ def build_app(context: AppContext) -> gr.Blocks:
             runs_toggle = gr.Button("☰ Runs", elem_id="app-runs-toggle", size="sm", min_width=84, scale=0)
             gr.HTML(_title(context), elem_id="app-title", padding=False)
             report_button = gr.Button("Report", elem_id="app-report", size="sm", min_width=96, scale=0)
+            guide = gr.Button("Guide", elem_id="app-guide", size="sm", min_width=96, scale=0)
             refresh = gr.Button("Refresh", elem_id="app-refresh", size="sm", min_width=96, scale=0)
             toggle = gr.Button("◐ Theme", elem_id="app-theme", size="sm", min_width=96, scale=0)
         with gr.Row(visible="hidden"):
@@ -116,6 +118,7 @@ def build_app(context: AppContext) -> gr.Blocks:
                 alert = gr.HTML("", elem_id="app-trouble", padding=False)
                 places = _build_places(context, shared, first_tab(run_names(context)))
         runs_toggle.click(None, js="() => workbenchSidebar.toggle()")
+        guide.click(None, tab, js=f"(tab) => workbenchApp.guide(({json.dumps(SECTIONS)})[tab])")
         _connect(context, app, shared, places, refresh, toggle, search, back, listed_runs, alert)
 
         def load_first_paint(search: str) -> str:  # gr.api needs annotated parameters

@@ -17,6 +17,7 @@ from starlette.middleware import Middleware
 from workbench.app.api import api_routes
 from workbench.app.context import MAX_UPLOAD_MB, AppContext
 from workbench.app.gradio_private import NO_SELF_REQUEST, EarlyHead, slow_queue
+from workbench.app.guide import guide_routes
 from workbench.app.layout import build_app, early_head, page_style
 from workbench.app.limits import MAX_SESSIONS, MAX_WAITING, LoginDelay, RequestLimits
 from workbench.app.origins import OriginGuard, Origins, read_allowed, read_frames
@@ -62,7 +63,7 @@ def serve(
     if not read_only:
         set_limit(runs, max_runs)
     context = AppContext(runs, _recipes(configs), read_only, read_folders(allow_dirs), max_runs)
-    app = build_app(context)
+    app, routes = build_app(context), [*api_routes(context), *guide_routes()]
     app.queue(default_concurrency_limit=8, max_size=MAX_WAITING)
     slow_queue(app)
     app.launch(
@@ -81,7 +82,7 @@ def serve(
         max_file_size=1 if read_only else f"{MAX_UPLOAD_MB}mb",
         prevent_thread_lock=True,
         state_session_capacity=MAX_SESSIONS,
-        app_kwargs={"middleware": _middleware(app, origins, read_only=read_only), "routes": api_routes(context)},
+        app_kwargs={"middleware": _middleware(app, origins, read_only=read_only), "routes": routes},
         **page_style(),
     )
     return app

@@ -1,7 +1,7 @@
-"""Recipes, models and samples that come with the package, so that an installed workbench needs no clone.
+"""Recipes, models, samples and guides that come with the package, so that an installed workbench needs no clone.
 
-workbench/files/builtin has them under their paths in the repository: configs/, data/models/, data/samples/. A file in
-the working directory takes precedence.
+workbench/files/builtin has them under their paths in the repository: configs/, data/models/, data/samples/, docs/. A
+file in the working directory takes precedence.
 """
 
 import os

@@ -97,6 +97,10 @@ window.workbenchApp = (() => {
       return theme;
     },
     open: () => { isOpen = true; },
+    guide: (section) => { // the section of the open tab, in a page of its own
+      const root = (window.gradio_config?.root || "").replace(/\/$/, "");
+      window.open(`${root}/guide/reading-the-pictures#${section || ""}`, "_blank", "noopener");
+    },
     // the view that a place opens: the open one, or the one that it had last
     enter: (views, tab) => views.includes(tab) ? tab : views.find((view) => lastOf[view]) || views[0],
     // the tabs of the page and of the places with several views, when `tab` is open
