@@ -43,16 +43,19 @@ VIEW = TokenView(
 class Opened:
     """A page that remembers what it complained about and what it asked for."""
 
-    def __init__(self, browser, tmp_path, html, **context):
-        self.context = browser.new_context(viewport={"width": 1280, "height": 900}, **context)
-        self.page = self.context.new_page()
+    def __init__(self, browser):
+        self.page = browser.new_page()
         self.complaints, self.requests = [], []
         self.page.on("console", lambda message: self.complaints.append(message.text))
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
         self.page.on("request", lambda request: self.requests.append(request.url))
-        file = tmp_path / "page.html"
-        file.write_text(html, encoding="utf-8")
+
+    def show(self, file, color_scheme):
+        self.page.set_viewport_size({"width": 1280, "height": 900})
+        self.page.emulate_media(color_scheme=color_scheme)
+        self.page.mouse.move(0, 0)
         self.page.goto(file.as_uri())
+        return self
 
     def token(self, index, root=".wb-tokens"):
         return self.page.locator(f"{root} .wb-t[data-i='{index}']").first
@@ -61,22 +64,28 @@ class Opened:
         return self.token(index).evaluate("node => getComputedStyle(node).backgroundColor")
 
 
-@pytest.fixture
-def open_page(browser, tmp_path):
-    opened = []
+@pytest.fixture(scope="module")
+def opened(browser):
+    created = Opened(browser)
+    yield created
+    created.page.close()
 
-    def open_html(html=None, **context):
+
+@pytest.fixture
+def open_page(opened, tmp_path):
+    def open_html(html=None, color_scheme="light"):
         html = render_page([render_tokens(VIEW, standalone=False)], "t") if html is None else html
-        opened.append(Opened(browser, tmp_path, html, **context))
-        return opened[-1]
+        file = tmp_path / "page.html"
+        file.write_text(html, encoding="utf-8")
+        return opened.show(file, color_scheme)
 
     yield open_html
-    for item in opened:
-        external = [url for url in item.requests if not url.startswith(("file:", "data:"))]
-        complaints = item.complaints
-        item.context.close()
-        assert complaints == [], "the console must stay silent"
-        assert external == [], "nothing may be asked of a network"
+    external = [url for url in opened.requests if not url.startswith(("file:", "data:"))]
+    complaints = opened.complaints.copy()
+    opened.complaints.clear()
+    opened.requests.clear()
+    assert complaints == [], "the console must stay silent"
+    assert external == [], "nothing may be asked of a network"
 
 
 def numbers(texts):
@@ -357,9 +366,14 @@ def until(page, expression):
     pytest.fail(f"never true: {expression}")
 
 
+@pytest.fixture(scope="module")
+def long_page():
+    return render_page([render_tokens(long_answer(), standalone=False, pinned=0, marked={7})], "t")
+
+
 @pytest.fixture
-def opened_long(open_page):
-    return open_page(render_page([render_tokens(long_answer(), standalone=False, pinned=0, marked={7})], "t"))
+def opened_long(open_page, long_page):
+    return open_page(long_page)
 
 
 def test_long_answer_holds_tokens_near_the_screen_only(opened_long):
