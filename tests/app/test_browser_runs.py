@@ -1,17 +1,13 @@
 """Runs in a real browser: launched, watched, browsed, stopped and resumed, while the server is killed and restarted."""
 
-import json
 import re
 from collections.abc import Callable
-from pathlib import Path
 
 from app_process import Server, wait_for
 from page_checks import RUN_MS, click_tab, hover_card, open_tab
 from playwright.sync_api import Page, expect
 
 from workbench.runs.jobs import JobState
-
-SAMPLES = Path(__file__).parents[2] / "data/samples/samples.jsonl"
 
 
 def launch(page: Page, name: str, *, steps: int, more: str = "") -> None:
@@ -46,8 +42,8 @@ def check_finished(page: Page, state: JobState) -> None:
     expect(page.locator("#training-answers tbody tr").first).to_be_attached()
 
 
-def browse_to_illusion(page: Page) -> None:
-    """From Monitor to a case of illusion by mouse alone."""
+def check_answer(page: Page) -> None:
+    """From Training to a token of an answer by mouse alone."""
     open_tab(page, "answers")
     token = page.locator("#answers-answer .wb-t").nth(1)
     expect(hover_card(page, token).locator("[data-logprob]").first).to_be_visible()
@@ -55,25 +51,14 @@ def browse_to_illusion(page: Page) -> None:
     expect(page.locator("#answers-answer .wb-detail")).to_contain_text("token 2 of")
     expect(page.locator("#answers-answer .wb-detail .wb-fall svg")).to_be_visible()
 
-    click_tab(page, "movement")
-    expect(page.locator("#movement-flow .js-plotly-plot .sankey-node").first).to_be_attached()
 
-    click_tab(page, "leakage")
-    worst = page.locator("#leakage-worst tr[data-key]").first
-    position = json.loads(worst.get_attribute("data-key"))["position"]
-    worst.click()
-    expect(page.locator("#answers-answer .wb-detail")).to_contain_text(f"token {position + 1} of")
-    expect(page).to_have_url(re.compile(f"run=first.*tab=answers.*token={position}"))
-
-
-def test_launched_run_leads_to_illusion_and_next_survives_server(server: Server, open_page: Callable) -> None:
+def test_launched_run_shows_its_tokens_and_next_survives_server(server: Server, open_page: Callable) -> None:
     page = open_page("tab=new-run")
-    # the visibility of photos' tokens is unknown, so a model of random weights has cases of illusion, too
-    launch(page, "first", steps=3, more=f"data.train={SAMPLES}\ntrace.probes=2\ntrace.probe_every=1")
+    launch(page, "first", steps=3)
     badge(page, "finished")
     assert server.state("first").status == "finished"
     check_finished(page, server.state("first"))
-    browse_to_illusion(page)
+    check_answer(page)
 
     click_tab(page, "new-run")
     launch(page, "long", steps=5000, more="data.eval=null\ntrace.probes=0\ntraining.save_every=1000")
@@ -97,5 +82,3 @@ def test_launched_run_leads_to_illusion_and_next_survives_server(server: Server,
     page.locator("#training-resume").click()
     badge(page, "running")
     wait_for(lambda: server.state("long").step > state.step)
-    page.locator("#training-stop").click()
-    badge(page, "stopped")
