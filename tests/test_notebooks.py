@@ -21,9 +21,9 @@ MOST_BYTES, MOST_CELLS = 300 * 1024, 26
 SHORTER = {  # every cell runs, on less data; the stored outputs come from the notebook's own numbers
     r"training\.steps=(16|12|30)": "training.steps=2",
     r"probe_every=4": "probe_every=2",
-    r"max_examples=\d+": "max_examples=16",
-    r"count=96, families": "count=32, families",
-    r"scenes:(train|eval|hard)\?count=(48|128|240|400)": r"scenes:\1?count=32",
+    r"max_examples=\d+": "max_examples=8",
+    r"count=96, families": "count=24, families",
+    r"scenes:(train|eval|hard)\?count=(48|128|240|400)": r"scenes:\1?count=24",
 }
 
 
