@@ -7,6 +7,7 @@ name that nobody knows is an error.
 """
 
 import contextlib
+import functools
 import importlib.metadata
 import importlib.util
 import os
@@ -87,7 +88,7 @@ def read_gguf(file: Path) -> tuple[Any, Any]:
     try:
         metadata, _ = read_gguf_metadata(str(file))
         _check_splitting(metadata, file)
-        with _without_log():
+        with _without_log(), _parsed_once():
             tokenizer = PreTrainedTokenizerFast.from_pretrained(file.parent, gguf_file=file.name)
             model = AutoModelForCausalLM.from_pretrained(
                 file.parent,
@@ -122,6 +123,18 @@ def _check_splitting(metadata: dict[str, Any], file: Path) -> None:
             f'"{file}" splits text by the rule "{rule}", which is unknown here, so its tokens would differ from those '
             "of its training. Use the folder with safetensors that it was made of."
         )
+
+
+@contextlib.contextmanager
+def _parsed_once() -> Iterator[None]:
+    """Keep what transformers parses: the file for configuration, tokenizer and weights, the names for each module."""
+    gguf = importlib.import_module("gguf")
+    before = {name: getattr(gguf, name) for name in ("GGUFReader", "get_tensor_name_map")}
+    vars(gguf).update({name: functools.cache(parse) for name, parse in before.items()})
+    try:
+        yield
+    finally:
+        vars(gguf).update(before)
 
 
 @contextlib.contextmanager
