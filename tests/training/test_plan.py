@@ -188,6 +188,7 @@ def test_folder_without_config_is_refused(tmp_path) -> None:
         plan_from_options("demo", [f"models.teacher={tmp_path}"], memory="80GB")
 
 
+@pytest.mark.slow
 def test_folder_with_config_alone_is_planned_by_its_patches(tmp_path) -> None:
     """A picture of 640 x 320 has 20 x 10 tokens of 32 x 32 pixels, and two marks; its crop as many again."""
     pair = tmp_path / "student", tmp_path / "teacher"
