@@ -17,6 +17,7 @@ _PENDING: dict[Page, set[Request]] = {}  # by page: requests without a response
 SHOWS = {  # what a tab has when it is drawn
     "runs": "#runs-all tr[data-run]",
     "new-run": "#new-run-start",
+    "score": "#score-start",
     "answers": "#answers-answer .wb-detail .wb-views",
     "movement": "#movement-shares .js-plotly-plot .main-svg",
     "compare": "#compare-config table",

@@ -27,6 +27,7 @@ GUIDES = {  # file of docs/ -> title
 SECTIONS = {  # tab -> its section of the app guide
     "runs": "runs-all-runs",
     "new-run": "runs-new-run",
+    "score": "runs-score-rollouts",
     "studies": "studies",
     "training": "training-charts",
     "movement": "training-movement",

@@ -40,6 +40,7 @@ from workbench.app.tabs import (
     new_run,
     report,
     runs,
+    score,
     studies,
     training,
 )
@@ -47,7 +48,15 @@ from workbench.errors import RunError
 from workbench.render import page_head
 
 PLACES: dict[str, tuple[str, dict[str, tuple[str, ModuleType]]]] = {  # place: label, its views
-    "runs": ("Runs", {"runs": ("All runs", runs), "new-run": ("New run", new_run), "studies": ("Studies", studies)}),
+    "runs": (
+        "Runs",
+        {
+            "runs": ("All runs", runs),
+            "new-run": ("New run", new_run),
+            "score": ("Score rollouts", score),
+            "studies": ("Studies", studies),
+        },
+    ),
     "training": (
         "Training",
         {"training": ("Charts", training), "movement": ("Movement", movement), "geometry": ("Geometry", geometry)},
@@ -57,7 +66,7 @@ PLACES: dict[str, tuple[str, dict[str, tuple[str, ModuleType]]]] = {  # place: l
     "data": ("Data", {"data": ("Examples", data)}),
 }
 TABS = [tab for _, views in PLACES.values() for tab in views]
-WITHOUT_RUN = ("", "runs", "new-run", "studies")  # tabs that draw no run
+WITHOUT_RUN = ("", "runs", "new-run", "score", "studies")  # tabs that draw no run
 POLL_S = 10.0  # seconds between looks for new runs, and at whether the shown run has died or was deleted
 ACCENT = gr.themes.Color(
     "#eef6fb",
