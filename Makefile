@@ -18,6 +18,7 @@ NAME   ?= demo-$(shell date +%Y%m%d-%H%M%S)
 TORCH  ?= torch==2.13.0
 
 $(VENV)/.installed: pyproject.toml constraints.txt
+	@echo "Installing torch and the workbench into $(VENV): a minute or two."
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check "$(TORCH)"
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable .
@@ -44,12 +45,15 @@ $(VENV)/.installed-real: $(VENV)/.installed
 	touch $@
 
 build/smolvlm: | $(VENV)/.installed-real
+	@echo "Writing the teacher, build/smolvlm: half a minute."
 	$(BIN)/workbench fetch smolvlm $@
 
 build/smolvlm-pruned: | build/smolvlm
+	@echo "Writing the student, build/smolvlm-pruned: the teacher without three of its 30 layers."
 	$(BIN)/python data/prune.py 12-14 $@ build/smolvlm
 
 demo-real: build/smolvlm-pruned
+	@echo "Training: 64 questions before, 16 steps, 64 questions after; some six minutes of one core."
 	$(BIN)/workbench train configs/demo-real.yaml name=real-$(NAME)
 
 app: $(VENV)/.installed-app
