@@ -124,7 +124,7 @@ def command_of(
     name: str,
     skipped: float | None,
 ) -> list[str]:
-    """The command that scores. Raises ConfigError naming a field that is empty, or a name that is no folder name."""
+    """The command that scores. Raises ConfigError for an empty field, or a name that cannot be a folder."""
     for key, value in (("rollouts", rollouts), ("student", student)):
         if not (value or "").strip():
             raise ConfigError(f"{key}: empty. Enter {_NEEDED[key]}.")
