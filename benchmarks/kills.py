@@ -68,6 +68,7 @@ HEAVY = (
     "workbench.training.run",
     "workbench.analysis.summary",
     "workbench.distributed",
+    "pandas",
     "peft",
     "transformers",
 )

@@ -31,7 +31,7 @@ def of_transformers(logits: torch.Tensor, options: SamplingOptions) -> torch.Ten
 
 @pytest.mark.parametrize("temperature", [0.3, 0.7, 1.0, 1.6])
 def test_top_k_and_top_p_equal_transformers(temperature: float) -> None:
-    for seed, top_k, top_p in itertools.product(range(4), (0, 1, 2, 5, 12, 40, 60), (0.05, 0.3, 0.5, 0.9, 0.999, 1.0)):
+    for seed, top_k, top_p in itertools.product(range(2), (0, 1, 2, 5, 12, 40, 60), (0.05, 0.3, 0.5, 0.9, 0.999, 1.0)):
         logits = 2 * torch.randn(40, generator=torch.Generator().manual_seed(seed))
         options = SamplingOptions(1, temperature=temperature, top_k=top_k, top_p=top_p)
         ours, theirs = shares(logits, options), of_transformers(logits, options)
