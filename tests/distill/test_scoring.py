@@ -11,6 +11,7 @@ from workbench.distill.losses import score
 from workbench.distill.method import Loss, Method, Regime, View
 from workbench.distill.scoring import Batch, loss_normalizers, route, score_views, slice_routing, view_prompts
 from workbench.distill.step import NonFiniteError, compute_step, score_batch
+from workbench.distributed import ProcessGroup
 from workbench.errors import ConfigError
 from workbench.methods import load_method
 from workbench.types import Routing
@@ -136,6 +137,22 @@ def test_late_view_has_scores_of_its_output(size: int) -> None:
     result = compute_step(method, policies, scored_batch, seed=0, backward=torch.Tensor.backward)
     for key, expected in vars(score(scored_batch.outputs["teacher"], batch.token_ids)).items():
         assert torch.allclose(getattr(result.scores["teacher"], key), expected), key
+
+
+def test_late_view_of_two_ranks_has_scores_of_both() -> None:
+    """The other rank holds the same rollouts."""
+
+    class Twins(ProcessGroup):
+        def all_gather_object(self, value: object) -> list:
+            return [value, value]
+
+    method, policies, batch = load_method("opd"), table_policies(), Batch(rollouts(*LENGTHS))
+    result = compute_step(
+        method, policies, score_batch(method, policies, batch), seed=0, process_group=Twins(rank=0, size=2)
+    )
+    for view, scores in result.scores.items():
+        for key, values in vars(scores).items():
+            assert torch.equal(getattr(result.of_all_ranks.scores[view], key), torch.cat((values, values))), (view, key)
 
 
 def test_late_view_with_nan_raises() -> None:
