@@ -34,7 +34,6 @@ LONGEST = (
     "test_distributed.py",
     "training/test_train.py",
     "app/test_browser_new_run.py",
-    "render/test_render_browser.py",
     "app/test_browser_navigation.py",
     "test_installed.py",
     "runs/test_jobs.py",
@@ -45,6 +44,7 @@ LONGEST = (
     "test_api_pages.py",
     "app/test_browser_states.py",
     "app/test_browser_origins.py",
+    "render/test_render_browser.py",
 )
 
 # What `make test-fast` leaves out, beside tests with a browser and tests of models on disk: files that start programs,
