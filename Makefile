@@ -71,9 +71,11 @@ test-fast: $(VENV)/.installed-dev
 
 # the page and the pictures are tested in a real browser
 browser:
-	@which chromium >/dev/null || which chromium-browser >/dev/null \
+	@which chromium-headless-shell >/dev/null || which chromium >/dev/null || which chromium-browser >/dev/null \
 	|| which google-chrome >/dev/null || [ -n "$(CHROMIUM)" ] \
-	|| { [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -y -qq chromium fonts-dejavu >/dev/null; } \
+	|| { [ "$$(id -u)" = 0 ] && apt-get update -qq \
+	&& { apt-get install -y -qq chromium-headless-shell fonts-dejavu || apt-get install -y -qq chromium fonts-dejavu; } \
+	>/dev/null; } \
 	|| echo "Install Chromium, or set CHROMIUM to the path of a browser: the browser tests need one."
 
 check: $(VENV)/.installed-dev
