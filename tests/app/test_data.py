@@ -45,14 +45,14 @@ def test_data_address_chooses_example(context: AppContext) -> None:
 
 def test_data_prompts_of_example_have_tokens_of_each_view(context: AppContext) -> None:
     """An image of the small models costs 12 tokens, and the privileged views also see the crop."""
-    shown = data.prompts_of_listed(context, "dopd", {}, None)
-    cells = [re.findall(r"<td[^>]*>(?:<div[^>]*>)?([^<]*)", row) for row in shown.split("<tr")[2:]]
+    drawn = data.prompts_of_listed(context, "dopd", {}, None)
+    cells = [re.findall(r"<td[^>]*>(?:<div[^>]*>)?([^<]*)", row) for row in drawn.split("<tr")[2:]]
     assert [(view, images, count) for view, _, _, _, images, count in cells] == [
         ("student", "12", "1"),
         ("self", "24", "2"),
         ("teacher", "24", "2"),
     ]
-    assert shown.count("<details>") == 3 and "&lt;image&gt;[x 9]" in shown
+    assert drawn.count("<details>") == 3 and "&lt;image&gt;[x 9]" in drawn
 
 
 def test_data_source_changed_is_reloaded_and_escaped(context: AppContext, picture: str) -> None:

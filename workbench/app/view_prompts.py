@@ -67,10 +67,10 @@ def prompts_html(run_dir: Path, example: Example) -> str:
         for prompt in prompts
     ]
     costs = table(rows, [column.name for column in COLUMNS], run=example.id, empty="This method has no views.")
-    shown = rows_html(costs, COLUMNS, label="prompts by view", title="Prompts, as each view's model reads them")
+    drawn = rows_html(costs, COLUMNS, label="prompts by view", title="Prompts, as each view's model reads them")
     texts = "".join(
         f"<details><summary>{escape(prompt.view)}</summary><pre>{escape(prompt.text)}</pre></details>"
         for prompt in prompts
         if not prompt.why
     )
-    return remount(f'<div class="wbu-prompts">{shown}{texts}</div>')
+    return remount(f'<div class="wbu-prompts">{drawn}{texts}</div>')

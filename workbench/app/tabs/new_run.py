@@ -5,8 +5,6 @@ the app never loads a model.
 """
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial, wraps
@@ -39,12 +37,11 @@ from workbench.app.form_layout import (
     shown_widget,
     widget_of,
 )
+from workbench.app.programs import error_of, run_program
 from workbench.config.models import check_models, refuse_remote_code
-from workbench.data.picture_bounds import as_variable
 from workbench.errors import ConfigError, WorkbenchError
 from workbench.runs.commands import copyable, overrides_between, train_command
 from workbench.runs.jobs import start_run
-from workbench.runs.processes import child_environment
 
 GUIDE = (
     '<div class="runs-guide"><h3>Your data and models</h3><ol>'
@@ -356,26 +353,10 @@ def run_check(context: AppContext, form: Form, recipe: str, more: str | None, *e
     overrides = overrides_between(file, config)
     refuse_remote_code(config, copyable(["workbench", "check", str(file), *overrides]))
     yield (note("Checking: loading the models, sampling a few answers …"),)
-    command = [sys.executable, "-m", "workbench", "check", str(file), *overrides]
-    try:
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            timeout=CHECK_SECONDS,
-            check=False,
-            env=child_environment() | as_variable(context.folders),
-        )
-    except subprocess.TimeoutExpired:
-        raise ConfigError(
-            f"the check was stopped after {CHECK_SECONDS:g} s. Run it in a terminal: "
-            f"{copyable(['workbench', *command[3:]])}"
-        ) from None
+    done = run_program(context, ["workbench", "check", str(file), *overrides], CHECK_SECONDS)
     report = check_html(done.stdout)
     if not report:
-        errors = [line for line in done.stderr.splitlines() if line.strip()]
-        error = errors[-1] if errors else f"the check ended with exit code {done.returncode} and no message."
-        raise ConfigError(error.partition(": ")[2] or error)
+        raise error_of(done)
     yield (report,)
 
 

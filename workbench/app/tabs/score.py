@@ -4,8 +4,6 @@ The scoring is a process, as the check of a new run is, so that the app never lo
 """
 
 import json
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -14,11 +12,10 @@ import gradio as gr
 from workbench.app.context import AppContext, Shared, note, show_errors
 from workbench.app.form import OFFERED, free_name
 from workbench.app.method_choices import method_choices, uses_teacher
+from workbench.app.programs import error_of, run_program
 from workbench.app.tabs.new_run import with_message
-from workbench.data.picture_bounds import as_variable
 from workbench.errors import ConfigError
 from workbench.runs.commands import copyable
-from workbench.runs.processes import child_environment
 
 SECONDS = 1800.0  # of one scoring; longer ones belong in a terminal
 _ABOUT = (
@@ -154,23 +151,9 @@ def score(context: AppContext, *entered: object) -> tuple:
     """Score, and open the answers of the run: outcome, run, address, tab. Raises ConfigError with what went wrong."""
     context.check_writable()
     command = command_of(context, *entered)  # type: ignore[arg-type]
-    try:
-        done = subprocess.run(
-            [sys.executable, "-m", *command],
-            capture_output=True,
-            text=True,
-            timeout=SECONDS,
-            check=False,
-            env=child_environment() | as_variable(context.folders),
-        )
-    except subprocess.TimeoutExpired:
-        raise ConfigError(
-            f"scoring was stopped after {SECONDS:g} s. Run it in a terminal: {copyable(command)}"
-        ) from None
+    done = run_program(context, command, SECONDS)
     if done.returncode:
-        errors = [line for line in done.stderr.splitlines() if line.strip()]
-        error = errors[-1] if errors else f"the process ended with exit code {done.returncode} and no message."
-        raise ConfigError(error.partition(": ")[2] or error)
+        raise error_of(done)
     return "", str(entered[6]), {}, "answers"
 
 
