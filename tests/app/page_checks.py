@@ -10,7 +10,8 @@ from playwright.sync_api import BrowserContext, Locator, Page, Request, expect
 
 from workbench.app.layout import PLACES, place_of
 
-PATIENCE_MS = 30_000  # a busy machine is slow, and a wrong page stays wrong
+SETTLE_S = 15.0  # a request without an end is not waited for longer
+PATIENCE_MS = 60_000  # a busy machine is slow, and a wrong page stays wrong
 RUN_MS = 120_000  # for a program that the page has started
 VIEWPORT = {"width": 1280, "height": 1000}
 _PENDING: dict[Page, set[Request]] = {}  # by page: requests without a response
@@ -170,14 +171,16 @@ class Watched:
 
 
 def settle(page: Page) -> None:
-    """Wait until the page has nothing left to ask of the server and to draw of its answers."""
-    end, quiet = time.monotonic() + PATIENCE_MS / 1000, 0
-    while quiet < 24:
+    """Wait until the page has nothing left to ask of the server and to draw of its answers, at most SETTLE_S.
+
+    Chromium may not report the end of a request; what a test then asserts has a patience of its own.
+    """
+    end, quiet = time.monotonic() + SETTLE_S, 0
+    while quiet < 24 and time.monotonic() < end:
         page.evaluate("new Promise(done => setTimeout(done, 40))")  # after what the page has to do
         pending = [request.url for request in _PENDING[page]]
         # Gradio may leave its stream of events open
         quiet = 0 if any("/queue/data" not in url for url in pending) else quiet + (1 if pending else 6)
-        assert time.monotonic() < end, pending
 
 
 @contextmanager
