@@ -12,11 +12,11 @@ from small import picture, run_config
 
 from workbench.config.schema import SamplingConfig
 from workbench.errors import ConfigError, PolicyError, RunError
-from workbench.policies import SamplingOptions
+from workbench.policies import Completion, SamplingOptions
 from workbench.policies.autoregressive import AutoregressivePolicy
 from workbench.policies.loading import load_policy
 from workbench.policies.serving.addresses import Patience
-from workbench.policies.serving.sampler import ServedSampler, require_same_start
+from workbench.policies.serving.sampler import ServedSampler, require_same_start, sample_together
 from workbench.policies.serving.served import load_served
 from workbench.runs.folder import RunFolder
 from workbench.training.learner import check_engine
@@ -41,6 +41,11 @@ def student(models: dict) -> AutoregressivePolicy:
     return load_policy(models["student"], "student")
 
 
+def sampled(student: AutoregressivePolicy, seeds: list[list[int]]) -> list[list[Completion]]:
+    """By the server, or by the student itself."""
+    return sample_together([student], lambda: student.sample(PROMPTS[: len(seeds)], seeds, OPTIONS))
+
+
 def attached(student: AutoregressivePolicy, server: Server, run: str) -> ServedSampler:
     student.sampler = ServedSampler(server.address, QUICK, run=run, image_options={})
     return student.sampler
@@ -50,9 +55,9 @@ def test_samples_equal_those_of_the_student_after_each_update(student: Autoregre
     seeds, sampler = [[1, 2], [3]], attached(student, server, "run")
     for _ in range(3):
         student.sampler = None
-        expected = student.sample(PROMPTS, seeds, OPTIONS)
+        expected = sampled(student, seeds)
         student.sampler = sampler
-        assert student.sample(PROMPTS, seeds, OPTIONS) == expected
+        assert sampled(student, seeds) == expected
         with torch.no_grad():
             for weight in student.model.parameters():
                 weight.mul_(1.1)  # in place, as an optimizer does
@@ -61,11 +66,11 @@ def test_samples_equal_those_of_the_student_after_each_update(student: Autoregre
 
 def test_runs_that_share_a_sampler_send_their_weights_again(models: dict, server: Server) -> None:
     pair = [load_policy(models[name], "student") for name in ("student", "teacher")]
-    expected = [policy.sample(PROMPTS, [[1], [2]], OPTIONS) for policy in pair]
+    expected = [sampled(policy, [[1], [2]]) for policy in pair]
     for idx, policy in enumerate(pair):
         attached(policy, server, f"shared {idx}")
     for _ in range(2):
-        assert [policy.sample(PROMPTS, [[1], [2]], OPTIONS) for policy in pair] == expected
+        assert [sampled(policy, [[1], [2]]) for policy in pair] == expected
     assert expected[0] != expected[1]
 
 
@@ -102,7 +107,7 @@ def test_sampler_in_place_of_teacher_and_another_model_are_refused(
     with raises(PolicyError, other.address, "LlamaForCausalLM", "Idefics3ForConditionalGeneration"):
         require_same_start(student, ServedSampler(other.address, QUICK, run="", image_options={}))
     with raises(PolicyError, "400", "weight"):
-        attached(student, other, "run").sample(student, PROMPTS[1:], [[1]], OPTIONS)
+        attached(student, other, "run").send_weights(student)
     other.kill()
 
 

@@ -28,7 +28,8 @@ from workbench.distributed import ALONE, ProcessGroup
 from workbench.evals.records import EvalRecord, save_records, summarize, tabulate
 from workbench.policies import Policy, SamplingOptions
 from workbench.policies.by_domain import covers
-from workbench.policies.fsdp import unsharded, unsharded_root
+from workbench.policies.fsdp import unsharded_root
+from workbench.policies.serving.sampler import sample_together
 from workbench.runs.folder import RunFolder
 from workbench.types import PRIVILEGED, Example, Rollout, label_completion
 
@@ -152,14 +153,21 @@ class Evaluation:
         records: list[EvalRecord] = []
         for policy in policies:
             self.folder.update(doing=f"evaluating {policy.name}: {len(examples):,} questions{named}")
-            with unsharded_root(policy), unsharded(policy):
-                records += self.process_group.map_ranks(
-                    examples,
-                    lambda part, _, policy=policy: evaluate_policies(  # type: ignore[misc]
-                        [policy], part, chosen.contexts, **options
-                    ),
-                )
+            with unsharded_root(policy):
+                records += self._evaluate_together(policy, examples, chosen.contexts, options)
         return records
+
+    def _evaluate_together(
+        self, policy: Policy, examples: list[Example], contexts: Iterable[str], options: dict[str, Any]
+    ) -> list[EvalRecord]:
+        """Records of one policy; each rank evaluates a part of the examples."""
+
+        def evaluate() -> list[EvalRecord]:
+            return self.process_group.map_ranks(
+                examples, lambda part, _: evaluate_policies([policy], part, contexts, **options)
+            )
+
+        return sample_together([policy], evaluate, self.process_group)
 
 
 @torch.no_grad()

@@ -106,10 +106,16 @@ class Sampler(Protocol):
     def precision(self) -> str:
         """Precision in which it samples."""
 
+    def send_weights(self, student: Any) -> None:
+        """Give it the policy's present weights, if it lacks them; all ranks of sharded weights take part."""
+
+    def forget_sent(self) -> None:
+        """Have them sent again, as it has others."""
+
     def sample(
         self, student: Any, prompts: list[Prompt], seeds: list[list[int]], options: SamplingOptions
     ) -> list[list[Completion]]:
-        """As Policy.sample."""
+        """As Policy.sample, after `send_weights`."""
 
     def weights_changed(self) -> None:
         """Take the policy's weights anew before the next generation."""

@@ -139,11 +139,14 @@ def load_adapter_weights(model: nn.Module, folder: str | Path, name: str) -> Non
         )
 
 
-def merged_weights(model: nn.Module) -> dict[str, Tensor]:
-    """All weights of a model with the adapter merged, under their names without an adapter."""
+def merged_weights(model: nn.Module, weights: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """Weights of a model with the adapter merged, under their names without an adapter.
+
+    weights  those of some modules, by name; None = all
+    """
     adapted = {name: module for name, module in model.named_modules() if hasattr(module, "get_delta_weight")}
     merged = {}
-    for name, value in model.state_dict().items():
+    for name, value in (model.state_dict() if weights is None else weights).items():
         if is_adapter_weight(name) and ".modules_to_save." not in name:
             continue
         plain = name.replace(".base_layer.", ".").replace(".original_module.", ".")

@@ -9,7 +9,8 @@ once a step and stays unsharded until its end, because losses use the head outsi
     scoring        a layer is unsharded only while it computes. Ranks make passes in rounds: a rank without a pass in a
                    round takes part in its all-gathers (`layer_by_layer`)
     sampling       the whole model is unsharded (`unsharded`), since a pass per token would gather all layers for each
-                   token. This costs the memory of one full model
+                   token. This costs the memory of one full model, unless a server samples: it gets the weights a layer
+                   at a time (`FsdpModel.parts`)
 
 Without sharding every function here does nothing.
 """
@@ -107,6 +108,21 @@ class FsdpModel:
         for layer in self.layers:
             layer.unshard()
             layer.reshard()
+
+    def parts(self) -> Iterator[list[tuple[str, nn.Module]]]:
+        """Yield the modules of each layer while it is unsharded, then all others, with their names. All ranks take part
+        to the end; the root must be unsharded.
+        """
+        others = dict(self.model.named_modules())
+        prefixes = {id(module): name for name, module in others.items()}
+        for layer in self.layers:
+            modules = list(layer.named_modules(prefix=prefixes[id(layer)]))
+            others = {name: module for name, module in others.items() if name not in dict(modules)}
+            with in_lockstep(self.process_group):
+                layer.unshard()
+            yield modules
+            layer.reshard()
+        yield list(others.items())
 
     def forget_passes(self) -> None:
         """Drop FSDP's record of passes without gradient, which only a backward pass would."""
@@ -255,20 +271,26 @@ def shard(policies: Iterable[Policy], process_group: ProcessGroup, device: str) 
 
 def describe_shards(sampling: Iterable[Policy]) -> str:
     """One line on which models are whole on a device, and when. `sampling`: the policies that sample."""
-    names = " and ".join(dict.fromkeys(policy.name for policy in single_policies(sampling)))
-    models = _shards(sampling)
-    size = sum(weight.nbytes for shards in models for layer in shards.layers for weight in layer.parameters())
+    whole = list(_in_process(sampling))
+    names = " and ".join(dict.fromkeys(policy.name for policy in whole))
+    size = sum(weight.nbytes for shards in _shards(whole) for layer in shards.layers for weight in layer.parameters())
+    sampled = (
+        f"{names} is whole on each while sampling ({size / 1e9:.3g} GB of layers)" if whole else "a server samples"
+    )
     return (
-        f"weights are sharded over {models[0].process_group.size} processes; {names} is whole on each while sampling "
-        f"({size / 1e9:.3g} GB of layers), and every model is gathered a layer at a time to score and learn"
+        f"weights are sharded over {_shards(sampling)[0].process_group.size} processes; {sampled}, and every model is "
+        "gathered a layer at a time to score and learn"
     )
 
 
 @contextlib.contextmanager
 def unsharded(*policies: Policy) -> Iterator[None]:
-    """All-gather the policies' weights to sample; inside, each rank makes any number of passes without gradient."""
+    """All-gather the policies' weights to sample; inside, each rank makes any number of passes without gradient.
+
+    Weights of a policy with a served sampler stay sharded.
+    """
     with contextlib.ExitStack() as stack:
-        for shards in _shards(policies):
+        for shards in _shards(_in_process(policies)):
             stack.enter_context(shards.unsharded())
         yield
 
@@ -360,6 +382,16 @@ def single_policies(policies: Iterable[Policy]) -> Iterator[AutoregressivePolicy
     for policy in policies:
         parts = (*policy.members.values(), policy.other) if isinstance(policy, PolicyByDomain) else (policy,)
         yield from (part for part in parts if isinstance(part, AutoregressivePolicy))
+
+
+def class_name(model: nn.Module) -> str:
+    """Name of a model's class before it was sharded."""
+    return next(kind.__name__ for kind in type(model).__mro__ if not issubclass(kind, FSDPModule))
+
+
+def _in_process(policies: Iterable[Policy]) -> Iterator[AutoregressivePolicy]:
+    """Policies that sample with their own weights, not by a server."""
+    return (policy for policy in single_policies(policies) if policy.sampler is None)
 
 
 def _shards(policies: Iterable[Policy]) -> list[FsdpModel]:

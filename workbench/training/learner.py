@@ -364,7 +364,6 @@ def require_shardable(config: RunConfig) -> None:
         "models.dtype": models.dtype in QUANTIZED and models.dtype,
         "models.teacher_dtype": models.teacher_dtype in QUANTIZED and models.teacher_dtype,
         "sampling.backend": config.sampling.backend == "vllm" and config.sampling.backend,
-        "sampling.server": config.sampling.server,
         "training.update_mask": config.training.update_mask,
         "training.optimizer": config.training.optimizer == "adamw_8bit" and config.training.optimizer,
     }

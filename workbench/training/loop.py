@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from tqdm import tqdm
@@ -35,11 +35,12 @@ from workbench.distributed import ALONE, ProcessGroup, choose_device
 from workbench.errors import RunError, TraceError, UnavailableError
 from workbench.evals.evaluate import Evaluation, teachers
 from workbench.policies.by_domain import covers
-from workbench.policies.fsdp import describe_shards, layer_by_layer, single_policies, unsharded, unsharded_root
+from workbench.policies.fsdp import describe_shards, layer_by_layer, single_policies, unsharded_root
 from workbench.policies.image_features import cached_image_features
 from workbench.policies.pass_counts import PassCounts, count_passes, sum_counts
 from workbench.policies.proven import keep_shortcuts
 from workbench.policies.roles import describe_trained
+from workbench.policies.serving.sampler import sample_together
 from workbench.policies.serving.served import ServedPolicy
 from workbench.runs.checkpoints import Checkpoint
 from workbench.runs.fingerprints import (
@@ -80,6 +81,7 @@ from workbench.training.run_data import RunData, load_run_data
 from workbench.training.tracking import build_accelerator, log_answers
 from workbench.types import STUDENT, Example, Rollout
 
+T = TypeVar("T")
 log = logging.getLogger("workbench")
 
 
@@ -221,9 +223,15 @@ class Trainer:
         """The source of each learner's rollouts; some sample all sequences here, before the first step."""
         in_order = [self.examples[idx] for idx in self.order.first_pass()]
         begun = self.step_done > 0
-        with unsharded_root(*self.sampling_policies), unsharded(*self.sampling_policies):
-            shared = self.method, self.sampling, in_order, self._is_usable, begun, self.process_group
-            return [RolloutSource(self.config, self.folder, learner, *shared) for learner in self.learners]
+        shared = self.method, self.sampling, in_order, self._is_usable, begun, self.process_group
+        return self._sample_together(
+            lambda: [RolloutSource(self.config, self.folder, learner, *shared) for learner in self.learners]
+        )
+
+    def _sample_together(self, work: Callable[[], T]) -> T:
+        """Result of `work`, which samples on all ranks outside of a step."""
+        with unsharded_root(*self.sampling_policies):
+            return sample_together(self.sampling_policies, work, self.process_group)
 
     def _build_trace_writer(self) -> TraceWriter:
         return TraceWriter(
@@ -260,10 +268,9 @@ class Trainer:
             for example in pool
             if not self.skipped_examples.add_if(example, encoding_problem(example, self.all_views))
         ]
-        with unsharded_root(*self.sampling_policies), unsharded(*self.sampling_policies), self._autocast():
-            return self.process_group.on_main(
-                lambda: open_probes(self.config, self.folder, self.students, self.method, pool, self.sampling), {}
-            )
+        options = self.config, self.folder, self.students, self.method, pool, self.sampling
+        with self._autocast():
+            return self._sample_together(lambda: self.process_group.on_main(lambda: open_probes(*options), {}))
 
     def _is_usable(self, example: Example) -> bool:
         return not self.skipped_examples.add_if(example, self._problem_of(example))
@@ -418,7 +425,8 @@ class Trainer:
         """
         local = self.process_group.local_range(len(examples))
         local_examples = [examples[idx] for idx in local]
-        with unsharded(*self.sampling_policies), self._autocast():
+
+        def sample() -> dict[str, tuple[Rollout, ...]]:
             rollouts = {
                 name: tuple(source(step, local_examples, local.start))
                 for name, source in zip(self.students, self.rollout_sources, strict=True)
@@ -433,6 +441,9 @@ class Trainer:
                 seed=(self.config.seed, step),
                 first=local.start * self.config.sampling.num_generations,
             )
+
+        with self._autocast():
+            return sample_together(self.sampling_policies, sample, self.process_group)
 
     def _batch(self, rollouts: tuple[Rollout, ...]) -> Batch:
         training = self.config.training

@@ -33,7 +33,7 @@ from workbench.policies.serving.client import CONFLICT
 from workbench.policies.serving.engine import OtherWeights, SamplerEngine, TransformersEngine
 from workbench.policies.serving.wire import WireError, pack, pin_facts, unpack, unpack_request, unpack_sample
 
-MAX_BODY = 2 * 2**30  # bytes of a request
+MAX_BODY = 4 * 2**30  # bytes of a request; the embeddings of an 8B model in float32 are 2.5e9
 BYTES = "application/octet-stream"
 GRACE_S = 5  # for a read in progress when the server is stopped
 

@@ -208,9 +208,10 @@ class OtherWeights(PolicyError):
     """A sampler has other weights than a request asks for."""
 
 
-def unique_weights(model: nn.Module) -> dict[str, Tensor]:
-    """Weights and buffers by name, adapters merged; of tied ones the first."""
-    merged = merged_weights(model) if has_adapter(model) else model.state_dict()
+def unique_weights(model: nn.Module, weights: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """Weights and buffers by name, adapters merged; of tied ones the first. weights: of some modules; None = all."""
+    weights = model.state_dict() if weights is None else weights
+    merged = merged_weights(model, weights) if has_adapter(model) else weights
     unique: dict[int, str] = {}
     for name, value in merged.items():
         unique.setdefault(value.data_ptr() if value.numel() else id(value), name)

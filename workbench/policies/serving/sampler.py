@@ -2,32 +2,38 @@
 
 Weights are sent before a generation if they changed since the last one. Their version names run and update, and the
 server samples only if it has that version: after a restart, or if another run sent its weights, they are sent again.
+Rank 0 sends them for all ranks; sharded weights are gathered a layer at a time. So all ranks take part in sending
+(`sample_together`), before each samples its own prompts.
 """
 
 import os
-import time
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from workbench.distributed import ALONE, ProcessGroup
 from workbench.errors import ConfigError, PolicyError, UnavailableError
-from workbench.policies import Completion, SamplingOptions
+from workbench.policies import Completion, Policy, SamplingOptions
+from workbench.policies.fsdp import class_name, single_policies, unsharded
 from workbench.policies.serving.addresses import Patience, split_addresses
-from workbench.policies.serving.client import ConflictError, ServerClient
+from workbench.policies.serving.client import Answer, ConflictError, ServerClient
 from workbench.policies.serving.engine import unique_weights
 from workbench.policies.serving.served import check_pins, decoding, pins, sendable, template
 from workbench.policies.serving.wire import PROTOCOL, SAMPLER, SampleRequest, pack, pack_sample, unpack_completions
 from workbench.types import Prompt
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+
     from workbench.policies.autoregressive import AutoregressivePolicy
+
+R = TypeVar("R")
 
 KEY = "sampling.server"
 PART_BYTES = 2**29  # of weights in one request
 TRIES = 5  # of a generation, if another run sends its weights meanwhile
-OTHERS_S = 60.0  # in which the first process of a run sends the weights for all
 
 
 class ServedSampler:
@@ -44,8 +50,8 @@ class ServedSampler:
         self.name, self.source, self.image_options = "sampler", addresses[0], image_options
         self.client = ServerClient(addresses, self.name, patience, SAMPLER)
         self.info = self.client.info()
-        self._run, self._updates = run, 0
-        self._rank = int(os.environ.get("RANK", "0"))
+        self._run, self._updates, self._sent = run, 0, ""
+        self._is_main = os.environ.get("RANK", "0") == "0"
 
     @property
     def precision(self) -> str:
@@ -59,9 +65,10 @@ class ServedSampler:
         seeds: list[list[int]],
         options: SamplingOptions,
     ) -> list[list[Completion]]:
-        """Sample one completion per seed of each prompt with the student's present weights.
+        """Sample one completion per seed of each prompt with the weights that `send_weights` sent.
 
-        Raises: PolicyError if the server refuses the weights, or reads other prompts; UnavailableError if it fails.
+        Raises: ConflictError if the server has others; PolicyError if it reads other prompts; UnavailableError if it
+        fails.
         """
         if not prompts:
             return []
@@ -72,20 +79,9 @@ class ServedSampler:
             options,
             template(student.encoder, self.image_options),
             decoding(student),
-            f"{self._run}-{self._updates}",
+            self._version,
         )
-        body = pack_sample(request)
-        for _ in range(TRIES):
-            try:
-                _, facts = self.client.send(body, "/sample").result()
-                break
-            except ConflictError:
-                self._send_weights(student, request.version, body)
-        else:
-            raise UnavailableError(
-                f"{KEY}={self.source} got other weights during {TRIES} generations: another run uses it. Start a "
-                "sampler for each run."
-            )
+        _, facts = self.client.send(pack_sample(request), "/sample").result()
         check_pins(self, prompts, pins(student.encoder, prompts, opened), facts["pins"])
         return unpack_completions(facts["completions"])
 
@@ -93,40 +89,106 @@ class ServedSampler:
         """Have the next generation send the weights. To be called after each update."""
         self._updates += 1
 
-    def _send_weights(self, student: "AutoregressivePolicy", version: str, body: bytes) -> None:
-        """Send all weights. Other processes than the first wait for it to send them."""
-        deadline = time.monotonic() + OTHERS_S
-        while self._rank and time.monotonic() < deadline:
-            time.sleep(0.2)
+    def send_weights(self, student: "AutoregressivePolicy") -> None:
+        """Send the student's present weights, unless they were sent. All ranks take part, and rank 0 sends.
+
+        Raises: PolicyError if the server refuses them; UnavailableError if it fails.
+        """
+        if self._sent == self._version:
+            return
+        if self._is_main:
+            self._send(_bundles(_weights(student)))
+        elif student.shards is not None:
+            for _ in _weights(student):
+                pass  # gathered for rank 0
+        self._sent = self._version
+
+    def forget_sent(self) -> None:
+        """Have the weights sent again, as the server has others."""
+        self._sent = ""
+
+    @property
+    def _version(self) -> str:
+        return f"{self._run}-{self._updates}"
+
+    def _send(self, bundles: Iterator[tuple[dict[str, Tensor], bool]]) -> None:
+        """Send bundles of weights, each while the next one is gathered."""
+        sent: Future[Answer] | None = None
+        try:
+            for weights, is_last in bundles:
+                if sent is not None:
+                    sent.result()
+                facts = {"protocol": PROTOCOL, "version": self._version, "last": is_last}
+                sent = self.client.send(pack(weights, facts), "/weights")
+            if sent is not None:
+                sent.result()
+        finally:
+            for _ in bundles:
+                pass  # after an error too, other ranks gather to the end
+
+
+def sample_together(policies: Iterable[Policy], work: Callable[[], R], process_group: ProcessGroup = ALONE) -> R:
+    """Result of `work`, in which all ranks sample with these policies: inside, weights are unsharded, and a server has
+    the weights of the policies that it samples for. The roots must be unsharded (`unsharded_root`).
+
+    Raises: UnavailableError if another run sends its weights to the server again and again.
+    """
+    served = {id(policy): policy for policy in single_policies(policies) if policy.sampler is not None}
+    with unsharded(*policies):
+        for _ in range(TRIES if served else 0):
             try:
-                self.client.send(body, "/sample").result()
-                return
-            except ConflictError:
-                continue
-        parts = list(_parts(unique_weights(student.model)))
-        for number, part in enumerate(parts, start=1):
-            facts = {"protocol": PROTOCOL, "version": version, "last": number == len(parts)}
-            self.client.send(pack(part, facts), "/weights").result()
+                with process_group.propagate_errors():
+                    for policy in served.values():
+                        policy.sampler.send_weights(policy)
+                    process_group.all_gather_object("sent")
+                    result = work()
+                    process_group.all_gather_object("sampled")
+                    return result
+            except ConflictError:  # on any rank
+                for policy in served.values():
+                    policy.sampler.forget_sent()
+        if not served:
+            return work()
+    raise UnavailableError(
+        f"{KEY}: the sampler got other weights during {TRIES} generations, so another run uses it. Start a sampler for "
+        "each run."
+    )
 
 
 @torch.no_grad()
-def _parts(weights: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
-    """Weights in host memory, PART_BYTES at a time."""
-    part: dict[str, Tensor] = {}
+def _weights(student: "AutoregressivePolicy") -> Iterator[dict[str, Tensor]]:
+    """Weights by name, adapters merged, of tied ones the first; of sharded weights a layer at a time."""
+    if student.shards is None:
+        yield unique_weights(student.model)
+        return
+    for modules in student.shards.parts():
+        own = {name: value for path, module in modules for name, value in _saved(path, module)}
+        yield unique_weights(student.model, own)
+
+
+def _saved(path: str, module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """What a model's state_dict has of one module. It cannot be called, since it would reshard all units."""
+    for key, value in (*module._parameters.items(), *module._buffers.items()):
+        if value is not None and key not in module._non_persistent_buffers_set:
+            yield f"{path}.{key}", value.detach()
+
+
+def _bundles(parts: Iterable[dict[str, Tensor]]) -> Iterator[tuple[dict[str, Tensor], bool]]:
+    """Weights in host memory, about PART_BYTES at a time, and whether they are the last."""
+    bundle: dict[str, Tensor] = {}
     size = 0
-    for name, value in weights.items():
-        num_bytes = value.numel() * value.element_size()
-        if part and size + num_bytes > PART_BYTES:
-            yield part
-            part, size = {}, 0
-        part[name] = value.detach().cpu()
-        size += num_bytes
-    yield part
+    for name, value in (pair for part in parts for pair in part.items()):
+        if bundle and size + value.nbytes > PART_BYTES:
+            yield bundle, False
+            bundle, size = {}, 0
+        bundle[name] = value.detach().to("cpu", copy=True)
+        size += value.nbytes
+    yield bundle, True
 
 
 def require_same_start(student: "AutoregressivePolicy", sampler: ServedSampler) -> None:
     """Raise PolicyError if a sampler has another architecture or vocabulary than the student."""
-    kind = type(student.model).__name__
+    kind = class_name(student.model)
     theirs = sampler.info["class"], sampler.info["vocabulary"]
     rows = student.head.linear.weight.shape[0] if student.shortcuts.head else student.vocabulary
     if theirs != (kind, rows):
