@@ -21,6 +21,7 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 import uvicorn
@@ -102,9 +103,9 @@ def _processor_of(pid: int) -> float:
 
 
 class _Ready:
-    """An engine whose hidden states are computed already."""
+    """A service whose hidden states are computed already."""
 
-    fingerprint = "ready"
+    engine = SimpleNamespace(fingerprint="ready")
 
     def __init__(self, hidden: torch.Tensor) -> None:
         self.hidden = hidden

@@ -19,12 +19,15 @@ from small import picture
 
 from workbench.cli import main
 from workbench.config.schema import ModelsConfig
-from workbench.errors import ConfigError, PolicyError, UnavailableError
+from workbench.errors import ConfigError, PolicyError, RunError, UnavailableError
 from workbench.policies.loading import load_policies, load_policy
 from workbench.policies.serving.addresses import TOKEN, Patience, split_addresses
 from workbench.policies.serving.client import ServerClient
+from workbench.policies.serving.door import serve
+from workbench.policies.serving.engine import DeadEngineError, TransformersEngine
 from workbench.policies.serving.served import ServedPolicy
-from workbench.policies.serving.wire import WireError, pack, unpack
+from workbench.policies.serving.service import TeacherService
+from workbench.policies.serving.wire import ReadRequest, WireError, pack, unpack
 from workbench.types import Prompt
 
 PROMPTS = [Prompt((picture(1),), "what is this?", key="a"), Prompt((), "red?", key="b")]
@@ -282,3 +285,49 @@ def test_options_of_local_teachers_are_refused() -> None:
         ModelsConfig(teachers={"ocr": address}, offload_teachers=True)
     with raises(ConfigError, "models.student", address):
         ModelsConfig(student=address)
+
+
+class Dying(TransformersEngine):
+    """An engine that dies in its first read, or before any."""
+
+    reason, closed = "", False
+
+    def hidden_states(self, request: ReadRequest) -> list:
+        raise DeadEngineError("worker 1 has ended.")
+
+    def fault(self) -> str:
+        return self.reason
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@pytest.fixture
+def dying(models: dict) -> Dying:
+    return Dying.start(models["teacher"], dtype="float32", device="cpu")
+
+
+def test_server_of_dead_engine_answers_503_and_ends(dying: Dying) -> None:
+    port, caught = free_port(), []
+
+    def ask() -> None:
+        try:
+            policy = connected(f"http://127.0.0.1:{port}", Patience(60.0, 5.0))
+            policy.client.patience = QUICK
+            policy.forward(PROMPTS, ANSWERS)
+        except UnavailableError as error:
+            caught.append(str(error))
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    with raises(RunError, "worker 1", "again"):
+        serve(lambda: TeacherService(dying), "127.0.0.1", port)
+    thread.join()
+    assert dying.closed and "503" in caught[0]
+
+
+def test_server_of_engine_that_dies_idle_ends(dying: Dying) -> None:
+    dying.reason = "a worker was killed."
+    with raises(RunError, "a worker was killed"):
+        serve(lambda: TeacherService(dying), "127.0.0.1", free_port())
+    assert dying.closed

@@ -28,8 +28,9 @@ from workbench.distributed import ALONE, ProcessGroup
 from workbench.evals.records import EvalRecord, save_records, summarize, tabulate
 from workbench.policies import Policy, SamplingOptions
 from workbench.policies.by_domain import covers
-from workbench.policies.fsdp import unsharded_root
+from workbench.policies.fsdp import single_policies, unsharded_root
 from workbench.policies.serving.sampler import sample_together
+from workbench.policies.serving.served import ServedPolicy
 from workbench.runs.folder import RunFolder
 from workbench.types import PRIVILEGED, Example, Rollout, label_completion
 
@@ -100,6 +101,8 @@ class Evaluation:
 
     policies  policies of the first learner, by the method's names
     sets      evaluation sets, each with its examples
+
+    Raises: PolicyError for a served teacher that is to be evaluated, and only scores
     """
 
     def __init__(
@@ -115,6 +118,9 @@ class Evaluation:
         self.students, self.sets = students, sets
         self.records: list[EvalRecord] = []  # of the last evaluation
         self.teachers = teachers(policies, config)
+        for policy in single_policies(self.teachers) if any(examples for _, examples in sets) else ():
+            if isinstance(policy, ServedPolicy):
+                policy.require_samples("evaluation.teacher=true has it answer the questions")
         if left_out := [line for chosen, examples in sets for line in not_evaluated(examples, chosen.contexts)]:
             folder.update(unasked=left_out)
             log.warning("%s", "; ".join(left_out))

@@ -400,7 +400,8 @@ def _views(result: StepResult, learner: Learner, config: RunConfig) -> Iterator[
         if view.learns:
             sampled = sampler_logprobs(batch.rollouts, together)
             yield _same(f"sampler = student on {view.context}", sampled, result.scores[name].logprob, tolerance)
-        else:  # sample and score with the view's own policy, which detects a shift by a column
+        elif all(served.info["samples"] for served in single_policies([policy]) if isinstance(served, ServedPolicy)):
+            # sample and score with the view's own policy, which detects a shift by a column
             prompt = replace(prompts[0], future=())  # the future belongs to another answer
             completion = policy.sample([prompt], [[0]], SamplingOptions(max(batch.lengths)))[0][0]
             sampled = torch.tensor(completion.logprobs)

@@ -2,7 +2,8 @@
 
     addresses.py  addresses of servers in a configuration
     wire.py       requests and answers as bytes, and what pins prompts and pictures
-    engine.py     the model behind a server
+    engine.py     the interface of an engine, which computes behind a server, and transformers as one
+    service.py    what a server answers, with any engine
     door.py       the server
     client.py     requests of a run, with retries
     served.py     the policy of a run whose hidden states a server computes

@@ -6,7 +6,10 @@ import importlib
 from workbench.distributed import choose_device
 from workbench.errors import ConfigError, require_one_of
 from workbench.policies.models import DTYPES, QUANTIZED
-from workbench.policies.serving.engine import SamplerEngine, TransformersEngine
+from workbench.policies.serving.engine import Engine, TransformersEngine
+from workbench.policies.serving.service import SamplerService, TeacherService
+
+ENGINES = ("transformers", "vllm")
 
 
 def serve_model(options: argparse.Namespace, *, samples: bool) -> None:
@@ -22,15 +25,19 @@ def serve_model(options: argparse.Namespace, *, samples: bool) -> None:
             f"this command needs {error.name}, which is not installed. Run pip install "
             "'vlm-distillation-workbench[app]', or in a clone pip install -e '.[app]'."
         ) from None
+    kind = SamplerService if samples else TeacherService
 
-    def load() -> TransformersEngine:
-        kind = SamplerEngine if samples else TransformersEngine
-        return kind.load(
-            options.model,
-            dtype=options.dtype,
-            device=str(choose_device(options.device)),
-            attn_implementation=options.attn_implementation,
-            trust_remote_code=options.trust_remote_code,
-        )
+    def load() -> TeacherService:
+        return kind(_start(options))
 
     door.serve(load, options.host, options.port)
+
+
+def _start(options: argparse.Namespace) -> Engine:
+    return TransformersEngine.start(
+        options.model,
+        dtype=options.dtype,
+        device=str(choose_device(options.device)),
+        attn_implementation=options.attn_implementation,
+        trust_remote_code=options.trust_remote_code,
+    )

@@ -1,4 +1,4 @@
-"""The server of `workbench teacher` and `workbench sampler`: Starlette over one engine.
+"""The server of `workbench teacher` and `workbench sampler`: Starlette over one service.
 
 GET  /info     facts about the model
 GET  /files    what encodes prompts, as a message of bytes by file name
@@ -6,16 +6,22 @@ GET  /head     the output layer's weights
 POST /read     hidden states of answers
 POST /sample   answers to prompts
 POST /weights  weights in place of the sampler's; a teacher has no such route
+
+A server whose engine is dead answers 503 and ends, so that a run asks another server, or waits for this one to restart.
 """
 
 import asyncio
+import contextlib
 import hmac
 import logging
 import os
+import signal
 import socket
-from collections.abc import Awaitable, Callable
+import threading
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from types import FrameType
 from typing import Any
 
 import torch
@@ -25,23 +31,28 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from workbench.errors import ConfigError, WorkbenchError
+from workbench.errors import ConfigError, RunError, WorkbenchError
 from workbench.files.hosts import check_port, is_local
 from workbench.policies.proof import FAILURES
 from workbench.policies.serving.addresses import TOKEN
 from workbench.policies.serving.client import CONFLICT
-from workbench.policies.serving.engine import OtherWeights, SamplerEngine, TransformersEngine
+from workbench.policies.serving.engine import DeadEngineError
+from workbench.policies.serving.service import OtherWeights, SamplerService, TeacherService
 from workbench.policies.serving.wire import WireError, pack, pin_facts, unpack, unpack_request, unpack_sample
 
 MAX_BODY = 4 * 2**30  # bytes of a request; the embeddings of an 8B model in float32 are 2.5e9
 BYTES = "application/octet-stream"
 GRACE_S = 5  # for a read in progress when the server is stopped
+WATCH_S = 1.0  # between looks at the engine
+BUSY = 503
 
 log = logging.getLogger("workbench")
 
 
-def build_door(engine: TransformersEngine, token: str | None = None) -> Starlette:
-    """The application. token: what every request must bear; None = none."""
+def build_door(
+    service: TeacherService, token: str | None = None, end: Callable[[str], None] = lambda reason: None
+) -> Starlette:
+    """The application. token: what every request must bear, None = none. end: stop serving, for the given reason."""
     reader = ThreadPoolExecutor(1, thread_name_prefix="engine")  # one read at a time, in the order of arrival
 
     async def respond(request: Request, work: Callable[[], Response]) -> Response:
@@ -51,16 +62,16 @@ def build_door(engine: TransformersEngine, token: str | None = None) -> Starlett
         return await asyncio.get_running_loop().run_in_executor(reader, work)
 
     async def info(request: Request) -> Response:
-        return await respond(request, lambda: JSONResponse(engine.info))
+        return await respond(request, lambda: JSONResponse(service.info))
 
     async def files(request: Request) -> Response:
         tensors = {
-            name: torch.frombuffer(bytearray(data), dtype=torch.uint8) for name, data in engine.files.items() if data
+            name: torch.frombuffer(bytearray(data), dtype=torch.uint8) for name, data in service.files.items() if data
         }
         return await respond(request, lambda: Response(pack(tensors, {}), media_type=BYTES))
 
     async def head(request: Request) -> Response:
-        return await respond(request, lambda: Response(pack(engine.head, {}), media_type=BYTES))
+        return await respond(request, lambda: Response(pack(service.engine.head, {}), media_type=BYTES))
 
     def posted(answer: Callable[[Any, bytes], bytes]) -> Callable[[Request], Awaitable[Response]]:
         async def handle(request: Request) -> Response:
@@ -69,7 +80,7 @@ def build_door(engine: TransformersEngine, token: str | None = None) -> Starlett
             if int(request.headers.get("content-length", MAX_BODY + 1)) > MAX_BODY:
                 return _error(413, f"a request must state its length, at most {MAX_BODY:,} bytes. Lower batch_size.")
             body = await request.body()
-            return await respond(request, lambda: _answered(engine, answer, body))
+            return await respond(request, lambda: _answered(service, answer, body, end))
 
         return handle
 
@@ -80,37 +91,43 @@ def build_door(engine: TransformersEngine, token: str | None = None) -> Starlett
             Route("/head", head),
             Route("/read", posted(_read), methods=["POST"]),
             Route("/sample", posted(_sample), methods=["POST"]),
-            *([Route("/weights", posted(_load), methods=["POST"])] if isinstance(engine, SamplerEngine) else []),
+            *([Route("/weights", posted(_load), methods=["POST"])] if isinstance(service, SamplerService) else []),
         ]
     )
 
 
-def _read(engine: TransformersEngine, body: bytes) -> bytes:
-    hidden, pins = engine.read(unpack_request(body))
-    return pack({"hidden": hidden}, _signed(engine, {"pins": pin_facts(pins)}))
+def _read(service: TeacherService, body: bytes) -> bytes:
+    hidden, pins = service.read(unpack_request(body))
+    return pack({"hidden": hidden}, _signed(service, {"pins": pin_facts(pins)}))
 
 
-def _sample(engine: TransformersEngine, body: bytes) -> bytes:
-    sampled, pins = engine.sample(unpack_sample(body))
+def _sample(service: TeacherService, body: bytes) -> bytes:
+    sampled, pins = service.sample(unpack_sample(body))
     facts = [[asdict(completion) for completion in completions] for completions in sampled]
-    return pack({}, _signed(engine, {"completions": facts, "pins": pin_facts(pins)}))
+    return pack({}, _signed(service, {"completions": facts, "pins": pin_facts(pins)}))
 
 
-def _load(engine: SamplerEngine, body: bytes) -> bytes:
+def _load(service: SamplerService, body: bytes) -> bytes:
     weights, facts = unpack(body)
-    engine.load_part(weights, str(facts.get("version")), last=bool(facts.get("last")))
-    return pack({}, _signed(engine, {}))
+    service.load_part(weights, str(facts.get("version")), last=bool(facts.get("last")))
+    return pack({}, _signed(service, {}))
 
 
-def _signed(engine: TransformersEngine, facts: dict[str, Any]) -> dict[str, Any]:
-    return {"fingerprint": engine.fingerprint, **facts}
+def _signed(service: TeacherService, facts: dict[str, Any]) -> dict[str, Any]:
+    return {"fingerprint": service.engine.fingerprint, **facts}
 
 
 def _answered(
-    engine: TransformersEngine, answer: Callable[[TransformersEngine, bytes], bytes], body: bytes
+    service: TeacherService,
+    answer: Callable[[Any, bytes], bytes],
+    body: bytes,
+    end: Callable[[str], None],
 ) -> Response:
     try:
-        return Response(answer(engine, body), media_type=BYTES)
+        return Response(answer(service, body), media_type=BYTES)
+    except DeadEngineError as error:
+        end(str(error))
+        return _error(BUSY, str(error))
     except OtherWeights as error:
         return _error(CONFLICT, str(error))
     except (WireError, WorkbenchError) as error:
@@ -136,28 +153,74 @@ def required_token(host: str) -> str | None:
     return token
 
 
-def serve(load: Callable[[], TransformersEngine], host: str, port: int) -> None:
+def serve(load: Callable[[], TeacherService], host: str, port: int) -> None:
     """Serve until a signal (SIGINT, SIGTERM). The port is taken before the model is loaded.
 
-    Raises: ConfigError without a needed token; RunError if the port is in use.
+    Raises: ConfigError without a needed token; RunError if the port is in use, or when the engine is dead.
     """
     token = required_token(host)
     check_port(host, port)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as listener:
+    with socket.socket(family, socket.SOCK_STREAM) as listener, _terminable():
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host.strip("[]"), port))  # not yet listening: requests are refused until the model is loaded
-        engine = load()
-        info = engine.info
-        log.info(
-            "http://%s:%d serves %s (%s, %s, context of %s tokens); Ctrl-C stops it",
-            *(host, port, info["model"], info["class"], info["dtype"], info["context_length"]),
-        )
-        options = uvicorn.Config(
-            build_door(engine, token),
-            log_level="warning",
-            access_log=False,
-            lifespan="off",
-            timeout_graceful_shutdown=GRACE_S,
-        )
-        uvicorn.Server(options).run(sockets=[listener])
+        service = load()
+        try:
+            info = service.info
+            log.info(
+                "http://%s:%d serves %s (%s, %s, by %s, context of %s tokens); Ctrl-C stops it",
+                *(host, port, info["model"], info["class"], info["dtype"], info["engine"], info["context_length"]),
+            )
+            reason = _run(service, token, listener)
+        finally:
+            service.engine.close()
+    if reason:
+        raise RunError(f"{info['model']} is not served any more: {reason} Start the command again; runs wait for it.")
+
+
+def _run(service: TeacherService, token: str | None, listener: socket.socket) -> str:
+    """Serve until a signal, or until the engine is dead; returns why."""
+    reasons: list[str] = []
+    ended = threading.Event()
+
+    def end(reason: str) -> None:
+        reasons.append(reason)
+        server.should_exit = True
+
+    def watch() -> None:
+        while not ended.wait(WATCH_S):
+            if reason := service.engine.fault():
+                return end(reason)
+
+    options = uvicorn.Config(
+        build_door(service, token, end),
+        log_level="warning",
+        access_log=False,
+        lifespan="off",
+        timeout_graceful_shutdown=GRACE_S,
+    )
+    server = uvicorn.Server(options)
+    threading.Thread(target=watch, name="watch", daemon=True).start()
+    try:
+        server.run(sockets=[listener])
+    finally:
+        ended.set()
+    return reasons[0] if reasons else ""
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """Have SIGTERM raise here, so that an engine's processes are ended; the process then ends by it all the same."""
+
+    def raise_exit(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    previous = signal.signal(signal.SIGTERM, raise_exit)
+    try:
+        yield
+    except SystemExit:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.raise_signal(signal.SIGTERM)
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, previous)

@@ -74,6 +74,9 @@ class ServedPolicy(AutoregressivePolicy):
         model.generation_config.eos_token_id = info["stop_ids"]
         super().__init__(model, processor, name, vocabulary=info["vocabulary"])
         self.client, self.info, self._device = client, info, torch.device(device)
+        self.encoder.context_length = self.encoder.max_prompt_length = info[
+            "context_length"
+        ]  # its engine may have less
         self.stop_ids = frozenset(info["stop_ids"])
         head = dict(info["head"]) | {"never": tuple(info["head"].get("never", ()))}
         self.shortcuts = Shortcuts(head=info["has_head"], pictures=False)
@@ -117,14 +120,23 @@ class ServedPolicy(AutoregressivePolicy):
         """Nothing: the shortcuts are the server's."""
 
     def sample(self, prompts: list[Prompt], seeds: list[list[int]], options: SamplingOptions) -> list[list[Completion]]:
-        """Sample on the server; it depends only on prompt and seed."""
+        """Sample on the server; it depends only on prompt and seed. Raises: PolicyError if its engine only scores."""
         if not prompts:
             return []
+        self.require_samples("it is to answer prompts")
         opened = sendable(self.encoder, prompts)
         request = SampleRequest(opened, seeds, options, self._template(), decoding(self))
         _, facts = self.client.send(pack_sample(request), "/sample").result()
         check_pins(self, prompts, pins(self.encoder, prompts, opened), facts["pins"])
         return unpack_completions(facts["completions"])
+
+    def require_samples(self, why: str) -> None:
+        """Raise PolicyError, with the reason to sample, if the server's engine only scores."""
+        if not self.info["samples"]:
+            raise PolicyError(
+                f"{self.name}: {self.source} only scores answers (engine {self.info['engine']}), and {why}. Start it "
+                "with --engine transformers, or have it only score (evaluation.teacher=false)."
+            )
 
     def prefetch(
         self, prompts: list[Prompt], completions: list[tuple[int, ...]], passes: list[list[int]] | None = None
