@@ -53,8 +53,13 @@ def work(first: str, second: str, out: str) -> None:
         for name, rows in {"ragged": ["a", "b", "a"] if group.is_main else [], "apart": ["ab"[group.rank % 2]]}.items():
             parts, whole = forward_all(several, rows), forward_all(several, rows, whole=True)
             results[name] = [torch.equal(*pair) for pair in zip(parts, whole, strict=True)]
-        with watch.watching(), watch.phase("score"):
-            forward_all(policies[0], ["a"])
+        for name, dtype in (("", None), (" in half", torch.bfloat16)):
+            with torch.autocast("cpu", dtype=dtype or torch.bfloat16, enabled=dtype is not None):
+                outputs = []
+                for way, whole in (("score", False), ("sample", True)):
+                    with watch.watching(), watch.phase(way + name):
+                        outputs += forward_all(policies[0], ["a"], whole=whole)
+            results["equal" + name] = torch.equal(*outputs)
     Path(f"{out}.{group.rank}").write_text(json.dumps(results))
 
 
@@ -92,9 +97,15 @@ def test_sharded_models_load_once_and_score_in_parts(processes: int, folders: li
     assert sum(rank["peaks"]["load"] for rank in ranks) <= 1.3 * sum(copies)  # rank 0 leaves the files mapped
     for rank in ranks:
         size = rank["sizes"][0]
-        # above its parts and the roots: a layer, its flat buffer, and gloo's copy of what it gathers
-        assert rank["peaks"]["score"] <= 3 * size["layer"] + SLACK
+        whole, peaks = LAYERS * size["layer"], rank["peaks"]
+        # above its parts and the roots: a layer, and its flat buffer or the next layer's
+        assert peaks["score"] <= 2 * size["layer"] + SLACK
+        assert whole <= peaks["sample"] <= whole + size["layer"] + SLACK
+        # autocast's copies: of weights that compute, and of the model that is whole in place of it
+        assert peaks["score in half"] <= 2.5 * size["layer"] + SLACK
+        assert whole / 2 <= peaks["sample in half"] <= whole / 2 + 2 * size["layer"] + SLACK
         assert rank["apart"] == [True]
+        assert rank["equal"] and rank["equal in half"]
     assert [rank["ragged"] for rank in ranks] == [[True], *[[]] * (processes - 1)]
 
 

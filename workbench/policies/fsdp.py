@@ -9,8 +9,8 @@ once a step and stays unsharded until its end, because losses use the head outsi
     scoring        a layer is unsharded only while it computes. Ranks make passes in rounds: a rank without a pass in a
                    round takes part in its all-gathers (`layer_by_layer`)
     sampling       the whole model is unsharded (`unsharded`), since a pass per token would gather all layers for each
-                   token. This costs the memory of one full model, unless a server samples: it gets the weights a layer
-                   at a time (`FsdpModel.parts`)
+                   token. This costs the memory of one full model in the precision of the pass, unless a server samples:
+                   it gets the weights a layer at a time (`FsdpModel.parts`)
 
 Without sharding every function here does nothing.
 """
@@ -34,6 +34,7 @@ from workbench.policies import Policy
 from workbench.policies.autoregressive import AutoregressivePolicy
 from workbench.policies.by_domain import PolicyByDomain
 from workbench.policies.diffusion import DiffusionPolicy
+from workbench.policies.layer_memory import autocast_dtype, cast_in_each_pass, gather_alone, in_half_precision
 from workbench.policies.scattering import broadcast_buffers, match_structure, scattered
 from workbench.policies.serving.served import ServedPolicy
 
@@ -74,6 +75,9 @@ class FsdpModel:
         for part in (*self.layers, model):
             part.set_gradient_divide_factor(1.0)  # loss_normalizers already cover all ranks
             part.set_force_sum_reduction_for_comms(True)
+        if device.type == "cpu":
+            gather_alone(self.layers)
+        cast_in_each_pass(self.layers, lambda: not self._depth)
         register_fsdp_forward_method(model, "below_head")
         if adapted:  # the first layer also needs a backward pass on ranks without an image
             model.get_input_embeddings().register_forward_hook(_with_gradient)
@@ -141,11 +145,18 @@ class FsdpModel:
 
     @contextlib.contextmanager
     def unsharded(self) -> Iterator[None]:
-        """All-gather all weights; inside, forward passes need no communication. The root stays unsharded afterwards."""
+        """All-gather all weights; inside, forward passes need no communication. The root stays unsharded afterwards.
+
+        Under autocast, linear layers of the decoder are held in its precision alone.
+        """
         if not self._depth:
             self.process_group.all_gather_object("unshard")  # raises the error of a rank that failed before
-            for part in (*self.layers, self.model):
-                part.unshard()
+            self.model.unshard()
+            dtype = autocast_dtype(next(self.model.parameters()).device)
+            for layer in self.layers:
+                layer.unshard()
+                for _, _, weight in in_half_precision(layer, dtype) if dtype is not None else ():
+                    weight.untyped_storage().resize_(0)  # until the layer is gathered again
             self.model.set_reshard_after_forward(False)
             self.model.set_reshard_after_backward(False)
             self.model.set_requires_gradient_sync(False)

@@ -1,0 +1,75 @@
+"""Memory of sharded layers: all-gathers without copies on a CPU, and weights in half precision under autocast."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+
+
+class GatherInPlace:
+    """All-gather over gloo, whose own collective receives into a copy first: each rank in turn sends its part to where
+    it belongs. For `FSDPModule.set_custom_all_gather`.
+    """
+
+    def allocate(self, size: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """The flat tensor of all parts."""
+        return torch.empty(*size, dtype=dtype, device=device)
+
+    def __call__(self, output_tensor: Tensor, input_tensor: Tensor, group: dist.ProcessGroup, async_op: bool = False):
+        """Gather; the input is this rank's part of the output. It is done on return, as `async_op` allows."""
+        for rank, part in enumerate(output_tensor.chunk(group.size())):
+            dist.broadcast(part, group=group, group_src=rank)
+
+
+def gather_alone(layers: Sequence[FSDPModule]) -> None:
+    """Have each layer gathered before FSDP does in its forward pass, which keeps the previous layer's flat buffer until
+    then. On a GPU that lets communication overlap with compute; on a CPU it is one layer more for nothing.
+    """
+
+    def gather(layer: FSDPModule, _: object) -> None:
+        layer.unshard()
+
+    for layer in layers:
+        layer.set_custom_all_gather(GatherInPlace())
+        layer.register_forward_pre_hook(gather, prepend=True)
+
+
+def cast_in_each_pass(layers: Sequence[nn.Module], active: Callable[[], bool]) -> None:
+    """While `active`, have autocast drop its copies of a layer's weights with the layer.
+
+    Otherwise it keeps a copy of every layer in half precision until its context ends, so the whole model.
+    """
+
+    def enter(*_: object) -> None:
+        if active():
+            torch.set_autocast_cache_enabled(False)
+
+    def leave(*_: object) -> None:
+        torch.set_autocast_cache_enabled(True)
+
+    for layer in layers:
+        layer.register_forward_pre_hook(enter)
+        layer.register_forward_hook(leave, always_call=True)
+
+
+def autocast_dtype(device: torch.device) -> torch.dtype | None:
+    """Data type of the present autocast context; None without one."""
+    return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
+
+
+@torch.no_grad()
+def in_half_precision(layer: nn.Module, dtype: torch.dtype) -> list[tuple[nn.Module, str, nn.Parameter]]:
+    """Give linear layers the copies of their weights that autocast would make for each product.
+
+    Returns the modules, the names and the weights that were replaced.
+    """
+    replaced = []
+    for module in layer.modules():
+        if isinstance(module, nn.Linear):
+            for name, weight in list(module.named_parameters(recurse=False)):
+                if weight.dtype == torch.float32:
+                    setattr(module, name, nn.Parameter(weight.to(dtype), requires_grad=False))
+                    replaced.append((module, name, weight))
+    return replaced
