@@ -147,7 +147,7 @@ def save_screenshot(run: Path, file: Path) -> None:
     app = serve(run.parent, port=port, read_only=True)
     query = "&".join(f"{key}={value}" for key, value in choose_token(run).items())
     with sync_playwright() as playwright:
-        path = os.environ.get("CHROMIUM") or shutil.which("chromium")
+        path = os.environ.get("CHROMIUM") or shutil.which("chromium-headless-shell") or shutil.which("chromium")
         browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT})
         page.goto(f"http://127.0.0.1:{port}/?run={run.name}&tab=answers&{query}&__theme=light")

@@ -10,7 +10,9 @@ from pathlib import Path
 from playwright.sync_api import sync_playwright
 
 with sync_playwright() as playwright:
-    browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+    browser = playwright.chromium.launch(
+        executable_path=shutil.which("chromium-headless-shell") or shutil.which("chromium"), args=["--no-sandbox"]
+    )
     for name in sys.argv[1:]:
         page = browser.new_page(viewport={"width": 1100, "height": 700}, device_scale_factor=1.5)
         page.goto(Path("runs", name, "figure.html").resolve().as_uri())

@@ -73,7 +73,8 @@ def test_sankey_links_equal_table_rows(dopd: Path) -> None:
 
 def test_stacked_shares_sum_to_one(dopd: Path) -> None:
     created = figures.stacked_shares(regimes.shares_over_steps(dopd))
-    assert [trace.name for trace in created.data] == ["LH", "LL", "HT", "HS"]
+    labels = ["LH: teacher, light", "LL: privileged student, weak", "HT: teacher, strong"]
+    assert [trace.name for trace in created.data] == [*labels, "HS: privileged student, light"]
     assert [sum(values) for values in zip(*(trace.y for trace in created.data), strict=True)] == pytest.approx(
         [1.0] * 4
     )

@@ -117,7 +117,8 @@ def stacked_shares(
     )
     height = max(min_height, 150 + 200 * rows)
     _style_panels(figure, theme, title=_share_title(by, title), subtitle=table.run, height=height)
-    fills = regime_fills(_notes_of(frame), theme)
+    notes = _notes_of(frame)
+    fills = regime_fills(notes, theme)
     is_single = frame["step"].nunique() == 1  # an area over one step has no width
     for panel_idx, group in enumerate(groups):
         panel = frame[frame["group"] == group]
@@ -131,12 +132,12 @@ def stacked_shares(
                 group,
                 x=part["step"],
                 y=part[by],
-                name=escaped(name),
+                name=escaped(_regime_label(name, notes[name])),
                 legendgroup=name,
                 showlegend=panel_idx == 0,
                 customdata=part["num_positions"],
-                hovertemplate=f"<b>{escaped(name)}</b> %{{y:.1%}} {MEASURES[by]}<br>%{{customdata:,}} tokens, "
-                f"step %{{x}}, {escaped(group)}<extra></extra>",
+                hovertemplate=f"<b>{escaped(name)}</b> %{{y:.1%}} {MEASURES[by]}<br>{escaped(notes[name].meaning)}<br>"
+                f"%{{customdata:,}} tokens, step %{{x}}, {escaped(group)}<extra></extra>",
                 row=panel_idx // columns + 1,
                 col=panel_idx % columns + 1,
             )
@@ -193,7 +194,7 @@ def share_bars(table: Table, *, by: str = "position_share", title: str, theme: s
             y=[labels[group] for group in part["group"]],
             x=part[by],
             orientation="h",
-            name=escaped(name),
+            name=escaped(_regime_label(name, notes[name])),
             customdata=part["num_positions"],
             marker={
                 "color": color,
@@ -561,9 +562,18 @@ def _below_title(figure: go.Figure, pixels: int) -> int:
 
 
 def _notes_of(frame: pd.DataFrame) -> dict[str, RegimeNote]:
-    """The regimes in order, each with its target, which determines its color."""
+    """The regimes in order, each with its meaning and its target, which determines its color."""
     named = frame.drop_duplicates("regime")
-    return {row.regime: RegimeNote("", None if pd.isna(row.target) else row.target) for row in named.itertuples()}
+    return {
+        row.regime: RegimeNote(row.meaning or "", None if pd.isna(row.target) else row.target)
+        for row in named.itertuples()
+    }
+
+
+def _regime_label(name: str, note: RegimeNote) -> str:
+    """Name and supervision for a legend: "LH: teacher, light"."""
+    supervision = note.meaning.rpartition(": ")[2]
+    return f"{name}: {supervision}" if supervision else name
 
 
 def _series(theme: str, number: int) -> str:

@@ -7,7 +7,7 @@ from workbench.errors import TraceError, require_one_of, unknown
 from workbench.traces.reader import Traces
 
 SPLITS = ("token_type", "visibility", "domain")
-COLUMNS = ["step", "group", "regime", "target", "num_positions", "position_share", "loss_share"]
+COLUMNS = ["step", "group", "regime", "target", "meaning", "num_positions", "position_share", "loss_share"]
 UNITS = {"num_positions": "tokens", "position_share": "share of tokens", "loss_share": "share of loss"}
 
 
@@ -44,7 +44,7 @@ def shares_over_steps(
             FROM raw JOIN steps USING (step)),
         merged AS (SELECT step, grp, regime, sum(positions) AS positions, sum(loss) AS loss FROM counted GROUP BY ALL),
         totals AS (SELECT step, grp, sum(positions) AS positions, sum(loss) AS loss FROM merged GROUP BY ALL)
-        SELECT totals.step, totals.grp AS "group", regimes.regime, regimes.target,
+        SELECT totals.step, totals.grp AS "group", regimes.regime, regimes.target, regimes.meaning,
                CAST(coalesce(merged.positions, 0) AS BIGINT) AS num_positions,
                CAST(coalesce(merged.positions, 0) / totals.positions AS DOUBLE) AS position_share,
                CAST(coalesce(merged.loss, 0) / nullif(totals.loss, 0) AS DOUBLE) AS loss_share
@@ -62,7 +62,7 @@ def shares_by(run: str | Path | Traces, split: str) -> Table:
     """
     require_one_of("split", split, SPLITS, TraceError)
     traces = traces_of(run)
-    columns = ["group", "regime", "target", "num_positions", "position_share", "loss_share"]
+    columns = ["group", "regime", "target", "meaning", "num_positions", "position_share", "loss_share"]
     if traces is None:
         return table([], columns, run="", empty=NO_TRACES)
     query = f"""
@@ -71,7 +71,7 @@ def shares_by(run: str | Path | Traces, split: str) -> Table:
                    sum(num_positions) AS positions, sum(abs_loss) AS loss
             FROM aggregates GROUP BY ALL),
         totals AS (SELECT grp, sum(positions) AS positions, sum(loss) AS loss FROM merged GROUP BY ALL)
-        SELECT totals.grp AS "group", regimes.regime, regimes.target,
+        SELECT totals.grp AS "group", regimes.regime, regimes.target, regimes.meaning,
                CAST(coalesce(merged.positions, 0) AS BIGINT) AS num_positions,
                CAST(coalesce(merged.positions, 0) / totals.positions AS DOUBLE) AS position_share,
                CAST(coalesce(merged.loss, 0) / nullif(totals.loss, 0) AS DOUBLE) AS loss_share
