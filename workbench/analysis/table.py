@@ -41,7 +41,13 @@ class Table:
     @cached_property
     def rows(self) -> list[dict]:
         """The rows as plain values, None for missing ones."""
-        return self.frame.astype(object).where(self.frame.notna(), None).to_dict("records")
+        columns = {str(name): _plain(values) for name, values in self.frame.items()}
+        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def _plain(values: pd.Series) -> list:
+    """A column as plain values, None for missing ones."""
+    return [None if is_missing else value for value, is_missing in zip(values.tolist(), values.isna(), strict=True)]
 
 
 def table(

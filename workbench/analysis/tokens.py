@@ -28,7 +28,7 @@ def page(run: str | Path | Traces, selection: Selection = ALL_ANSWERS, *, page_i
     if traces is None:
         return table([], PAGE_COLUMNS, run="", empty=NO_TRACES)
     of_probes = selection.source == "probes"
-    page_rows = traces.cached(_read_page, selection, page_idx, size)
+    page_rows, regimes = traces.cached(_read_page, selection, page_idx, size), tuple(traces.regimes)
     rows = [
         {
             "step": row["step"],
@@ -42,7 +42,7 @@ def page(run: str | Path | Traces, selection: Selection = ALL_ANSWERS, *, page_i
             "right": None if row["reward"] is None else row["reward"] == 1.0,
             "tokens": row["num_positions"],
             **{name: row[name] for name in _GAPS},
-            "regimes": ", ".join(f"{name} {counts[name]}" for name in traces.regimes if name in counts),
+            "regimes": ", ".join(f"{name} {counts[name]}" for name in regimes if name in counts),
         }
         for row, counts in ((row, dict(row["regimes"] or ())) for row in page_rows)
     ]
