@@ -22,6 +22,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
 
 import yaml
@@ -176,11 +177,11 @@ def file_cases(folder: Path) -> Iterator[Case]:
     """Yield files that are not valid recipes or studies, also as the base of a recipe."""
     for command, (name, raw) in itertools.product(("train", "study", "pretrain", "check"), TEXTS.items()):
         file = folder / f"{command}-{name}.yaml"
-        yield Case(f"{command} file: {name}", (command, str(file)), lambda file=file, raw=raw: _write(file, raw))
+        yield Case(f"{command} file: {name}", (command, str(file)), partial(_write, file, raw))
     for name in TEXTS:
         over = folder / f"over-{name}.yaml"
         text = f"base: train-{name}.yaml\nseed: 1\n".encode()
-        yield Case(f"base: {name}", ("train", str(over)), lambda over=over, text=text: _write(over, text))
+        yield Case(f"base: {name}", ("train", str(over)), partial(_write, over, text))
     for name in ("", "a\0b", "x" * 5000, "/dev/null", "/proc/self/mem", str(folder), "\udcff.yaml", "-", "~"):
         yield Case(f"file name {name[:20]!r}", ("train", name))
 
@@ -198,9 +199,7 @@ def value_cases(folder: Path) -> Iterator[Case]:
             file = folder / "values" / f"{name}.yaml"
             *parents, last = key.split(".")
             text = "".join(f"{parent}:\n  " for parent in parents) + f"{last}: {value}\n"
-            yield Case(
-                f"in a file, {key}: {name}", ("train", str(file)), lambda file=file, text=text: _write_over(file, text)
-            )
+            yield Case(f"in a file, {key}: {name}", ("train", str(file)), partial(_write_over, file, text))
         yield Case(f"override of key {name}", ("train", str(good), f"{value}=1"))
         yield Case(
             f"pretrain steps={name}", ("pretrain", str(folder / "pretrain.yaml"), f"start_from={value}", "steps=1")
@@ -230,7 +229,7 @@ def run_cases(folder: Path, run: Path) -> Iterator[Case]:
         yield Case(
             f"{command}, {name}: {damage}",
             words,
-            lambda name=name, damage=damage, victim=victim: _damage(run, victim, name, damage),
+            partial(_damage, run, victim, name, damage),
         )
 
 
@@ -272,11 +271,11 @@ def row_cases(folder: Path) -> Iterator[Case]:
             ("import", str(file), str(folder / f"out-{number}")),
             ("eval", str(folder / "none"), "--data", str(file)),
         ):
-            yield Case(f"{command[0]} row, {key}: {value!r:.30}", command, lambda file=file, raw=raw: _write(file, raw))
+            yield Case(f"{command[0]} row, {key}: {value!r:.30}", command, partial(_write, file, raw))
     for number, (name, raw) in enumerate(TEXTS.items()):
         file = folder / f"text-{number}.jsonl"
         command = ("import", str(file), str(folder / f"text-out-{number}"))
-        yield Case(f"import text: {name}", command, lambda file=file, raw=raw: _write(file, raw))
+        yield Case(f"import text: {name}", command, partial(_write, file, raw))
 
 
 def _study(base: Path) -> dict:

@@ -345,7 +345,7 @@ def other_tabs(folder: Path) -> dict[str, Callable]:
         ),
         "compare: examples of both": lambda: compare.draw_examples(folder, folder, ""),
         "compare: accuracies": lambda: compare.draw_accuracy(folder, folder),
-        "leakage": lambda: leakage.draw(context, run, "light", ""),
+        "leakage": lambda: leakage.draw(context, run, "light", {}, None),
         "the list of runs": lambda: run_names(context),
     }
 

@@ -1,6 +1,6 @@
 """Time and memory of the parts of a step with Qwen3-VL at random weights, compared with the cost of its arithmetic.
 
-    python -m benchmarks gpu [--only steps|attention|writing|losses|lengths] [--prompts 8] [--generations 4]
+    python -m benchmarks gpu [--only steps|attention|sampling|losses|lengths] [--prompts 8] [--generations 4]
                              [--tokens 128] [--repeats 5] [--keep FOLDER]
 
 On a CUDA device models have the shapes of the 2B student and the 8B teacher, in bfloat16; otherwise small shapes, in
@@ -12,7 +12,7 @@ steps      opd, and dopd with boxes and with the crop: tokens per second, time o
            gradient; loss: divergences with the heads of learner and targets, including gradients
 attention  a step of opd and the first step (including compilation), with the family's own attention (eager), PyTorch's
            (sdpa), and sdpa with compiled RMSNorms and MLPs
-writing    time of sampling by the student itself and, if installed, by vllm, including the transfer of weights
+sampling   time of sampling by the student itself and, if installed, by vllm, including the transfer of weights
 losses     peak memory and time of the chunked losses, and of Liger's if installed, forward and backward, V = 151,936,
            for 1,024 to 16,384 positions
 lengths    time per position of scoring and training on one answer of 64 to 2,048 tokens
@@ -27,9 +27,10 @@ import importlib.util
 import statistics
 import tempfile
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -118,8 +119,8 @@ def main() -> None:
             measure_steps(args, folder, device)
         if args.only in (None, "attention"):
             measure_attention(args, folder, device)
-        if args.only in (None, "writing"):
-            measure_writing(args, folder, device)
+        if args.only in (None, "sampling"):
+            measure_sampling(args, folder, device)
         if args.only in (None, "lengths"):
             measure_lengths(args, folder, device)
     if args.only in (None, "losses"):
@@ -128,7 +129,7 @@ def main() -> None:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", choices=("steps", "attention", "writing", "losses", "lengths"))
+    parser.add_argument("--only", choices=("steps", "attention", "sampling", "losses", "lengths"))
     parser.add_argument("--prompts", type=int, default=8, help="per step")
     parser.add_argument("--generations", type=int, default=4, help="per prompt")
     parser.add_argument("--tokens", type=int, default=128, help="per answer, exactly")
@@ -172,9 +173,11 @@ def save(folder: Path, shape: Shape, device: str) -> None:
     width, head = shape.text[0], shape.text[-1]
     rope = {"rope_type": "default", "mrope_section": [head // 4, head // 8, head // 8], "rope_theta": 5_000_000.0}
     names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
-    text = dict(zip(names, shape.text[:5], strict=True)) | {"head_dim": head, "vocab_size": VOCABULARY}
+    text: dict[str, Any] = dict(zip(names, shape.text[:5], strict=True)) | {"head_dim": head, "vocab_size": VOCABULARY}
     text |= {"rope_parameters": rope | {"mrope_interleaved": True}, "max_position_embeddings": 32_768}
-    vision = dict(zip(("hidden_size", "intermediate_size", "depth", "num_heads"), shape.vision, strict=True))
+    vision: dict[str, Any] = dict(
+        zip(("hidden_size", "intermediate_size", "depth", "num_heads"), shape.vision, strict=True)
+    )
     vision |= {"out_hidden_size": width, "patch_size": 16, "deepstack_visual_indexes": list(shape.deepstack)}
     config = Qwen3VLConfig(
         text_config=text,
@@ -193,7 +196,8 @@ class Parts:
     """Seconds of the parts of a step, synchronized with the device. On the CPU: processor time."""
 
     def __init__(self, device: str) -> None:
-        self.device, self.seconds = device, Counter()
+        self.device = device
+        self.seconds: dict[str, float] = defaultdict(float)
 
     def now(self) -> float:
         if self.device != "cuda":
@@ -256,7 +260,7 @@ def measure_attention(args: argparse.Namespace, folder: Path, device: str) -> No
             clear(device)
 
 
-def measure_writing(args: argparse.Namespace, folder: Path, device: str) -> None:
+def measure_sampling(args: argparse.Namespace, folder: Path, device: str) -> None:
     """Measure sampling in wall time, since vLLM has threads in other processes."""
     dtype = "bfloat16" if device == "cuda" else "float32"
     student = load_policy(folder / "student", "student", dtype=dtype, device=device)
@@ -276,7 +280,7 @@ def measure_writing(args: argparse.Namespace, folder: Path, device: str) -> None
             seconds[name].append(time.perf_counter() - start)
             if {len(rollout.ids) for rollouts in written for rollout in rollouts} != {args.tokens}:
                 raise RuntimeError(f"{name} wrote answers of another length, so times say nothing")
-    print(f"\nwriting: {args.prompts} prompts x {args.generations} answers x {args.tokens} tokens, wall clock")
+    print(f"\nsampling: {args.prompts} prompts x {args.generations} answers x {args.tokens} tokens, wall clock")
     print(f"{'':22}{'first s':>10}{'s':>8}{'tokens/s':>10}")
     for name, times in seconds.items():
         median = statistics.median(times[1:])
@@ -309,8 +313,11 @@ def one_variant(args, folder, runs, name, method, device, peak, names) -> str:
     workbench.distill.scoring.score = parts.timed("scores", score)
     workbench.distill.step.top_k_tokens = parts.timed("trace", likely)
     trainer.accelerator.backward = parts.timed("learner", trainer.accelerator.backward)
-    trainer.learners[0].step = parts.timed("learner", trainer.learners[0].step)
-    trainer.trace_writer.write = parts.timed("trace", trainer.trace_writer.write)
+    learner: Any = trainer.learners[0]  # whose methods are timed
+    learner.clip_gradients = parts.timed("learner", learner.clip_gradients)
+    learner.update = parts.timed("learner", learner.update)
+    writer: Any = trainer.trace_writer
+    writer.write = parts.timed("trace", writer.write)
     try:
         steps = Steps(trainer)
         with trainer.trace_writer:
@@ -381,7 +388,7 @@ def floor(trainer: Trainer, args: argparse.Namespace) -> float:
         return 2 * (size["text"] * (prompt + written) + size["head"] * written + size["vision"] * patches)
 
     learner_view = method.views[method.learner_view]
-    total = forward(policies["student"], learner_view.context)  # writing
+    total = forward(policies["student"], learner_view.context)  # sampling
     for view in method.views.values():
         total += (3 if view.learns else 1) * forward(policies[view.policy], view.context)
     return total
@@ -402,7 +409,8 @@ def sizes(policy: AutoregressivePolicy) -> dict[str, int]:
 def speed(device: str) -> float:
     """Measure operations per second of a large matrix product."""
     side, dtype = (8192, torch.bfloat16) if device == "cuda" else (1024, torch.float32)
-    left, right, parts = *(torch.randn(2, side, side, device=device, dtype=dtype)), Parts(device)
+    left, right = torch.randn(2, side, side, device=device, dtype=dtype)
+    parts = Parts(device)
     seconds = []
     for _ in range(10):
         start = parts.now()

@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -84,7 +84,7 @@ class Tally:
     faults: list[str] = field(default_factory=list)
 
 
-def recipe(folder: Path, values: dict[str, object]) -> Path:
+def recipe(folder: Path, values: Mapping[str, object]) -> Path:
     """Write a recipe for runs in `folder`. Returns its path."""
     nested: dict = {"output_dir": str(folder), "name": "run"}
     for key, value in {**SMALL, "method.name": "dopd", **values}.items():
@@ -350,7 +350,7 @@ def studies(folder: Path, count: int, draw: random.Random, tally: Tally) -> None
             tally.faults.append(f"study: {victim} differs in {', '.join(wrong)}")
 
 
-def campaign(folder: Path, kills: int, *, only: set[str] = frozenset(), seed: int = 0, say: Callable = print) -> Tally:
+def campaign(folder: Path, kills: int, *, only: Set[str] = frozenset(), seed: int = 0, say: Callable = print) -> Tally:
     """Run all kinds of victims. kills: approximate number of kills in total."""
     for module in HEAVY:
         with contextlib.suppress(ImportError):

@@ -15,6 +15,7 @@ import math
 import statistics
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -75,7 +76,7 @@ def main() -> None:
 
 
 def step_of(
-    batch: Batch, packs: bool, method: Method, policies: dict[str, AutoregressivePolicy], counts: PassCounts
+    batch: Batch, packs: bool, method: Method, policies: dict[str, Any], counts: PassCounts
 ) -> Callable[[], None]:
     """A step that scores and learns a batch; writes the counts of its passes."""
     policies["student"].model.requires_grad_(True)

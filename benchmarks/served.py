@@ -22,6 +22,7 @@ import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 import uvicorn
@@ -31,6 +32,7 @@ from benchmarks.timing import machine
 from workbench.policies.serving.addresses import Patience
 from workbench.policies.serving.client import ServerClient
 from workbench.policies.serving.door import build_door
+from workbench.policies.serving.service import TeacherService
 from workbench.policies.serving.wire import TEMPLATE, ReadRequest, pack_request
 from workbench.types import Prompt
 
@@ -102,10 +104,10 @@ def _processor_of(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-class _Ready:
+class _Ready(TeacherService):
     """A service whose hidden states are computed already."""
 
-    engine = SimpleNamespace(fingerprint="ready")
+    engine: Any = SimpleNamespace(fingerprint="ready")
 
     def __init__(self, hidden: torch.Tensor) -> None:
         self.hidden = hidden
@@ -127,7 +129,7 @@ def measure_wire() -> None:
         time.sleep(0.01)
     client = ServerClient((f"http://127.0.0.1:{port}",), "teacher", Patience())
     client._fingerprint = "ready"
-    answers = [(1,) * 32] * (args.rows // 32)
+    answers: list[tuple[int, ...]] = [(1,) * 32] * (args.rows // 32)
     request = ReadRequest(
         [Prompt((), "?")], [0] * len(answers), answers, [list(range(len(answers)))], dict.fromkeys(TEMPLATE)
     )

@@ -20,10 +20,10 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from workbench.data.examples import load_examples
 from workbench.runs.folder import RunFolder
 from workbench.studies import evaluate, task
 from workbench.studies.plan import load_study
@@ -64,10 +64,13 @@ def parts(args: argparse.Namespace, folder: Path) -> None:
     start = time.process_time()
     study = load_study(args.study, ["seeds=[0]", f"overrides.training.steps={args.steps}", f"name={folder.name}"])
     took["reading the study, once"] = time.process_time() - start
-    for module in (learner, evaluate):
+    patched: tuple[Any, ...] = (learner, evaluate)
+    for module in patched:
         module.load_policies = timed(module.load_policies, took, "loading models")
-    for module in (loop, evaluate):
-        module.load_examples = timed(load_examples, took, "rendering examples")
+    training: Any = loop
+    training.load_run_data = timed(training.load_run_data, took, "rendering examples")
+    evaluation: Any = evaluate
+    evaluation.load_examples = timed(evaluation.load_examples, took, "rendering examples")
     start = time.process_time()
     for job in _tasks(study):
         if job.reference is not None:
@@ -120,9 +123,9 @@ def beside(args: argparse.Namespace, folder: Path) -> None:
             steps[number].append(sum(rates))
             counts = together([[sys.executable, "-c", PRODUCT.format(seconds=5)]] * number)
             products[number].append(sum(float(count) for count in counts))
-    for what, rates in (("steps of opd", steps), ("products of 512 x 512", products)):
-        alone, paired = (statistics.median(rates[number]) for number in (1, 2))
-        ratios = [b / a for a, b in zip(rates[1], rates[2], strict=True)]
+    for what, by_number in (("steps of opd", steps), ("products of 512 x 512", products)):
+        alone, paired = (statistics.median(by_number[number]) for number in (1, 2))
+        ratios = [b / a for a, b in zip(by_number[1], by_number[2], strict=True)]
         print(
             f"{what:24}{alone:10.2f}/s alone{paired:10.2f}/s of two{paired / alone:8.2f} times, from {min(ratios):.2f} "
             f"to {max(ratios):.2f}"

@@ -3,7 +3,7 @@
 import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -36,7 +36,7 @@ def _wait() -> None:
         torch.cuda.synchronize()
 
 
-def take_turns(variants: dict[str, Callable[[], object]], *, repeats: int, warmup: int = 2) -> dict[str, list[Turn]]:
+def take_turns(variants: Mapping[str, Callable[[], object]], *, repeats: int, warmup: int = 2) -> dict[str, list[Turn]]:
     """Each variant `repeats` times, one after the other: whatever else the machine does meets all of them alike."""
     turns: dict[str, list[Turn]] = {name: [] for name in variants}
     for turn in range(-warmup, repeats):

@@ -52,9 +52,9 @@ def train(args: argparse.Namespace, environment: dict[str, str], groups: list[in
     with tempfile.TemporaryDirectory() as folder:
         for number, size in enumerate(groups):
             runs = [begin(args, environment, folder, f"run-{number}-{idx}") for idx in range(size)]
-            for run in runs:
+            for idx, run in enumerate(runs):
                 if run.wait() != 0:
-                    log = Path(folder, f"{run.args[-1].removeprefix('name=')}.log").read_text()
+                    log = Path(folder, f"run-{number}-{idx}.log").read_text()
                     sys.exit(f"a run ended with status {run.returncode}:\n{log[-2000:]}")
     after = os.times()
     spent = after.children_user + after.children_system - before.children_user - before.children_system

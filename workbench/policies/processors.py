@@ -26,7 +26,7 @@ _WITHOUT_PART: dict[str, object] = {"model_input_names": [], "font": ""}  # ERNI
 PARTS = {"image_processor": AutoImageProcessor, "tokenizer": AutoTokenizer}
 
 
-def load_processor(path: str | Path, config: PretrainedConfig, **options) -> object:
+def load_processor(path: str | Path, config: PretrainedConfig, **options) -> Any:
     """Load the processor of a model; its `config` determines the family.
 
     Raises: OSError, ValueError, KeyError or ImportError, as AutoProcessor does.
