@@ -105,7 +105,7 @@ def stacked_shares(
         return empty_figure(message, theme, title=_share_title(by, title))
     frame = table.frame.fillna({by: 0.0})
     counts = frame.groupby("group")["num_positions"].sum().sort_values(ascending=False)
-    groups = list(counts.index)
+    groups, notes = list(counts.index), _notes_of(frame)
     rows, columns = -(-len(groups) // 3), min(3, len(groups))
     figure = make_subplots(
         rows,
@@ -117,7 +117,6 @@ def stacked_shares(
     )
     height = max(min_height, 150 + 200 * rows)
     _style_panels(figure, theme, title=_share_title(by, title), subtitle=table.run, height=height)
-    notes = _notes_of(frame)
     fills = regime_fills(notes, theme)
     is_single = frame["step"].nunique() == 1  # an area over one step has no width
     for panel_idx, group in enumerate(groups):
