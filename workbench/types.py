@@ -159,6 +159,7 @@ class Rollout:
     entropies: tuple[float, ...] | None = None  # of the sampler, per token, if requested
     stop_string: str = ""  # that ended it, in place of an end token
     answer_prefix: str = ""  # text that the sampler's prompt puts before it, such as an opened thinking block
+    sampler_step: int | None = None  # the sampler had the weights after this step, 0 = before training; None: not known
 
     @property
     def finish_reason(self) -> str:

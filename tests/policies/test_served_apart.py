@@ -1,4 +1,6 @@
-"""Two processes train with a teacher and a sampler on servers: the losses are those of one process without servers."""
+"""Two processes train with a teacher and a sampler on servers: the losses are those of one process, without servers or
+sampled ahead as there.
+"""
 
 import re
 from pathlib import Path
@@ -97,23 +99,32 @@ def addresses(models: dict, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     assert [teacher.stop(), sampler.stop()] == [-15, -15]
 
 
-def served_config(addresses: dict[str, str], models: dict, folder: Path, method: str) -> RunConfig:
-    values = VALUES | ({} if method == "dopd" else {"method": {"name": method}})
-    settings = {**models, "teacher": addresses["teacher"]}
-    config = run_config(settings, folder, name="served", sampling__server=addresses["sampler"], **values)
+def two_processes(config: RunConfig, folder: Path, environment: dict[str, str]) -> None:
+    folder.mkdir()
     (folder / "config.yaml").write_text(config.to_yaml())
-    return config
+    ended = launch(folder, CODE, str(folder / "config.yaml"), environment=environment)
+    assert not any(item.returncode for item in ended), [item.stderr[-3000:] for item in ended]
 
 
 @pytest.mark.slow
 @pytest.mark.subprocess
-@pytest.mark.parametrize(("method", "environment"), [("dopd", SHARDED), ("opd", {})], ids=["sharded", "replicated"])
 def test_two_processes_with_servers_train_as_one_without(
-    method: str, environment: dict, addresses: dict, models: dict, trained: Path, tmp_path: Path
+    addresses: dict, models: dict, trained: Path, tmp_path: Path
 ) -> None:
-    config = served_config(addresses, models, tmp_path, method)
-    ended = launch(tmp_path / "ranks", CODE, str(tmp_path / "config.yaml"), environment=environment)
-    assert not any(item.returncode for item in ended), [item.stderr[-3000:] for item in ended]
-    log = (config.run_dir / "train.log").read_text()
-    assert ("sharded over 2 processes; a server samples" in log) == bool(environment)
-    assert_same(config.run_dir, trained / method)
+    values = VALUES | {"method": {"name": "opd"}, "sampling__server": addresses["sampler"]}
+    config = run_config({**models, "teacher": addresses["teacher"]}, tmp_path, **values)
+    two_processes(config, tmp_path / "ranks", {})
+    assert_same(config.run_dir, trained / "opd")
+
+
+@pytest.mark.slow
+@pytest.mark.subprocess
+def test_two_sharded_processes_with_servers_train_as_one_ahead(addresses: dict, models: dict, tmp_path: Path) -> None:
+    values = VALUES | {"sampling__server": addresses["sampler"], "sampling__ahead": 1, "sampling__ratio_clip": 2.0}
+    alone = run_config(models, tmp_path, name="alone", **values)
+    train(alone)
+    config = run_config({**models, "teacher": addresses["teacher"]}, tmp_path, **values)
+    two_processes(config, tmp_path / "ranks", SHARDED)
+    assert "sharded over 2 processes; a server samples" in (config.run_dir / "train.log").read_text()
+    assert_same(config.run_dir, alone.run_dir)
+    assert [line["sampler_lag"] for line in numbers(config.run_dir, "train")] == [0, 1, 1, 1]

@@ -10,7 +10,10 @@ from families import save_llama
 from servers import Server
 from small import picture, run_config
 
-from workbench.config.schema import SamplingConfig
+from workbench.config.schema import RunConfig, SamplingConfig
+from workbench.data.examples import load_examples
+from workbench.data.mixture import order_of
+from workbench.distill.rollouts import sample_rollouts
 from workbench.errors import ConfigError, PolicyError, RunError
 from workbench.policies import Completion, SamplingOptions
 from workbench.policies.autoregressive import AutoregressivePolicy
@@ -18,7 +21,8 @@ from workbench.policies.loading import load_policy
 from workbench.policies.serving.addresses import Patience
 from workbench.policies.serving.sampler import ServedSampler, require_same_start, sample_together
 from workbench.policies.serving.served import load_served
-from workbench.runs.folder import RunFolder
+from workbench.runs.folder import RunFolder, checkpoint_path
+from workbench.traces.reader import open_traces
 from workbench.training.learner import check_engine
 from workbench.training.run import resume, train
 from workbench.types import Prompt
@@ -91,11 +95,64 @@ def test_run_with_served_sampler_equals_local_run_and_resumes(
         assert [pair[0][name] for name in names] == [pair[1][name] for name in names]
 
 
-def test_stale_weights_stop_run(server: Server, models: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("ahead", [0, 1])
+def test_stale_weights_stop_run(
+    ahead: int, server: Server, models: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(ServedSampler, "weights_changed", lambda self: None)
-    config = run_config(models, tmp_path, training__learning_rate=0.1, sampling__server=server.address)
+    values = {"sampling__server": server.address, "sampling__ahead": ahead, "training__learning_rate": 0.1}
     with raises(RunError, "step 2", "sampler_logprob_gap", "float32", "checkpoint-000001"):
-        train(config)
+        train(run_config(models, tmp_path, **values))
+
+
+def traced(run_dir: Path) -> list[dict]:
+    """Each answer by step, example and sample: its tokens, and the update whose weights sampled it."""
+    query = """SELECT step, example_id, sample_idx, sampler_step, list(token_id ORDER BY position) AS ids
+        FROM rollouts JOIN tokens USING (step, process_rank, rollout_idx) GROUP BY ALL ORDER BY ALL"""
+    return open_traces(run_dir).sql(query).to_pylist()
+
+
+@pytest.fixture(scope="module")
+def ahead(server: Server, models: dict, tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    """A finished run whose answers were sampled a step ahead."""
+    values = {"sampling__server": server.address, "sampling__ahead": 1, "training__learning_rate": 0.1}
+    config = run_config(models, tmp_path_factory.mktemp("ahead"), **values)
+    train(config)
+    return config
+
+
+def test_answers_sampled_ahead_are_those_of_the_weights_before(ahead: RunConfig, student: AutoregressivePolicy) -> None:
+    rows = traced(ahead.run_dir)
+    assert {row["step"]: row["sampler_step"] for row in rows} == {1: 0, 2: 0, 3: 1, 4: 2}
+    examples = load_examples(ahead.data.train)
+    order = order_of(examples, ahead.data.train_sources, ahead.seed, shuffle=True)
+    for weights_of, step in ((0, 2), (2, 4)):
+        policy = load_policy(checkpoint_path(ahead.run_dir, 2) / "student", "student") if weights_of else student
+        chosen = [examples[idx] for idx in order.batch(step, ahead.training.batch_size)]
+        options = {"sampling": ahead.sampling.options, "num_generations": 2, "seed": (ahead.seed, step)}
+        expected = sample_rollouts(policy, chosen, context="plain", **options)
+        sampled = {(row["example_id"], row["sample_idx"]): tuple(row["ids"]) for row in rows if row["step"] == step}
+        assert sampled == {(rollout.example.id, rollout.sample_idx): rollout.ids for rollout in expected}
+    lines = RunFolder.open(ahead.run_dir).metrics("train")
+    assert [line.get("sampler_lag", 0.0) for line in lines] == [0.0, 1.0, 1.0, 1.0]
+    assert all(line["sampler_logprob_gap"] < 5e-4 for line in lines[:3]) and "sampler_logprob_gap" not in lines[3]
+    assert all(abs(line["ratio/mean"] - 1) > 0.01 for line in lines[1:])  # an update lies between
+
+
+def test_run_sampled_ahead_resumes_with_the_answers_of_its_checkpoint(
+    ahead: RunConfig, server: Server, models: dict, tmp_path: Path
+) -> None:
+    first = Server(tmp_path / "first", models["teacher"], command="sampler")
+    values = {"sampling__server": first.address, "sampling__server_wait": 0.0, "sampling__ahead": 1}
+    config = run_config(models, tmp_path, training__learning_rate=0.1, **values)
+    with raises(RunError, "step 2", first.address, "checkpoint-000001"):
+        train(config, on_step=lambda step, _: first.kill() if step == 1 else None)
+    resume(config.run_dir, [f"sampling.server={server.address}"])
+    assert traced(config.run_dir) == traced(ahead.run_dir)
+    lines = [RunFolder.open(path.run_dir).metrics("train") for path in (config, ahead)]
+    for pair in zip(*lines, strict=True):
+        values = [{name: line[name] for name in line if "second" not in name} for line in pair]
+        assert values[0] == values[1]
 
 
 def test_sampler_in_place_of_teacher_and_another_model_are_refused(
@@ -115,6 +172,8 @@ def test_unsupported_settings_raise(models: dict, tmp_path: Path) -> None:
     address = "http://127.0.0.1:8001"
     with raises(ConfigError, "sampling.server", "sampling.backend=vllm"):
         SamplingConfig(server=address, backend="vllm")
+    with raises(ConfigError, "sampling.ahead=1", "sampling.server"):
+        SamplingConfig(ahead=1)
     with raises(ConfigError, "sampling.server", "spd"):
         config = run_config(models, tmp_path, sampling__server=address, method={"name": "spd"})
         check_engine(config, config.load_method())

@@ -339,6 +339,23 @@ class SamplingConfig:
     server_wait: Annotated[float, Option("Time in which a sampler that fails may come back", unit="s", low=0)] = (
         USUAL.wait
     )
+    ahead: Annotated[
+        int,
+        Option(
+            "Steps that a server samples ahead. 1 = it samples the next step's answers while this step learns, so by "
+            "weights of one update earlier. Needs sampling.server. 0 = a step learns from answers of its own weights",
+            low=0,
+            high=1,
+        ),
+    ] = 0
+    ratio_clip: Annotated[
+        float,
+        Option(
+            "Truncated importance sampling: each token's loss counts min(p_now / p_when_sampled, ratio_clip) times. 2 "
+            "is usual. 0 = off",
+            low=0,
+        ),
+    ] = 0.0
     stop_strings: Annotated[
         list, Option("Texts that end an answer, beside the end token; they are the last part of the answer")
     ] = field(default_factory=list)
@@ -359,6 +376,11 @@ class SamplingConfig:
                 raise ConfigError(
                     f"sampling.server={self.server} and sampling.backend={self.backend} both sample. Remove one."
                 )
+        if self.ahead and self.server is None:
+            raise ConfigError(
+                f"sampling.ahead={self.ahead} without sampling.server. This process would sample and learn one after "
+                "the other all the same. Start `workbench sampler` and set sampling.server, or set sampling.ahead=0."
+            )
         if self.stop_strings and self.backend != BACKENDS[0]:
             raise ConfigError(
                 f"sampling.stop_strings is not supported by sampling.backend={self.backend}. Choose "

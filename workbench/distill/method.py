@@ -195,6 +195,7 @@ class Method:
     replying_policy  policy that replies to all turns but the last, if the learner's context is "turns"
     sampling_patch   preparation before the first step
     resample         False: the student before training samples every sequence once, and epochs repeat them
+    uses_ratio       the rule weighs tokens by their importance ratio itself
 
     Raises: ConfigError for fields that do not go together.
     """
@@ -216,6 +217,7 @@ class Method:
     replying_policy: str = "student"
     sampling_patch: SamplingPatch | None = None
     resample: bool = True
+    uses_ratio: bool = False
     options: Any = field(default=None, compare=False)
 
     def __post_init__(self) -> None:

@@ -2,13 +2,14 @@
 
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 
 from workbench.data.contexts import build_prompt, build_turn, parse_context, user_turns
 from workbench.data.grading import TOLERANCE, grade
 from workbench.errors import DataError, RunError
 from workbench.policies import Completion, Policy, SamplingOptions
+from workbench.policies.autoregressive import AutoregressivePolicy
 from workbench.seeding import derive_seed, draw_uniform
 from workbench.types import DenoisingTrace, Example, Prompt, Rollout
 
@@ -47,14 +48,11 @@ def sample_rollouts(
         )
     else:
         replies = [()] * len(examples)
-    seeds: list[list[int]] = []  # per example, of the sampled completions
-    is_reference: list[list[bool]] = []  # per example and rollout, whether it is the data's reference answer
-    for idx in range(len(examples)):
-        keys = [(*seed, first + idx, sample_idx) for sample_idx in range(num_generations)]
-        is_reference.append([draw_uniform("source", *key) < dataset_fraction for key in keys])
-        sampled_keys = [key for key, from_data in zip(keys, is_reference[-1], strict=True) if not from_data]
-        seeds.append([derive_seed("sample", *key) for key in sampled_keys])
-    completions = _sample(policy, examples, seeds, context, sampling, batch_size, replies)
+    seeds, is_reference = _draws(len(examples), num_generations, seed, dataset_fraction, first)
+    completions: list[list[Completion]] = [[] for _ in examples]
+    for part, prompts, part_seeds in _batches(examples, seeds, context, batch_size, replies):
+        for idx, samples in zip(part, policy.sample(prompts, part_seeds, sampling), strict=True):
+            completions[idx] = samples
     rollouts = []
     for example, flags, samples, turns in zip(examples, is_reference, completions, replies, strict=True):
         remaining = iter(samples)
@@ -65,6 +63,42 @@ def sample_rollouts(
             reward = grade(text, example.answer, grader, tolerance=tolerance, prefix=prefix)
             rollouts.append(replace(rollout, reward=reward))
     return rollouts
+
+
+def prefetch_rollouts(
+    policy: AutoregressivePolicy,
+    examples: list[Example],
+    *,
+    context: str,
+    sampling: SamplingOptions,
+    num_generations: int,
+    seed: tuple[object, ...],
+    dataset_fraction: float = 0.0,
+    first: int = 0,
+) -> None:
+    """Begin on a served sampler what `sample_rollouts` with the same arguments then waits for.
+
+    Nothing under the context "turns", whose answers need the replies to earlier turns.
+    """
+    if "turns" in parse_context(context):
+        return
+    seeds, _ = _draws(len(examples), num_generations, seed, dataset_fraction, first)
+    for _, prompts, part_seeds in _batches(examples, seeds, context, 0, [()] * len(examples)):
+        policy.prefetch_samples(prompts, part_seeds, sampling)
+
+
+def _draws(
+    num_examples: int, num_generations: int, seed: tuple[object, ...], dataset_fraction: float, first: int
+) -> tuple[list[list[int]], list[list[bool]]]:
+    """Per example, the seeds of its sampled completions, and of each rollout whether it is the data's reference."""
+    seeds: list[list[int]] = []
+    is_reference: list[list[bool]] = []
+    for idx in range(num_examples):
+        keys = [(*seed, first + idx, sample_idx) for sample_idx in range(num_generations)]
+        is_reference.append([draw_uniform("source", *key) < dataset_fraction for key in keys])
+        sampled_keys = [key for key, from_data in zip(keys, is_reference[-1], strict=True) if not from_data]
+        seeds.append([derive_seed("sample", *key) for key in sampled_keys])
+    return seeds, is_reference
 
 
 def _to_rollout(
@@ -198,27 +232,21 @@ def reference_completion(policy: Policy, example: Example) -> Completion:
     return Completion(ids, (), True, policy.denoising_schedule(ids))
 
 
-def _sample(
-    policy: Policy,
+def _batches(
     examples: list[Example],
     seeds: list[list[int]],
     context: str,
-    sampling: SamplingOptions,
     batch_size: int,
     replies: Sequence[tuple[str, ...]],
-) -> list[list[Completion]]:
-    """Sample one completion per seed of each example, in batches of about `batch_size` sequences."""
-    completions: list[list[Completion]] = [[] for _ in examples]
+) -> Iterator[tuple[list[int], list[Prompt], list[list[int]]]]:
+    """Indices, prompts and seeds of the examples to sample, in batches of about `batch_size` sequences."""
     todo = [idx for idx, example_seeds in enumerate(seeds) if example_seeds]
     per_example = max((len(example_seeds) for example_seeds in seeds), default=1) or 1
     size = max(1, batch_size // per_example) if batch_size else len(todo)
     for start in range(0, len(todo), size or 1):
         part = todo[start : start + size]
         prompts = [build_prompt(examples[idx], context, _with_replies(examples[idx], replies[idx])) for idx in part]
-        samples = policy.sample(prompts, [seeds[idx] for idx in part], sampling)
-        for idx, example_samples in zip(part, samples, strict=True):
-            completions[idx] = example_samples
-    return completions
+        yield part, prompts, [seeds[idx] for idx in part]
 
 
 def _with_replies(example: Example, replies: tuple[str, ...]) -> Rollout:

@@ -11,9 +11,8 @@ Source: MiMo-V2-Flash, arXiv 2601.02780, and MOPD, arXiv 2606.30406; domain_mean
    correction - student + teacher, without which truncation itself would have a gradient.
 6. Mean over each answer, or with loss_aggregation=domain_mean over each domain, so that long answers do not dominate.
 Differs: the training weights sample the answers, so r is 1 up to rounding and the band drops nothing, unless answers
-are older or another engine sampled them. Both sides of r are at temperature 1 over the whole vocabulary, so a fresh
-answer is inside the band for any `sampling` options. The reports do not state the band (NeMo RL's is used) nor the
-weight of the outcome (0 here).
+are older or another engine sampled them. Both sides of r are at temperature 1, so a fresh answer is inside the band for
+any `sampling` options. The reports do not state the band (NeMo RL's here) nor the weight of the outcome (0 here).
 """
 
 from dataclasses import dataclass
@@ -77,6 +76,7 @@ def build(options: Options) -> Method:
         else (),
         loss_aggregation=options.loss_aggregation,
         min_generations=2 if options.outcome else 1,
+        uses_ratio=options.ratio_high > 0,
     )
 
 

@@ -51,6 +51,7 @@ def build(options: Options) -> Method:
         },
         route=lambda batch: route(batch, options),
         router_views=("student",),
+        uses_ratio=True,
         loss_aggregation="token_mean",
         normalize_by=options.normalize_by,
         needs=("answer",),

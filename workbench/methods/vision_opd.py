@@ -54,6 +54,7 @@ def build(options: Options) -> Method:
         regimes={"ALL": Regime((Loss("self", divergence),), "every token: privileged student")},
         route=route if options.ratio_clip > 0 else everywhere,
         router_views=("student",) if options.ratio_clip > 0 else (),
+        uses_ratio=options.ratio_clip > 0,
         loss_aggregation="token_mean",
         ema_rate=options.ema_rate,
     )

@@ -112,6 +112,9 @@ class Sampler(Protocol):
     def forget_sent(self) -> None:
         """Have them sent again, as it has others."""
 
+    def prefetch(self, student: Any, prompts: list[Prompt], seeds: list[list[int]], options: SamplingOptions) -> None:
+        """Begin what `sample` with the same arguments then waits for."""
+
     def sample(
         self, student: Any, prompts: list[Prompt], seeds: list[list[int]], options: SamplingOptions
     ) -> list[list[Completion]]:

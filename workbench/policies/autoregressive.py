@@ -153,6 +153,11 @@ class AutoregressivePolicy(Passes):
         in_order = (sampled[row] for row in range(len(repeated)))
         return [[next(in_order) for _ in prompt_seeds] for prompt_seeds in seeds]
 
+    def prefetch_samples(self, prompts: list[Prompt], seeds: list[list[int]], options: SamplingOptions) -> None:
+        """Begin on the served sampler what `sample` with the same arguments then waits for."""
+        assert self.sampler is not None, "without a served sampler nothing samples meanwhile"
+        self.sampler.prefetch(self, prompts, seeds, options)
+
     def _sample_by(
         self, engine: Engine, prompts: list[Prompt], seeds: list[list[int]], options: SamplingOptions
     ) -> list[list[Completion]]:

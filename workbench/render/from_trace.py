@@ -17,6 +17,9 @@ def token_view(traced: TracedRollout, *, run: str = "") -> TokenView:
     meta = {"run": run, "step": row["step"], "rollout": row["rollout_idx"], "example": row["example_id"]}
     if row.get("process_rank"):
         meta["process"] = row["process_rank"]
+    sampler_step = row.get("sampler_step")
+    if sampler_step is not None and sampler_step != row["step"] - 1:
+        meta["sampled"] = f"with the weights after step {sampler_step}"
     if row.get("finished") is False:
         meta["length"] = "truncated at the maximum"
     elif row.get("finish_reason") == "stop_string":

@@ -4,6 +4,7 @@
         student/               loads with the Auto classes, with processor and chat template (LoRA: the adapter)
         student_ema/           if the method has a moving average
         optimizer.safetensors  AdamW's two moments and step count of every trained weight; empty for SGD
+        next_rollouts.jsonl    with sampling.ahead: the answers of the next step, by weights of the step before this one
         ann/, ann_ema/, optimizer_ann.safetensors      the same for a peer that trains in the same run
         state.json             step, and size and SHA-256 of every file
 
@@ -43,6 +44,11 @@ class Checkpoint:
         """Folder of the moving average; None if the method has none."""
         folder = self.path / f"{learner}_ema"
         return folder if folder.is_dir() else None
+
+    @property
+    def upcoming(self) -> Path:
+        """File of answers sampled ahead; only of runs with sampling.ahead."""
+        return self.path / "next_rollouts.jsonl"
 
     def optimizer(self, learner: str) -> Path:
         return self.path / ("optimizer.safetensors" if learner == STUDENT else f"optimizer_{learner}.safetensors")

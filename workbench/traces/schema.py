@@ -71,6 +71,13 @@ ROLLOUTS = (
         f"the first {PREVIEW_LENGTH} characters of it: a list need not unpack whole answers",
     ),
     Column("sampled_by", _TEXT, "", 'policy that sampled it, or "dataset"'),
+    Column(
+        "sampler_step",
+        _WHOLE,
+        "steps",
+        "the sampler had the student's weights after this step (0 = before training): the step before, or with "
+        "sampling.ahead one earlier; NULL for sequences from the data",
+    ),
     Column("finished", pa.bool_(), "", "false: truncated at sampling.max_completion_length"),
     Column("finish_reason", _TEXT, "", "what ended it: end_token, stop_string or length"),
     Column("reward", _REAL, "", "1 right, 0 wrong, NULL not known"),

@@ -266,6 +266,7 @@ class TraceWriter:
             "completion": [rollout.text for rollout in rollouts],
             "completion_preview": [rollout.text[:PREVIEW_LENGTH] for rollout in rollouts],
             "sampled_by": [rollout.sampled_by for rollout in rollouts],
+            "sampler_step": [rollout.sampler_step for rollout in rollouts],
             "finished": [rollout.finished for rollout in rollouts],
             "finish_reason": [rollout.finish_reason for rollout in rollouts],
             "reward": [rollout.reward for rollout in rollouts],

@@ -64,10 +64,12 @@ def save_checkpoint(
     save_total_limit: int = 0,
     gathered: Sequence[Gathered | None] = (),
     best_step: int = 0,
+    upcoming: Sequence[dict] = (),
 ) -> Checkpoint:
     """Write checkpoint `step`, then delete the oldest ones beyond `save_total_limit` (0 = keep all).
 
     best_step  step whose checkpoint is kept beside them; 0 = none
+    upcoming  rows of the answers of the next step, if they were sampled ahead
     gathered  results of `gather`, one per learner; () = no learner is sharded
     """
     final = checkpoint_path(run_dir, step)
@@ -75,7 +77,7 @@ def save_checkpoint(
     remedy = f"Free some space or check the permissions, then continue with `workbench resume {run_dir}`."
     try:
         with saving(final, remedy):
-            _write_checkpoint(run_dir, temporary, step, learners, gathered or [None] * len(learners))
+            _write_checkpoint(run_dir, temporary, step, learners, gathered or [None] * len(learners), upcoming)
             if final.exists():
                 shutil.rmtree(final)
             os.replace(temporary, final)
@@ -91,7 +93,12 @@ def save_checkpoint(
 
 
 def _write_checkpoint(
-    run_dir: Path, temporary: Path, step: int, learners: Sequence[Trained], gathered: Sequence[Gathered | None]
+    run_dir: Path,
+    temporary: Path,
+    step: int,
+    learners: Sequence[Trained],
+    gathered: Sequence[Gathered | None],
+    upcoming: Sequence[dict],
 ) -> None:
     """Write all files of a checkpoint and sync them to disk."""
     for leftover in run_dir.glob(".checkpoint-*"):
@@ -108,6 +115,9 @@ def _write_checkpoint(
             _moments(learner.optimizer, _names(learner.policies[STUDENT].model)) if parts is None else parts.moments
         )
         safetensors.torch.save_file(dict(moments), Checkpoint(temporary, step).optimizer(learner.name))
+    if upcoming:
+        lines = "".join(json.dumps(row) + "\n" for row in upcoming)
+        Checkpoint(temporary, step).upcoming.write_text(lines, encoding="utf-8")
     written = {str(path.relative_to(temporary)): path for path in temporary.rglob("*") if path.is_file()}
     files = {name: path.stat().st_size for name, path in written.items()}
     digests = {name: digest(path) for name, path in written.items()}

@@ -15,6 +15,7 @@ from transformers import get_scheduler
 from workbench.config.schema import QUANTIZED, LoraConfig, RunConfig, TrainingConfig
 from workbench.data.contexts import parse_context
 from workbench.distill.method import Method
+from workbench.distill.ratio_clip import clip_ratio
 from workbench.distill.step import NonFiniteError
 from workbench.distributed import ALONE, ProcessGroup
 from workbench.errors import ConfigError
@@ -235,7 +236,10 @@ def autocast(config: RunConfig, device: str | torch.device) -> torch.autocast:
 
 
 def check_engine(config: RunConfig, method: Method) -> None:
-    """Raise ConfigError, before models are loaded, if the rollout engine is missing or does not support the method."""
+    """Raise ConfigError, before models are loaded, if the rollout engine is missing or does not support the method, or
+    if the method weighs tokens by sampling.ratio_clip already.
+    """
+    clip_ratio(method, config.sampling.ratio_clip)
     if config.sampling.server is not None:
         _check_server(config, method)
     if config.sampling.backend != "vllm":
@@ -254,6 +258,11 @@ def _check_server(config: RunConfig, method: Method) -> None:
         raise ConfigError(
             f"{server} does not support the sampling patch of method {method.name} ({method.sampling_patch.suffix}). "
             "Remove it: the run samples itself."
+        )
+    if config.sampling.ahead and not method.resample:
+        raise ConfigError(
+            f"sampling.ahead={config.sampling.ahead}: method {method.name} samples all answers before the first step, "
+            "so none is left to sample ahead. Remove it."
         )
     if config.models.peers:
         raise ConfigError(f"{server} samples for one student, and models.peers adds others. Remove one of them.")

@@ -27,6 +27,7 @@ from workbench.config.evaluation import EvaluationSet
 from workbench.config.schema import RunConfig
 from workbench.data.examples import split_by_evidence
 from workbench.data.mixture import describe_order, describe_sources, order_of, require_every_source
+from workbench.distill.ratio_clip import clip_ratio
 from workbench.distill.rollouts import request_peer_feedback
 from workbench.distill.scoring import Batch
 from workbench.distill.step import NonFiniteError, StepResult, compute_step, join_collectives, score_batch
@@ -53,6 +54,7 @@ from workbench.runs.folder import RunFolder, StopSignal, checkpoint_path
 from workbench.seeding import derive_seed
 from workbench.traces.parts import compact, has_probes
 from workbench.traces.writer import TraceWriter, to_traced_batch
+from workbench.training.ahead import AheadSampler
 from workbench.training.checkpointing import Gathered, gather, load_optimizer, save_checkpoint
 from workbench.training.early_stopping import EarlyStopping
 from workbench.training.filter import (
@@ -69,6 +71,7 @@ from workbench.training.length import describe_steps, with_steps
 from workbench.training.metrics import (
     StepTimer,
     prefix_by_learner,
+    ratio_metrics,
     require_small_gap,
     sampler_logprob_gap,
     step_metrics,
@@ -112,6 +115,7 @@ class Trainer:
         self._between_steps = StepTimer()
         process_group.require_prompts(config.training.batch_size)
         self.method = config.load_method()
+        self.trained_method = clip_ratio(self.method, config.sampling.ratio_clip)
         check_engine(config, self.method)
         self.accelerator = build_accelerator(config, folder.path)
         self.skipped_examples = SkippedExamples(folder)
@@ -147,6 +151,7 @@ class Trainer:
         self.sampling = config.sampling.options
         self._record_models()
         self.rollout_sources = self._build_rollout_sources()
+        self.ahead = self._build_ahead(checkpoint) if config.sampling.ahead else None
         self.trace_writer = self._build_trace_writer()
         self.health_monitors = self._build_health_monitors()
         sets = [(chosen, self._usable_for_evaluation(chosen, examples)) for chosen, examples in data.evaluation]
@@ -227,6 +232,10 @@ class Trainer:
         return self._sample_together(
             lambda: [RolloutSource(self.config, self.folder, learner, *shared) for learner in self.learners]
         )
+
+    def _build_ahead(self, checkpoint: Checkpoint | None) -> AheadSampler:
+        source, policies = self.rollout_sources[0], self.sampling_policies
+        return AheadSampler(self.config, self.method, source, policies, self.process_group, checkpoint)
 
     def _sample_together(self, work: Callable[[], T]) -> T:
         """Result of `work`, which samples on all ranks outside of a step."""
@@ -353,6 +362,7 @@ class Trainer:
         """Run one training step of all learners; return its metrics."""
         between, self._between_steps, timer = self._between_steps.laps, StepTimer(), StepTimer()
         examples = self._next_examples(step)
+        upcoming = self._next_examples(step + 1) if self.ahead and step < self.config.training.steps else []
         try:
             with (
                 self.process_group.propagate_errors(),
@@ -361,8 +371,14 @@ class Trainer:
                 count_passes() as counts,
             ):
                 rollouts = self._sample(step, examples)  # all learners sample before any is trained
+                if upcoming:
+                    self.ahead.begin(step + 1, upcoming)
                 timer.mark("sample")
                 results = [self._score_and_backward(learner, rollouts, step, timer) for learner in self.learners]
+                if upcoming:
+                    with self._autocast():
+                        self.ahead.finish()
+                    timer.mark("sample")
             # outside of propagate_errors: all ranks have the same gradients now, so all raise the same error
             for learner in self.learners:
                 learner.finish_gradients()
@@ -377,6 +393,8 @@ class Trainer:
                 metrics |= self._update(learner, result, grad_norm, step)
         except UnavailableError as error:
             raise self._save_and_wait(step, error, f"step {step}: ", done=step - 1) from None
+        if self.ahead:
+            self.ahead.forget(step)
         timer.mark("update")
         if self._records(step):
             pairs = zip(self.learners, results, strict=True)
@@ -423,6 +441,9 @@ class Trainer:
         """Rollouts of every learner for this rank's slice of the examples, with remarks of peers if the method has
         any.
         """
+        taken = self.ahead.take(step, examples) if self.ahead else None
+        if taken is not None:
+            return {STUDENT: taken}
         local = self.process_group.local_range(len(examples))
         local_examples = [examples[idx] for idx in local]
 
@@ -461,7 +482,7 @@ class Trainer:
             torch.manual_seed(derive_seed("dropout", config.seed, step, *learner.seed, *self.process_group.seed))
             with learner.training_mode():
                 result = compute_step(
-                    method,
+                    self.trained_method,
                     learner.policies,
                     scored_batch,
                     seed=derive_seed("route", config.seed, step, *learner.seed),
@@ -478,8 +499,7 @@ class Trainer:
         """Metrics of one learner's batch, and its optimizer step, which is skipped if no position had supervision."""
         metrics = step_metrics(self.method, result.global_batch_result)
         if self.method.resample:  # otherwise the student before training sampled the sequences
-            metrics |= sampler_logprob_gap(self.method, result.global_batch_result)
-            require_small_gap(metrics.get("sampler_logprob_gap") or 0.0, learner.student, self.config.forward_dtype)
+            metrics |= self._sampler_metrics(learner, result.global_batch_result, step)
         training = self.config.training
         rollouts, markers = result.global_batch_result.batch.rollouts, tuple(training.think_markers)
         thinking = thinking_metrics(rollouts, learner.student.token_texts, markers)
@@ -487,6 +507,17 @@ class Trainer:
             metrics |= thinking
         update = learner.update(step) if metrics["supervised"] else learner.skip_step(step)
         return prefix_by_learner(learner.name, metrics | {"grad_norm": grad_norm} | update)
+
+    def _sampler_metrics(self, learner: Learner, result: StepResult, step: int) -> dict[str, float]:
+        """The sampler's log-probs beside the student's. Raises: UnavailableError if they differ by more than rounding
+        explains, unless weights of an earlier step sampled these answers, for which AheadSampler raises it.
+        """
+        ratios = ratio_metrics(self.method, result, step, self.config.sampling.ratio_clip)
+        if self.ahead and ratios.get("sampler_lag"):
+            return ratios | ({} if self.ahead.gap is None else {"sampler_logprob_gap": self.ahead.gap})
+        gap = sampler_logprob_gap(self.method, result)
+        require_small_gap(gap.get("sampler_logprob_gap", 0.0), learner.student, self.config.forward_dtype)
+        return ratios | gap
 
     def _autocast(self) -> torch.autocast:
         return autocast(self.config, self.device)
@@ -553,9 +584,10 @@ class Trainer:
             self.trace_writer.flush()
             self.process_group.all_gather_object("flushed")
             gathered = [gather(learner, self.process_group.is_main) for learner in self.learners]
-            self.process_group.broadcast_from_main(lambda: self._save_on_main(step, gathered))
+            upcoming = self.ahead.rows(step + 1) if self.ahead else []
+            self.process_group.broadcast_from_main(lambda: self._save_on_main(step, gathered, upcoming))
 
-    def _save_on_main(self, step: int, gathered: list[Gathered | None]) -> None:
+    def _save_on_main(self, step: int, gathered: list[Gathered | None], upcoming: list[dict]) -> None:
         limit = self.config.training.save_total_limit
         checkpoint = save_checkpoint(
             self.folder.path,
@@ -564,6 +596,7 @@ class Trainer:
             save_total_limit=limit,
             gathered=gathered,
             best_step=self.early_stopping.best_step,
+            upcoming=upcoming,
         )
         log.info("saved %s", checkpoint.path)
         try:

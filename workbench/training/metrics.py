@@ -28,6 +28,21 @@ def sampler_logprob_gap(method: Method, result: StepResult) -> dict[str, float]:
     return {"sampler_logprob_gap": float(gap.mean())} if gap.numel() else {}
 
 
+def ratio_metrics(method: Method, result: StepResult, step: int, clip: float) -> dict[str, float]:
+    """Importance ratios of answers that older weights sampled, and of all answers if losses are weighted by them.
+
+    ratio/mean and ratio/max; ratio/clipped, share of positions above `clip`; sampler_lag, mean number of updates since
+    the weights that sampled an answer. Empty if there is no lag and no clip.
+    """
+    rollouts, logprobs = result.batch.rollouts, result.scores[method.learner_view].logprob
+    lags = [step - 1 - rollout.sampler_step for rollout in rollouts if rollout.sampler_step is not None]
+    ratio = _without_nan(logprobs - sampler_logprobs(rollouts, logprobs)).exp()
+    if not lags or not ratio.numel() or not (any(lags) or clip):
+        return {}
+    metrics = {"sampler_lag": sum(lags) / len(lags), "ratio/mean": float(ratio.mean()), "ratio/max": float(ratio.max())}
+    return metrics | ({"ratio/clipped": float((ratio > clip).double().mean())} if clip else {})
+
+
 def require_small_gap(gap: float, student: Policy, precision: str) -> None:
     """Raise UnavailableError if a served sampler's log-probs differ from the student's by more than rounding does.
 

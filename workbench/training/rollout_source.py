@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 from safetensors import SafetensorError
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from workbench.config.schema import RunConfig
 from workbench.distill.method import Method
-from workbench.distill.rollouts import from_row, sample_rollouts, to_row
+from workbench.distill.rollouts import from_row, prefetch_rollouts, sample_rollouts, to_row
 from workbench.distributed import ALONE, ProcessGroup
 from workbench.errors import RunError
 from workbench.files.atomic import replacing
@@ -65,10 +66,17 @@ class RolloutSource:
         )
         self._stored = None if method.resample else self._stored_rollouts(examples, usable, begun)
 
-    def __call__(self, step: int, examples: list[Example], first: int = 0) -> list[Rollout]:
-        """Rollouts of a step, grouped by example. `first` is the index of the first example within the step."""
+    def __call__(
+        self, step: int, examples: list[Example], first: int = 0, weights_of: int | None = None
+    ) -> list[Rollout]:
+        """Rollouts of a step, grouped by example.
+
+        first       index of the first example within the step
+        weights_of  step after which the student has its present weights; None = the one before `step`
+        """
         if self._stored is None:
-            return self._sample(examples, (self.config.seed, step, *self.learner.seed), first=first)
+            weights_of = step - 1 if weights_of is None else weights_of
+            return self._sample(examples, self._seed(step), first=first, weights_of=weights_of)
         for example in examples:
             if example.id not in self._stored:
                 raise RunError(
@@ -77,8 +85,29 @@ class RolloutSource:
                 )
         return [rollout for example in examples for rollout in self._stored[example.id]]
 
+    def prefetch(self, step: int, examples: list[Example], first: int) -> None:
+        """Have the served sampler begin what a call for this step then waits for."""
+        prefetch_rollouts(self.student, examples, seed=self._seed(step), first=first, **self._options)
+
+    def _seed(self, step: int) -> tuple[object, ...]:
+        return (self.config.seed, step, *self.learner.seed)
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        return {
+            "context": self.method.learner_context,
+            "sampling": self.sampling,
+            "num_generations": self.config.sampling.num_generations,
+            "dataset_fraction": self.method.dataset_fraction,
+        }
+
     def _sample(
-        self, examples: list[Example], seed: tuple[object, ...], batch_size: int = 0, first: int = 0
+        self,
+        examples: list[Example],
+        seed: tuple[object, ...],
+        batch_size: int = 0,
+        first: int = 0,
+        weights_of: int = 0,
     ) -> list[Rollout]:
         method, patch = self.method, self.method.sampling_patch
         patched = patch.apply(self.student, self._tensors) if patch else contextlib.nullcontext()
@@ -86,20 +115,16 @@ class RolloutSource:
             rollouts = sample_rollouts(
                 self.student,
                 examples,
-                context=method.learner_context,
-                sampling=self.sampling,
-                num_generations=self.config.sampling.num_generations,
+                **self._options,
                 seed=seed,
-                dataset_fraction=method.dataset_fraction,
                 **self.config.evaluation.grading,
                 batch_size=batch_size,
                 replier=self.learner.policies[method.replying_policy],
                 first=first,
             )
-        if patch is None:
-            return rollouts
+        by = self.student.name if patch is None else f"{self.student.name}+{patch.suffix}"
         return [
-            replace(rollout, sampled_by=f"{rollout.sampled_by}+{patch.suffix}")
+            replace(rollout, sampled_by=by, sampler_step=weights_of)
             if rollout.sampled_by == self.student.name
             else rollout
             for rollout in rollouts

@@ -41,7 +41,15 @@ _BY_NAME = {
         "advantage",
         "dataset_share",
     ),
-    "optimization": ("loss", "grad_norm", "learning_rate", "updated_weight_fraction", "sampler_logprob_gap"),
+    "optimization": (
+        "loss",
+        "grad_norm",
+        "learning_rate",
+        "updated_weight_fraction",
+        "sampler_logprob_gap",
+        "sampler_lag",
+        "ratio",
+    ),
     "speed": ("tokens", "tokens_per_second", "padding_share", "oversized_passes", "seconds", "skipped_total"),
 }
 _GROUP_OF = {name: group for group, names in _BY_NAME.items() for name in names}

@@ -8,6 +8,8 @@ Rank 0 sends them for all ranks; sharded weights are gathered a layer at a time.
 
 import os
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
+from hashlib import blake2b
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
@@ -25,8 +27,6 @@ from workbench.policies.serving.wire import PROTOCOL, SAMPLER, SampleRequest, pa
 from workbench.types import Prompt
 
 if TYPE_CHECKING:
-    from concurrent.futures import Future
-
     from workbench.policies.autoregressive import AutoregressivePolicy
 
 R = TypeVar("R")
@@ -51,6 +51,7 @@ class ServedSampler:
         self.client = ServerClient(addresses, self.name, patience, SAMPLER)
         self.info = self.client.info()
         self._run, self._updates, self._sent = run, 0, ""
+        self._begun: dict[bytes, Future[Answer]] = {}  # generations in progress, by request
         self._is_main = os.environ.get("RANK", "0") == "0"
 
     @property
@@ -72,18 +73,36 @@ class ServedSampler:
         """
         if not prompts:
             return []
-        opened = sendable(student.encoder, prompts)
-        request = SampleRequest(
-            opened,
-            seeds,
-            options,
-            template(student.encoder, self.image_options),
-            decoding(student),
-            self._version,
-        )
-        _, facts = self.client.send(pack_sample(request), "/sample").result()
+        opened, body = self._request(student, prompts, seeds, options)
+        sent = self._begun.pop(_digest(body), None) or self.client.send(body, "/sample")
+        _, facts = sent.result()
         check_pins(self, prompts, pins(student.encoder, prompts, opened), facts["pins"])
         return unpack_completions(facts["completions"])
+
+    def prefetch(
+        self,
+        student: "AutoregressivePolicy",
+        prompts: list[Prompt],
+        seeds: list[list[int]],
+        options: SamplingOptions,
+    ) -> None:
+        """Begin what `sample` with the same arguments and weights then waits for."""
+        if prompts:
+            _, body = self._request(student, prompts, seeds, options)
+            self._begun[_digest(body)] = self.client.send(body, "/sample")
+
+    def _request(
+        self,
+        student: "AutoregressivePolicy",
+        prompts: list[Prompt],
+        seeds: list[list[int]],
+        options: SamplingOptions,
+    ) -> tuple[list[Prompt], bytes]:
+        """The prompts with their pictures opened, and the request as bytes."""
+        opened = sendable(student.encoder, prompts)
+        encoded_by = template(student.encoder, self.image_options)
+        request = SampleRequest(opened, seeds, options, encoded_by, decoding(student), self._version)
+        return opened, pack_sample(request)
 
     def weights_changed(self) -> None:
         """Have the next generation send the weights. To be called after each update."""
@@ -153,6 +172,10 @@ def sample_together(policies: Iterable[Policy], work: Callable[[], R], process_g
         f"{KEY}: the sampler got other weights during {TRIES} generations, so another run uses it. Start a sampler for "
         "each run."
     )
+
+
+def _digest(body: bytes) -> bytes:
+    return blake2b(body, digest_size=16).digest()
 
 
 @torch.no_grad()
