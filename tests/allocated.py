@@ -2,7 +2,7 @@
 
 One process: torch's profiler records each allocation and release of its allocator. Several: gloo releases buffers in
 threads of its own, which the profiler does not see. There glibc's count of mappings is read after each operation of
-torch; every tensor of 16 KiB or more is made a mapping. That count also has oneDNN's buffers for half precision.
+torch; every tensor of 16 KiB or more is made a mapping. oneDNN, whose buffers would count too, is off there.
 """
 
 import ctypes
@@ -119,6 +119,8 @@ def peaks_of_second_step(config: RunConfig, watch: Recorded | Mapped | None = No
 def _bytes(trainer: loop.Trainer) -> int:
     """Of weights, buffers and moments; shared storages once."""
     tensors = [item for policy in trainer.policies for item in (*policy.model.parameters(), *policy.model.buffers())]
+    tensors = [item for item in tensors if not item.is_meta]  # of which a server holds the rest
+    tensors += [item for policy in trainer.policies for item in policy.head.linear.parameters()]
     states = [state for learner in trainer.learners for state in learner.optimizer.state.values()]
     tensors += [value for state in states for value in state.values()]
     storages = [local_tensor(tensor.detach()).untyped_storage() for tensor in tensors]
@@ -155,6 +157,7 @@ def _replaced(owner: Any, name: str, wrap: Callable) -> Iterator[None]:
 def main(config: str, out: str) -> None:
     """Measure a run of several processes; each writes its peaks."""
     torch.set_num_threads(1)
+    torch.backends.mkldnn.enabled = False  # its buffers are not torch's
     peaks = peaks_of_second_step(load_config(config), Mapped())
     Path(f"{out}.{os.environ['RANK']}").write_text(json.dumps(peaks))
 

@@ -173,7 +173,7 @@ def _score(options: argparse.Namespace) -> int:
 
 def _plan(options: argparse.Namespace) -> int:
     _quiet()
-    names = ("memory", "devices", "nodes", "sharded", "share", "picture", "text_tokens")
+    names = ("memory", "devices", "nodes", "sharded", "share", "picture", "text_tokens", "served_teacher")
     planned = _module("training.planning.command").plan_from_options(
         options.config, options.overrides, **{name: getattr(options, name) for name in names}
     )
@@ -183,7 +183,7 @@ def _plan(options: argparse.Namespace) -> int:
     format_table = _module("analysis.summary").format_table
     print(format_table(planned.header, planned.rows), *planned.facts, sep="\n")
     if planned.trial_rows:
-        print("\n" + format_table(("tried", "GB", "", "cost"), planned.trial_rows))
+        print("\n" + format_table(("tried", "GB", "server", "", "cost"), planned.trial_rows))
     print(f"\n{planned.verdict}")
     return 0 if planned.fits else 1
 

@@ -157,6 +157,11 @@ def _add_plan(add: Add) -> None:
     command.add_argument("--share", type=float, default=0.4, help="share of a device's peak speed, default 0.4")
     command.add_argument("--picture", metavar="WIDTHxHEIGHT", help="plan this picture instead of rows of data.train")
     command.add_argument("--text-tokens", type=int, metavar="N", help="plan questions of N tokens, default 256")
+    command.add_argument(
+        "--served-teacher",
+        metavar="MODEL",
+        help="the model behind models.teacher=http://..., a folder with config.json",
+    )
     command.add_argument("--json", action="store_true", help="print JSON")
     _add_overrides(command)
 

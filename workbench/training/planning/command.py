@@ -50,6 +50,7 @@ class Outcome:
             f"({speed.half / 1e12:g} TFLOP/s in half precision, {speed.single / 1e12:g} in float32, "
             f"{speed.bandwidth / 1e12:g} TB/s), without communication.",
             *report.describe_whole(self.plan),
+            *report.describe_servers(self.plan, self.memory),
             report.describe_host(self.plan, self.per_node),
         ]
 
@@ -73,6 +74,7 @@ def plan_from_options(
     share: float = 0.4,
     picture: str | None = None,
     text_tokens: int | None = None,
+    served_teacher: str | None = None,
 ) -> Outcome:
     """Plan a configuration for `nodes` times `devices` devices, and try what mends it if it does not fit.
 
@@ -89,8 +91,8 @@ def plan_from_options(
         tokens = TEXT_TOKENS if text_tokens is None else require_count("--text-tokens", text_tokens)
         size = PromptSize(tokens, None if picture is None else parse_picture(picture))
     loaded = load_config(config, list(overrides))
-    plan = plan_run(loaded, processes=processes, sharded=sharded, size=size)
+    plan = plan_run(loaded, processes=processes, sharded=sharded, size=size, served_teacher=served_teacher)
     trials = []
     if plan.largest.total > num_bytes:
-        trials = mend(loaded, num_bytes, processes=processes, sharded=sharded, size=size)
+        trials = mend(loaded, num_bytes, processes=processes, sharded=sharded, size=size, served_teacher=served_teacher)
     return Outcome(plan, num_bytes, devices, trials, speed_of(num_bytes), share)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from transformers import PretrainedConfig
 
 SHALLOW = 6  # layers up to which a model is run as it is
-_TEXT, _VISION = 2, 3  # layers that are run of a deeper one
+_TEXT, _VISION = 3, 3  # layers that are run of a deeper one; features of each vision layer reach a text layer
 _DEPTH_KEYS = ("num_hidden_layers", "depth")
 
 

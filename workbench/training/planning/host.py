@@ -8,7 +8,7 @@ from workbench.types import STUDENT
 
 def bytes_at_load(plan: Plan, per_node: int) -> int:
     """Without sharding every process reads each model whole; sharded models are read by the first process alone."""
-    totals = [sizes.total for sizes in plan.sizes.values()]
+    totals = [sizes.total for spec, sizes in plan.sizes.items() if not spec.server]
     return sum(totals) if plan.sharded else per_node * max(totals)
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, PretrainedConfig
 from transformers.initialization import no_init_weights
@@ -24,6 +25,9 @@ from workbench.training.planning.depths import Depths, own_depths, with_depths
 from workbench.training.planning.dry_run import DryRun
 from workbench.types import STUDENT
 
+SERVED_DTYPE = "bfloat16"  # of servers, whose --dtype a run does not know
+SAMPLER = "sampler"  # the student's copy on a server
+
 
 @dataclass(frozen=True)
 class Sizes:
@@ -32,6 +36,7 @@ class Sizes:
     layers   of each decoder layer, which is gathered alone with sharded weights
     root     of everything else: embeddings, head, vision tower
     head     of the output layer, which is part of the root
+    linear_layers  of the float32 weights of linear layers in each decoder layer, which autocast casts
     trained_layers, trained_root   of what a learner trains, likewise
     parameters  number of weights
     """
@@ -42,6 +47,7 @@ class Sizes:
     trained_layers: tuple[int, ...]
     trained_root: int
     parameters: int
+    linear_layers: tuple[int, ...] = ()
 
     @property
     def total(self) -> int:
@@ -58,6 +64,7 @@ class ModelSpec:
 
     names  of the policies with its weights; the first one loads it
     without_adapter  names whose passes switch its adapters off
+    server  address of the process that holds it; empty = the run's own processes
     """
 
     names: tuple[str, ...]
@@ -65,6 +72,7 @@ class ModelSpec:
     dtype: str
     lora: LoraConfig | None = None
     without_adapter: frozenset[str] = frozenset()
+    server: str = ""
 
     @property
     def is_teacher(self) -> bool:
@@ -75,9 +83,15 @@ class ModelSpec:
         return STUDENT in self.names
 
 
-def specs_of(config: RunConfig, method: Method, learner: str = STUDENT) -> list[ModelSpec]:
-    """Models that `build_learner` loads for one learner, in its order."""
-    models, start = config.models, config.models.learners[learner]
+def specs_of(config: RunConfig, method: Method, served_teacher: str | None = None) -> list[ModelSpec]:
+    """Models that `build_learner` loads, in its order, and those of servers.
+
+    served_teacher  the model that the servers of teachers hold
+
+    Raises: ConfigError if it is missing, or no teacher is served.
+    """
+    models, start = config.models, config.models.student
+    _check_served_teacher(config, served_teacher)
     lora = models.lora if models.lora.rank else None
     specs = [ModelSpec((STUDENT,), start, models.dtype, lora)]
     for name in method.policies:
@@ -89,8 +103,29 @@ def specs_of(config: RunConfig, method: Method, learner: str = STUDENT) -> list[
             specs.append(ModelSpec((name,), start, models.dtype if lora else "float32", lora))
         elif name.startswith("teacher"):
             dtype = models.teacher_dtype or models.dtype
-            specs += [ModelSpec((name,), path, dtype) for path in _paths_of_teacher(name, models, method)]
+            for path in _paths_of_teacher(name, models, method):
+                if is_served(path) and served_teacher is not None:
+                    specs.append(ModelSpec((name,), served_teacher, SERVED_DTYPE, server=path))
+                else:
+                    specs.append(ModelSpec((name,), path, dtype))
+    if config.sampling.server is not None:
+        specs.append(ModelSpec((SAMPLER,), start, SERVED_DTYPE, server=config.sampling.server))
     return specs
+
+
+def _check_served_teacher(config: RunConfig, served_teacher: str | None) -> None:
+    addresses = config.models.served_teachers
+    if addresses and served_teacher is None:
+        key, address = next(iter(addresses.items()))
+        raise ConfigError(
+            f"{key}={address} is served, and a plan asks no server. Name the model that it holds by --served-teacher, "
+            "a folder with its config.json."
+        )
+    if served_teacher is not None and not addresses:
+        raise ConfigError(
+            f"--served-teacher {served_teacher} is the model behind an address, and models.teacher is "
+            f"{config.models.teacher}. Set models.teacher=http://127.0.0.1:8000, or leave --served-teacher out."
+        )
 
 
 def _paths_of_teacher(name: str, models: ModelsConfig, method: Method) -> list[str]:
@@ -103,11 +138,6 @@ def _paths_of_teacher(name: str, models: ModelsConfig, method: Method) -> list[s
 
 def read_config(path: str | Path, name: str, *, trust_remote_code: bool = False) -> PretrainedConfig:
     """Configuration of a model. Raises: PolicyError for a folder without config.json, or a masked diffusion model."""
-    if is_served(path):
-        raise PolicyError(
-            f"{name}: {path} is served, and a plan covers the models of a run's own processes. Name "
-            "the teacher's folder to plan it in the run's process; served, it leaves its head alone there."
-        )
     base = base_of(path)
     if Path(base).is_dir() and not (Path(base) / "config.json").is_file():
         raise PolicyError(
@@ -200,13 +230,21 @@ def _sizes(spec: ModelSpec, train: tuple[str, ...], attention: str | None, trust
         tuple(sum(sizes[key] for key in layer & trained) for layer in of_layers),
         sum(sizes[key] for key in root & trained),
         sum(weight.numel() for weight in model.parameters()),
+        tuple(_linear_bytes(layer) for layer in layers or ()),
     )
+
+
+def _linear_bytes(layer: nn.Module) -> int:
+    """Bytes of the weights that `in_half_precision` replaces."""
+    linear = [module for module in layer.modules() if isinstance(module, nn.Linear)]
+    weights = [weight for module in linear for weight in module.parameters(recurse=False)]
+    return sum(weight.nbytes for weight in weights if weight.dtype == torch.float32)
 
 
 def sizes_of(spec: ModelSpec, models: ModelsConfig) -> Sizes:
     """Bytes of a model in its own depth."""
     return _sizes(
-        replace(spec, without_adapter=frozenset()),
+        replace(spec, without_adapter=frozenset(), server=""),
         tuple(models.train),
         models.attn_implementation,
         models.trust_remote_code,

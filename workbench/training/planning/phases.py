@@ -6,6 +6,8 @@
     learn    the learner's pass, losses in chunks of logits, backward pass, update
     save     a checkpoint, of which the device keeps nothing
 
+A server, in a process of its own, makes the passes of `sample` or of `score` for one device.
+
 Micro-batches after the second are like it; what they keep is counted and not computed again.
 """
 
@@ -31,11 +33,13 @@ from workbench.policies.sampling import sample_tokens
 from workbench.policies.view_output import ViewOutput, chunk_size, join_outputs
 from workbench.training.learner import autocast
 from workbench.training.planning.dry_run import ACTIVATIONS, CACHE, GRADIENT, MOMENTS, WEIGHTS, DryRun
+from workbench.training.planning.models import SAMPLER
 from workbench.training.planning.policies import PlannedPolicy
 from workbench.training.planning.residency import Residency
 from workbench.types import STUDENT, Example, Prompt, Rollout, Routing
 
 EXECUTED = 2  # micro-batches that are computed: the second one meets the gradients of the first
+SERVING = "serve "  # before the name of a policy on a server
 Segment = tuple[str, str, str]  # phase, name, and the policy whose layers it passes
 
 
@@ -63,6 +67,7 @@ class PlannedStep:
         self.config, self.method, self.run, self.policies = config, method, run, policies
         self.residency, self.num_prompts = residency, num_prompts
         self.student, self.measured, self.phase = policies[STUDENT], Measured(), ""
+        residency.prepare(policies)
         model = self.student.model
         set_trained(model, config.models.train, config.training.learning_rates, STUDENT)
         self.trained = [weight for weight in model.parameters() if weight.requires_grad]
@@ -96,7 +101,31 @@ class PlannedStep:
             parameter.grad = None
         run.hold(GRADIENT, -run.live[GRADIENT])
         self._phase("save", lambda: None)
+        for spec in residency.sizes:
+            if spec.server:
+                self._serve(self.policies[spec.names[0]])
         return self.measured
+
+    def _serve(self, policy: PlannedPolicy) -> None:
+        """What a server does for this device, in a process of its own."""
+        run, rest = self.run, Counter(self.run.live)
+        run.live.clear()
+        run.hold(WEIGHTS, self.residency.sizes[policy.spec].total)
+        if policy.name == SAMPLER:
+            self._phase(SERVING + SAMPLER, lambda: self._sample_by(policy))
+        else:
+            self._phase(SERVING + policy.name, lambda: self._score_by(policy))
+        run.live = rest
+
+    def _score_by(self, policy: PlannedPolicy) -> None:
+        """Passes of a served teacher over the executed micro-batches."""
+        batch = self._batch()
+        self._mark("pass", policy.name)
+        for view in self.method.views.values():
+            if view.policy == policy.name:
+                prompts = self._rows_of(view.context, batch)
+                with torch.no_grad():
+                    join_outputs([_pass(policy, prompts, batch, rows) for rows, _ in batch.micro_batches()])
 
     def _phase(self, name: str, act: Callable[[], None]) -> None:
         self.phase = name
@@ -123,24 +152,31 @@ class PlannedStep:
         return [Prompt(some[:pictures], context, key=f"{idx}|{context}") for idx, some in enumerate(self._pictures)]
 
     def _sample(self) -> None:
+        if self.config.sampling.server is not None:
+            self.residency.send(self.run, self.student.spec)
+            return
+        with self.residency.whole(self.run, self.student):
+            self._sample_by(self.student)
+
+    @torch.no_grad()
+    def _sample_by(self, policy: PlannedPolicy) -> None:
         """All answers of this device: prompts once, then a token at a time."""
-        options, student = self.config.sampling.options, self.student
+        options = self.config.sampling.options
         prompts = self._prompts(self.method.learner_context)
         rows = [prompt for prompt in prompts for _ in range(self.generations)]
         never = torch.zeros(0, dtype=torch.long)
-        with torch.no_grad(), self.residency.whole(self.run, student.spec):
-            for part in student.parts(rows):
-                self._mark("prompt")
-                numbers = torch.zeros(len(part), dtype=torch.float64)
-                for hidden in student.first_and_last_token([rows[row] for row in part], self.length):
-                    sample_tokens(student.head, hidden, student.vocabulary, never, numbers, options)
-                    cached = self.run.live[CACHE]
-                    self._mark("token")
-                read = self.residency.sizes[student.spec].total + cached
-                self._count_traffic((self.length - 1) * read)
+        for part in policy.parts(rows):
+            self._mark("prompt", policy.name)
+            numbers = torch.zeros(len(part), dtype=torch.float64)
+            for hidden in policy.first_and_last_token([rows[row] for row in part], self.length):
+                sample_tokens(policy.head, hidden, policy.vocabulary, never, numbers, options)
+                cached = self.run.live[CACHE]
+                self._mark("token", policy.name)
+            read = self.residency.sizes[policy.spec].total + cached
+            self._count_traffic(policy.name, (self.length - 1) * read)
 
-    def _count_traffic(self, read: float) -> None:
-        segment = ("sample", "token", STUDENT)
+    def _count_traffic(self, policy: str, read: float) -> None:
+        segment = (self.phase, "token", policy)
         self.measured.traffic[segment] = self.measured.traffic.get(segment, 0) + read
 
     def _batch(self) -> Batch:
@@ -164,10 +200,13 @@ class PlannedStep:
             policy, prompts = self.policies[view.policy], self._rows_of(view.context, batch)
             before = live[ACTIVATIONS]
             self._mark("pass", view.policy)
-            with self.residency.scoring(self.run, policy.spec), torch.no_grad():
-                passes = [_pass(policy, prompts, batch, rows) for rows, _ in batch.micro_batches()]
-                self.outputs[name] = join_outputs(passes)
-                del passes
+            if policy.spec.server:
+                self.outputs[name] = policy.received(len(batch.token_ids))
+            else:
+                with self.residency.scoring(self.run, policy.spec), torch.no_grad():
+                    passes = [_pass(policy, prompts, batch, rows) for rows, _ in batch.micro_batches()]
+                    self.outputs[name] = join_outputs(passes)
+                    del passes
             # what other micro-batches keep: hidden states, and features of their pictures
             rest = self.shape.rows - self.shape.executed_rows
             self.run.hold(ACTIVATIONS, max(0, live[ACTIVATIONS] - before) * rest // self.shape.executed_rows)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from workbench.config.schema import RunConfig
 from workbench.distill.method import Method
 from workbench.errors import ConfigError
-from workbench.training.learner import require_shardable
+from workbench.training.learner import check_engine, require_shardable
 from workbench.training.planning.depths import Depths, shallow
 from workbench.training.planning.dry_run import DryRun
 from workbench.training.planning.models import (
@@ -19,7 +19,7 @@ from workbench.training.planning.models import (
     sizes_of,
     specs_of,
 )
-from workbench.training.planning.phases import Measured, PlannedStep, Segment, StepShape
+from workbench.training.planning.phases import SERVING, Measured, PlannedStep, Segment, StepShape
 from workbench.training.planning.policies import PlannedPolicy
 from workbench.training.planning.prompts import (
     PlannedEncoder,
@@ -59,7 +59,11 @@ class Phase:
 
 @dataclass(frozen=True)
 class Plan:
-    """Phases of one device, and what they were planned for. sizes: of the models that the device has."""
+    """Phases of one device, and what they were planned for.
+
+    servers  phases of servers, each in a process of its own, for the answers of one device
+    sizes    of the models of the run and of its servers
+    """
 
     config: RunConfig
     processes: int
@@ -68,6 +72,7 @@ class Plan:
     sizes: Mapping[ModelSpec, Sizes]
     prompts: Prompts
     shape: StepShape
+    servers: tuple[Phase, ...] = ()
 
     @property
     def largest(self) -> Phase:
@@ -75,19 +80,29 @@ class Plan:
         return max(self.phases, key=lambda phase: phase.total)
 
 
-def least_bytes(config: RunConfig, *, processes: int = 1, sharded: bool = False) -> int:
+def least_bytes(
+    config: RunConfig, *, processes: int = 1, sharded: bool = False, served_teacher: str | None = None
+) -> int:
     """Bytes of weights and moments, and of all gradients at once: a plan needs no less."""
-    specs = specs_of(config, config.load_method())
+    specs = specs_of(config, config.load_method(), served_teacher)
     sizes = {spec: sizes_of(spec, config.models) for spec in specs}
-    residency = (ShardedResidency if sharded else Residency)(sizes, processes, config.models.offload_teachers)
+    residency = (ShardedResidency if sharded else Residency).of(config, sizes, processes)
     gradients = sum(part.trained for part in sizes.values()) // (processes if sharded else 1)
     return residency.resident + residency.moments(config.training.optimizer) + gradients
 
 
-def plan_run(config: RunConfig, *, processes: int = 1, sharded: bool = False, size: PromptSize | None = None) -> Plan:
+def plan_run(
+    config: RunConfig,
+    *,
+    processes: int = 1,
+    sharded: bool = False,
+    size: PromptSize | None = None,
+    served_teacher: str | None = None,
+) -> Plan:
     """Plan one step of a run on one of its devices, in steady state.
 
     size  of prompts without data; None = the longest of the first rows of data.train, where a model has a processor
+    served_teacher  the model that the servers of teachers hold
 
     Raises: PolicyError for a model without configuration; ConfigError for options that a plan does not know.
     """
@@ -100,10 +115,10 @@ def plan_run(config: RunConfig, *, processes: int = 1, sharded: bool = False, si
             f"Set training.batch_size={processes} or more."
         )
     method = config.load_method()
-    specs = specs_of(config, method)
+    check_engine(config, method)
+    specs = specs_of(config, method, served_teacher)
     sizes = {spec: sizes_of(spec, config.models) for spec in specs}
-    kind = ShardedResidency if sharded else Residency
-    residency = kind(sizes, processes, config.models.offload_teachers)
+    residency = (ShardedResidency if sharded else Residency).of(config, sizes, processes)
     prompts, num_prompts = _prompts(config, method, specs, size), -(-config.training.batch_size // processes)
     full_depths = {spec: depths_of(spec, config.models) for spec in specs}
 
@@ -117,7 +132,9 @@ def plan_run(config: RunConfig, *, processes: int = 1, sharded: bool = False, si
     deeper = [(part, measure(**{part: 1})) for part in parts]
     of_policy = {name: full_depths[spec] for spec in specs for name in spec.names}
     phases = tuple(_phase(name, base, deeper, of_policy) for name in PHASES)
-    return Plan(config, processes, sharded, phases, sizes, prompts, StepShape.of(config, num_prompts))
+    served = dict.fromkeys(phase for phase, *_ in base.peaks if phase.startswith(SERVING))
+    servers = tuple(_phase(name, base, deeper, of_policy) for name in served)
+    return Plan(config, processes, sharded, phases, sizes, prompts, StepShape.of(config, num_prompts), servers)
 
 
 def _phase(name: str, base: Measured, deeper: list[tuple[str, Measured]], full_depths: Mapping[str, Depths]) -> Phase:
@@ -170,7 +187,8 @@ def _policies(
     for spec in depths:
         model = build_shallow(spec, config.models, depths[spec], run)
         encoder = PlannedEncoder({context: prompts[spec.names[0], context] for context in _contexts(method)})
-        policies |= {name: PlannedPolicy(spec, model, name, encoder, run, sharded=sharded) for name in spec.names}
+        parted = sharded and not spec.server
+        policies |= {name: PlannedPolicy(spec, model, name, encoder, run, sharded=parted) for name in spec.names}
     shared = min(policy.vocabulary for policy in policies.values())
     for policy in policies.values():
         policy.vocabulary = shared

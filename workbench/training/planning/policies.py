@@ -73,6 +73,11 @@ class PlannedPolicy(Passes):
             model.below_head = MethodType(_below_head, model)
         self._newest: weakref.ref[PlannedCache] | None = None  # weak, so that a pass frees its cache as in the run
 
+    @property
+    def layers(self) -> list[nn.Module]:
+        """Layers of the decoder."""
+        return list(getattr(self.model.get_decoder(), "layers", None) or ())
+
     def make_pass(self, forward: Callable[[], Tensor]) -> Tensor:
         """As FsdpModel.make_pass, without communication."""
         return forward()
@@ -85,6 +90,11 @@ class PlannedPolicy(Passes):
     def forward(self, prompts: list[Prompt], completions: list[tuple[int, ...]], *_: object) -> ViewOutput:
         """As AutoregressivePolicy.forward."""
         return ViewOutput.of(self.completion_states(prompts, completions), self.head, self.vocabulary)
+
+    def received(self, count: int) -> ViewOutput:
+        """What a server sends: hidden states of `count` positions."""
+        hidden = torch.empty(count, self.head.linear.in_features, dtype=self.head.linear.weight.dtype)
+        return ViewOutput.of(hidden, self.head, self.vocabulary)
 
     def first_and_last_token(self, prompts: list[Prompt], length: int) -> Iterator[Tensor]:
         """Hidden states (B, D) that predict the first token of each row, then those of token number `length`."""

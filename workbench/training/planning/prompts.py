@@ -91,6 +91,7 @@ def real_prompts(
     """The longest prompt of each context, by the model's own processor."""
     models = config.models
     options = models.student_options | (models.teacher_options if name.startswith("teacher") else {})
+    options.pop("patience", None)  # of servers
     encoder = load_encoder(path, name, **{key: value for key, value in options.items() if key != "dtype"})
     by_context = {}
     for context in contexts:

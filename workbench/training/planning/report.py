@@ -5,8 +5,10 @@ from typing import Any
 from workbench.training.planning.devices import GB, Speed, seconds
 from workbench.training.planning.dry_run import KINDS, WEIGHTS
 from workbench.training.planning.host import bytes_at_load, bytes_at_save
+from workbench.training.planning.models import SERVED_DTYPE
+from workbench.training.planning.phases import SERVING
 from workbench.training.planning.plan import Phase, Plan
-from workbench.training.planning.remedies import Trial
+from workbench.training.planning.remedies import Trial, parallel_devices
 from workbench.types import STUDENT
 
 _ORDER = (WEIGHTS, *(kind for kind in KINDS if kind != WEIGHTS))
@@ -24,7 +26,7 @@ def header() -> tuple[str, ...]:
 def rows(plan: Plan, speed: Speed, share: float) -> list[tuple[str, ...]]:
     """A row per phase: GB of each kind at its peak, operations, time."""
     table = []
-    for phase in plan.phases:
+    for phase in (*plan.phases, *plan.servers):
         took = seconds(phase.flops, phase.traffic, plan.config, speed, share)
         cells = [gigabytes(phase.memory[kind]) for kind in _ORDER]
         table.append((phase.name, *cells, gigabytes(phase.total), f"{phase.flops / 1e12:.3g}", f"{took:.3g}"))
@@ -53,11 +55,16 @@ def describe_whole(plan: Plan) -> list[str]:
     """With sharded weights, a sentence on the models that a device must hold whole to sample."""
     if not plan.sharded:
         return []
-    layers = {spec.names[0]: sum(sizes.layers) for spec, sizes in plan.sizes.items()}
-    text = (
-        f"The student is whole on each device while it samples, {gigabytes(layers[STUDENT])} GB beside its part; other "
-        "models, and all models that score or learn, are gathered a layer at a time."
-    )
+    layers = {spec.names[0]: sum(sizes.layers) for spec, sizes in plan.sizes.items() if not spec.server}
+    if plan.config.sampling.server is not None:
+        text = "No model is ever whole on a device: all are gathered a layer at a time."
+    else:
+        halved = sum(next(sizes for spec, sizes in plan.sizes.items() if spec.learns).linear_layers) // 2
+        whole = layers[STUDENT] - (halved if plan.config.training.mixed_precision == "bf16" else 0)
+        text = (
+            f"The student is whole on each device while it samples, {gigabytes(whole)} GB beside its part; other "
+            "models, and all models that score or learn, are gathered a layer at a time."
+        )
     teachers = {name: size for name, size in layers.items() if name.startswith("teacher")}
     if plan.config.evaluation.teacher and teachers:
         text += (
@@ -65,6 +72,28 @@ def describe_whole(plan: Plan) -> list[str]:
             f"{gigabytes(max(teachers.values()))} GB beside its part. Set it to false where that does not fit."
         )
     return [text]
+
+
+def describe_servers(plan: Plan, memory: int) -> list[str]:
+    """A sentence on what servers need, in devices of the same memory."""
+    if not plan.servers:
+        return []
+    needs = "; ".join(
+        f"{phase.name.removeprefix(SERVING)} needs {gigabytes(phase.total)} GB, {_devices_of(phase, memory)}"
+        for phase in plan.servers
+    )
+    return [
+        f"Servers, in processes of their own and in {SERVED_DTYPE}: {needs}. Their rows are for the answers of one of "
+        f"the {plan.processes} devices that train; a server answers one after the other."
+    ]
+
+
+def _devices_of(phase: Phase, memory: int) -> str:
+    count = parallel_devices(phase, memory)
+    if count == 1:
+        return "one device"
+    weights = gigabytes(phase.memory[WEIGHTS] / count)
+    return f"more than a device: tensor parallel over {count} would take {weights} GB of weights on each (an estimate)"
 
 
 def verdict(plan: Plan, memory: int, trials: list[Trial]) -> str:
@@ -77,7 +106,11 @@ def verdict(plan: Plan, memory: int, trials: list[Trial]) -> str:
     mended = [trial for trial in trials if trial.fits]
     if not mended:
         return f"{text}; no key tried mends it"
-    return f"{text}; mended by {' '.join(mended[-1].keys)}: {gigabytes(mended[-1].needs)} GB"
+    return f"{text}; mended by {' '.join(mended[-1].keys)}: {gigabytes(mended[-1].needs)} GB{_serving(mended[-1])}"
+
+
+def _serving(trial: Trial) -> str:
+    return f" on {trial.processes} devices, servers on others" if trial.servers else ""
 
 
 def _most(phase: Phase) -> str:
@@ -88,7 +121,14 @@ def _most(phase: Phase) -> str:
 def describe_trials(trials: list[Trial]) -> list[tuple[str, ...]]:
     """A row per try: keys, need, cost."""
     return [
-        (" ".join(trial.keys), gigabytes(trial.needs), "fits" if trial.fits else "", trial.cost) for trial in trials
+        (
+            " ".join(trial.keys),
+            gigabytes(trial.needs),
+            gigabytes(trial.servers) if trial.servers else "",
+            "fits" if trial.fits else "",
+            trial.cost,
+        )
+        for trial in trials
     ]
 
 
@@ -108,7 +148,7 @@ def to_dict(plan: Plan, memory: int, trials: list[Trial], speed: Speed, share: f
                 "flops": phase.flops,
                 "seconds": seconds(phase.flops, phase.traffic, plan.config, speed, share),
             }
-            for phase in plan.phases
+            for phase in (*plan.phases, *plan.servers)
         },
         "prompts": {
             f"{name}/{context}": {"tokens": sized.tokens, "picture_tokens": sized.picture_tokens}
@@ -117,6 +157,14 @@ def to_dict(plan: Plan, memory: int, trials: list[Trial], speed: Speed, share: f
         "host": {"load": bytes_at_load(plan, per_node), "save": bytes_at_save(plan, plan.config)},
         "verdict": verdict(plan, memory, trials),
         "tried": [
-            {"keys": list(trial.keys), "needs": trial.needs, "fits": trial.fits, "cost": trial.cost} for trial in trials
+            {
+                "keys": list(trial.keys),
+                "needs": trial.needs,
+                "servers": trial.servers,
+                "processes": trial.processes,
+                "fits": trial.fits,
+                "cost": trial.cost,
+            }
+            for trial in trials
         ],
     }

@@ -1,12 +1,15 @@
-"""Which weights, gradients and buffers are on a device when."""
+"""Which weights, gradients and buffers are on a device when. A model on a server leaves a teacher's head there."""
 
 import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
+from workbench.config.schema import RunConfig
 from workbench.distributed import BUCKET_BYTES
+from workbench.policies.layer_memory import cast_in_each_pass, in_half_precision
 from workbench.training.planning.dry_run import GRADIENT, WEIGHTS, DryRun
 from workbench.training.planning.models import ModelSpec, Sizes
 from workbench.training.planning.policies import PlannedPolicy
@@ -14,12 +17,29 @@ from workbench.training.planning.policies import PlannedPolicy
 
 @dataclass
 class Residency:
-    """Without sharding: all weights, always, but for offloaded teachers. sizes: of each model in its own depth."""
+    """Without sharding: all weights, always, but for offloaded teachers.
+
+    sizes   of each model in its own depth
+    halves  whether passes are made in half precision of float32 weights
+    overlaps  whether a layer's flat buffer stays until the next layer is there, to overlap (not on a CPU)
+    """
 
     sizes: Mapping[ModelSpec, Sizes]
     processes: int = 1
     offloads: bool = False
+    halves: bool = False
+    overlaps: bool = True
     _parts: set[int] = field(default_factory=set)
+    _whole: int = 0
+
+    @classmethod
+    def of(cls, config: RunConfig, sizes: Mapping[ModelSpec, Sizes], processes: int) -> "Residency":
+        """What a run's keys make of it."""
+        models, is_half = config.models, config.training.mixed_precision == "bf16"
+        return cls(sizes, processes, models.offload_teachers, is_half, overlaps=models.device != "cpu")
+
+    def prepare(self, policies: Mapping[str, PlannedPolicy]) -> None:
+        """Give models the hooks that the run gives them."""
 
     @property
     def resident(self) -> int:
@@ -28,6 +48,8 @@ class Residency:
 
     def _stays(self, spec: ModelSpec) -> int:
         sizes = self.sizes[spec]
+        if spec.server:
+            return sizes.head if spec.is_teacher else 0
         return sizes.head if self.offloads and spec.is_teacher else sizes.total
 
     def moments(self, optimizer: str) -> int:
@@ -53,16 +75,19 @@ class Residency:
     @contextlib.contextmanager
     def scoring(self, run: DryRun, spec: ModelSpec) -> Iterator[None]:
         """Hold what a model's scoring passes need more."""
-        with self.whole(run, spec):
+        with _held(run, WEIGHTS, self.sizes[spec].total - self._stays(spec)):
             yield
 
     @contextlib.contextmanager
-    def whole(self, run: DryRun, spec: ModelSpec) -> Iterator[None]:
+    def whole(self, run: DryRun, policy: PlannedPolicy) -> Iterator[None]:
         """Hold what a model that samples needs more."""
-        extra = self.sizes[spec].total - self._stays(spec)
-        run.hold(WEIGHTS, extra)
-        yield
-        run.hold(WEIGHTS, -extra)
+        with _held(run, WEIGHTS, self.sizes[policy.spec].total - self._stays(policy.spec)):
+            yield
+
+    def send(self, run: DryRun, spec: ModelSpec) -> None:
+        """Send the student's weights to a server; adapters are merged into copies."""
+        with _held(run, WEIGHTS, sum(self.sizes[spec].layers) if spec.lora else 0):
+            pass
 
     def reduce(self, run: DryRun) -> None:
         """All-reduce whole gradients, in flat buckets; one has a copy for a moment."""
@@ -76,11 +101,17 @@ class Residency:
 class ShardedResidency(Residency):
     """FSDP2 (policies/fsdp.py): a part of every weight, roots whole in a step, the model that samples whole.
 
-    A gathered unit is first in one flat buffer, then in tensors of its own: both are there for a moment.
+    A gathered unit is first in one flat buffer, then in tensors of its own: both are there for a moment. Linear layers
+    of a model that is whole are in the precision of the passes.
     """
 
+    def prepare(self, policies: Mapping[str, PlannedPolicy]) -> None:
+        """As FsdpModel: autocast keeps no copies of a layer that is not whole."""
+        for policy in {id(policy.model): policy for policy in policies.values()}.values():
+            cast_in_each_pass(policy.layers, lambda: not self._whole)
+
     def _stays(self, spec: ModelSpec) -> int:
-        return -(-self.sizes[spec].total // self.processes)
+        return super()._stays(spec) if spec.server else -(-self.sizes[spec].total // self.processes)
 
     @property
     def _learner(self) -> Sizes:
@@ -93,33 +124,50 @@ class ShardedResidency(Residency):
     @contextlib.contextmanager
     def step(self, run: DryRun) -> Iterator[None]:
         """Hold the root of every model."""
-        roots = [sizes.root for sizes in self.sizes.values()]
+        roots = [sizes.root for spec, sizes in self.sizes.items() if not spec.server]
         with _held(run, WEIGHTS, sum(roots)):
             with _held(run, WEIGHTS, max(roots)):
                 pass
             yield
 
     @contextlib.contextmanager
-    def whole(self, run: DryRun, spec: ModelSpec) -> Iterator[None]:
+    def whole(self, run: DryRun, policy: PlannedPolicy) -> Iterator[None]:
         """Hold all decoder layers of the model that samples."""
-        layers = self.sizes[spec].layers
-        with _held(run, WEIGHTS, sum(layers)):
-            with _held(run, WEIGHTS, max(layers, default=0)):
+        sizes, layers = self.sizes[policy.spec], policy.layers if self.halves else ()
+        replaced = [item for layer in layers for item in in_half_precision(layer, torch.bfloat16)]  # counted as tensors
+        kept = sum(sizes.layers) - (sum(sizes.linear_layers) if replaced else 0)
+        self._whole += 1
+        with _held(run, WEIGHTS, kept):
+            with _held(run, WEIGHTS, (2 if replaced else 1) * max(sizes.layers, default=0)):
                 pass
             yield
+        self._whole -= 1
+        for module, name, weight in replaced:
+            setattr(module, name, weight)
+
+    def send(self, run: DryRun, spec: ModelSpec) -> None:
+        """Send the student's weights to a server, a layer at a time; adapters are merged into a copy of it."""
+        merged = max(self.sizes[spec].layers, default=0) if spec.lora else 0
+        with _held(run, WEIGHTS, merged), self.scoring(run, spec):
+            pass
 
     @contextlib.contextmanager
     def scoring(self, run: DryRun, spec: ModelSpec) -> Iterator[None]:
-        """Hold two decoder layers: a layer while it computes, and its flat buffer or the next layer's."""
-        with _held(run, WEIGHTS, 2 * max(self.sizes[spec].layers, default=0)):
+        """Hold a decoder layer, one more for a moment as it comes, and its flat buffer where that overlaps."""
+        layer = max(self.sizes[spec].layers, default=0)
+        with _held(run, WEIGHTS, (1 + self.overlaps) * layer):
+            with _held(run, WEIGHTS, layer):
+                pass
             yield
+            with _held(run, WEIGHTS, layer):
+                pass
 
     @contextlib.contextmanager
     def learning(self, run: DryRun, policy: PlannedPolicy) -> Iterator[None]:
         """Hold two decoder layers, a layer's gradient on its way, and this device's part of all gradients."""
         sizes = self._learner
         flow = max(sizes.trained_layers, default=0)
-        layers = policy.model.get_decoder().layers
+        layers = nn.ModuleList(policy.layers)
         inside = {id(weight) for weight in layers.parameters()}
         handles = []
         for weight in layers.parameters():
