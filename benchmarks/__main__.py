@@ -9,7 +9,7 @@
     python -m benchmarks plan       which public models fit on which devices, planned without weights: docs/devices.md
     python -m benchmarks processes  sharded models in several processes: memory while loading and scoring, time
     python -m benchmarks gpu        Qwen3-VL with random weights: parts of a step, floor, memory (small without a GPU)
-    python -m benchmarks served     a step with a served teacher against student and teacher alone; cost of the wire
+    python -m benchmarks served     a step with a served teacher, and one sampled ahead by a server; cost of the wire
     python -m benchmarks tracing    what recording every token adds to a step
     python -m benchmarks recorded   what recording a step of TRL as a run adds to it
     python -m benchmarks traces     the trace files alone: bytes per token, time per query

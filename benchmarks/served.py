@@ -1,11 +1,16 @@
 """A step with a served teacher against the larger of student and teacher, and what an answer costs on the wire.
 
     python -m benchmarks served step [--student FOLDER --teacher FOLDER] [--prompts 8] [--generations 4] [--tokens 32]
+    python -m benchmarks served ahead [the same options]
     python -m benchmarks served wire [--rows 512] [--width 5120]
 
 step: dopd with crops, once with the teacher in the run's process and once behind `workbench teacher` on this machine,
 by turns; processor time, the server's by the system's count. The student's share of a step is what its local step takes
 beside the teacher's forward passes. Two processes work at the same time if each takes no more than the larger share.
+
+ahead: dopd with crops and `workbench sampler`, with sampling.ahead 0 and 1 by turns. Processor time of trainer and
+server, and wall time, which is only worth something if the machine has two idle cores. Without it, a step lasts at
+least the sum of the two processes' times, ahead the larger one: this ratio does not depend on what else runs.
 
 wire: processor time of both ends together for hidden states in bfloat16, through the real server and client, against a
 small part of a read: one of the three matrix products of the MLP of one layer of that width.
@@ -41,7 +46,7 @@ METHOD = {"name": "dopd", "privilege": "crop"}
 
 def main() -> None:
     part = sys.argv.pop(1) if len(sys.argv) > 1 else "step"
-    {"step": measure_step, "wire": measure_wire}[part]()
+    {"step": measure_step, "ahead": measure_ahead, "wire": measure_wire}[part]()
 
 
 def measure_step() -> None:
@@ -73,6 +78,41 @@ def measure_step() -> None:
     larger = max(medians["student"], medians["teacher"])
     print(f"larger process to larger share: {max(medians['trainer, served'], medians['server']) / larger:.3f}")
     print(f"both processes to both shares:  {sum(list(medians.values())[2:]) / sum(list(medians.values())[:2]):.3f}")
+
+
+def measure_ahead() -> None:
+    args, port = step_arguments(__doc__), _free_port()
+    command = [Path(sys.executable).with_name("workbench"), "sampler", args.student, "--port", str(port)]
+    server_at = {"server": f"http://127.0.0.1:{port}"}
+    with tempfile.TemporaryDirectory() as folder, subprocess.Popen(command) as server:
+        try:
+            steps = [
+                Steps(make_trainer(f"ahead-{ahead}", args, Path(folder), METHOD, **server_at, ahead=ahead))
+                for ahead in (0, 1)
+            ]
+            rows: list[list[tuple[float, float, float]]] = [[], []]  # by ahead: trainer, server, wall
+            for turn in range(-args.warmup, args.repeats):
+                for ahead in (0, 1):
+                    begun, before = time.perf_counter(), _processor_of(server.pid)
+                    trainer = _processor(steps[ahead])
+                    values = trainer, _processor_of(server.pid) - before, time.perf_counter() - begun
+                    if turn >= 0:
+                        rows[ahead].append(values)
+        finally:
+            server.terminate()
+    print(f"\n{machine()}, {args.repeats} turns, medians in ms\n{'':20}{'trainer':>10}{'server':>10}{'wall':>10}")
+    medians = [[1000 * statistics.median(column) for column in zip(*values, strict=True)] for values in rows]
+    for ahead, values in enumerate(medians):
+        print(f"{f'sampling.ahead={ahead}':20}" + "".join(f"{value:10.1f}" for value in values))
+    (trainer, sampler, wall), (trainer_ahead, sampler_ahead, wall_ahead) = medians
+    print(f"larger process ahead to both without: {max(trainer_ahead, sampler_ahead) / (trainer + sampler):.3f}")
+    print(f"processor time of both: {(trainer_ahead + sampler_ahead) / (trainer + sampler):.3f}")
+    print(f"wall: {wall_ahead / wall:.3f}")
+    print(
+        ", ".join(
+            f"{name} {value:.3g}" for name, value in steps[1].metrics.items() if name.startswith(("ratio", "sampler"))
+        )
+    )
 
 
 def _counted(policy) -> list[float]:

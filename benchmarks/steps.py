@@ -29,8 +29,13 @@ def step_arguments(description: str) -> argparse.Namespace:
     return parser.parse_args()
 
 
-def make_trainer(name: str, args: argparse.Namespace, folder: Path, method: dict, *, traced: bool = False) -> Trainer:
-    """Build a trainer without evaluation and probes, whose answers all have `args.tokens` tokens."""
+def make_trainer(
+    name: str, args: argparse.Namespace, folder: Path, method: dict, *, traced: bool = False, **sampling: object
+) -> Trainer:
+    """Build a trainer without evaluation and probes, whose answers all have `args.tokens` tokens.
+
+    sampling  further keys of that section
+    """
     config = build_config(
         {
             "name": name.replace(" ", "-").replace(",", ""),
@@ -43,7 +48,7 @@ def make_trainer(name: str, args: argparse.Namespace, folder: Path, method: dict
             },
             "data": {"train": questions(args, folder)},
             "method": method,
-            "sampling": {"num_generations": args.generations, "max_completion_length": args.tokens},
+            "sampling": {"num_generations": args.generations, "max_completion_length": args.tokens, **sampling},
             "training": {
                 "steps": 10_000,
                 "batch_size": args.prompts,
