@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from processes import Program
@@ -15,7 +16,7 @@ torch.set_num_threads(1)
 from workbench.cli import main
 sys.exit(main(sys.argv[1:]))
 """
-READY_S = 120.0
+READY_S = 240.0
 
 
 def free_port() -> int:
@@ -29,11 +30,18 @@ class Server:
     """A model behind a port of this machine, ready to answer."""
 
     def __init__(
-        self, folder: Path, model: Path, port: int = 0, *, command: str = "teacher", **environment: str
+        self,
+        folder: Path,
+        model: Path,
+        port: int = 0,
+        *,
+        command: str = "teacher",
+        options: Sequence[str] = (),
+        **environment: str,
     ) -> None:
         self.port = port or free_port()
         self.address = f"http://127.0.0.1:{self.port}"
-        self.program = Program(folder, SERVE, command, str(model), "--port", str(self.port), **environment)
+        self.program = Program(folder, SERVE, command, str(model), "--port", str(self.port), *options, **environment)
         self.wait()
 
     def wait(self) -> None:

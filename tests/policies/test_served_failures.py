@@ -1,6 +1,7 @@
 """Faults between a run and its teacher's server: each is a sentence within a stated time, none a wrong number."""
 
 import http.client
+import importlib.util
 import json
 import shutil
 import signal
@@ -21,9 +22,9 @@ from workbench.cli import main
 from workbench.config.schema import ModelsConfig
 from workbench.errors import ConfigError, PolicyError, RunError, UnavailableError
 from workbench.policies.loading import load_policies, load_policy
+from workbench.policies.serving import door
 from workbench.policies.serving.addresses import TOKEN, Patience, split_addresses
 from workbench.policies.serving.client import ServerClient
-from workbench.policies.serving.door import serve
 from workbench.policies.serving.engine import DeadEngineError, TransformersEngine
 from workbench.policies.serving.served import ServedPolicy
 from workbench.policies.serving.service import TeacherService
@@ -209,7 +210,7 @@ def test_servers_of_two_models_raise(server: Server, models: dict, tmp_path: Pat
     other.kill()
 
 
-def test_hung_server_raises_after_timeout(models: dict, tmp_path: Path) -> None:
+def test_hung_server_raises_after_timeout_and_restarted_one_answers_all_that_wait(models: dict, tmp_path: Path) -> None:
     server = Server(tmp_path, models["teacher"])
     policy = connected(server.address)
     policy.client.patience = Patience(timeout=1.0, wait=60.0)
@@ -220,10 +221,18 @@ def test_hung_server_raises_after_timeout(models: dict, tmp_path: Path) -> None:
     assert policy.retries == 0 and time.monotonic() - begun < 30  # it is not asked again
     server.signal(signal.SIGCONT)
     policy.client.patience = QUICK
-    assert policy.forward(PROMPTS, ANSWERS).hidden.shape[0] == 5  # two clients, one after the other
+    expected = policy.forward(PROMPTS, ANSWERS).hidden
+    pair = [policy, connected(server.address)]
     server.kill()
     with raises(UnavailableError, server.address, "refused"):
         policy.forward(PROMPTS, ANSWERS)
+    for waiting in pair:
+        waiting.client.patience = Patience(timeout=60.0, wait=120.0)
+        waiting.prefetch(PROMPTS, ANSWERS)
+    again = Server(tmp_path / "again", models["teacher"], server.port)
+    assert all(torch.equal(waiting.forward(PROMPTS, ANSWERS).hidden, expected) for waiting in pair)
+    assert all(waiting.retries for waiting in pair)
+    again.kill()
 
 
 def test_token_is_needed(models: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -256,7 +265,7 @@ def test_teacher_of_another_vocabulary_raises(models: dict, tmp_path: Path) -> N
     server.kill()
 
 
-def test_teacher_command_refuses_open_host_and_used_port(
+def test_teacher_command_refuses_open_host_used_port_and_options(
     models: dict, server: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.delenv(TOKEN, raising=False)
@@ -264,10 +273,23 @@ def test_teacher_command_refuses_open_host_and_used_port(
         (["--host", "0.0.0.0"], ("--host", TOKEN)),
         (["--port", str(server.port)], ("port", str(server.port))),
         (["--dtype", "int8"], ("--dtype", "bfloat16")),
+        (["--engine", "sglang"], ("--engine", "vllm")),
+        (["--tensor-parallel", "2"], ("--tensor-parallel 2", "--engine vllm")),
+        (["--memory", "0.5"], ("--memory 0.5", "transformers")),
+        (["--engine", "vllm", "--device", "cpu"], ("--device", "CUDA_VISIBLE_DEVICES")),
+        (["--engine", "vllm", "--tensor-parallel", "0"], ("--tensor-parallel 0",)),
+        (["--engine", "vllm", "--memory", "2"], ("--memory 2",)),
     ):
         assert main(["teacher", str(models["teacher"]), *arguments]) == 2
         message = capsys.readouterr().err
         assert not [name for name in names if name not in message], message
+
+
+@pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vllm is installed")
+def test_vllm_that_is_missing_raises(models: dict, capsys: pytest.CaptureFixture) -> None:
+    for command in ("teacher", "sampler"):
+        assert main([command, str(models["teacher"]), "--engine", "vllm", "--port", str(free_port())]) == 2
+        assert "[vllm]" in capsys.readouterr().err
 
 
 def test_addresses_are_split_and_checked() -> None:
@@ -307,7 +329,8 @@ def dying(models: dict) -> Dying:
     return Dying.start(models["teacher"], dtype="float32", device="cpu")
 
 
-def test_server_of_dead_engine_answers_503_and_ends(dying: Dying) -> None:
+def refusal_of(engine: Dying, reason: str, before: Callable[[], None] = lambda: None) -> str:
+    """How a run reads from a server of this engine, which ends for a reason. before: done while it is served."""
     port, caught = free_port(), []
 
     def ask() -> None:
@@ -318,16 +341,35 @@ def test_server_of_dead_engine_answers_503_and_ends(dying: Dying) -> None:
         except UnavailableError as error:
             caught.append(str(error))
 
-    thread = threading.Thread(target=ask)
-    thread.start()
-    with raises(RunError, "worker 1", "again"):
-        serve(lambda: TeacherService(dying), "127.0.0.1", port)
-    thread.join()
-    assert dying.closed and "503" in caught[0]
+    threads = [threading.Thread(target=work) for work in (ask, before)]
+    for thread in threads:
+        thread.start()
+    with raises(RunError, reason, "again"):
+        door.serve(lambda: TeacherService(engine), "127.0.0.1", port)
+    for thread in threads:
+        thread.join()
+    assert engine.closed
+    return caught[0]
+
+
+def test_server_of_dead_engine_answers_503_and_ends(dying: Dying) -> None:
+    assert "503" in refusal_of(dying, "worker 1")
 
 
 def test_server_of_engine_that_dies_idle_ends(dying: Dying) -> None:
     dying.reason = "a worker was killed."
     with raises(RunError, "a worker was killed"):
-        serve(lambda: TeacherService(dying), "127.0.0.1", free_port())
+        door.serve(lambda: TeacherService(dying), "127.0.0.1", free_port())
     assert dying.closed
+
+
+def test_request_that_a_stopping_server_leaves_can_be_sent_again(dying: Dying, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(door, "GRACE_S", 1)
+    begun = threading.Event()
+    dying.hidden_states = lambda request: begun.set() or time.sleep(3.0) or []
+
+    def die() -> None:
+        begun.wait()
+        dying.reason = "it hangs."
+
+    assert "503" in refusal_of(dying, "it hangs", die)

@@ -106,7 +106,20 @@ def _add_servers(add: Add) -> None:
         )
         command.add_argument("--port", type=int, default=port, help=f"port to listen on; default: {port}")
         command.add_argument("--dtype", default="auto", help="precision, e.g. bfloat16; default: that of the files")
-        command.add_argument("--device", help="default: the first accelerator, else the CPU")
+        command.add_argument("--engine", default="transformers", help="what computes: transformers [default] or vllm")
+        command.add_argument(
+            "--tensor-parallel",
+            type=int,
+            metavar="N",
+            help="with vllm: a part of every layer on each of N devices",
+        )
+        command.add_argument(
+            "--memory",
+            type=float,
+            metavar="FRACTION",
+            help="with vllm: of each device's memory; default: 0.9, on a CPU 0.3 of the machine's",
+        )
+        command.add_argument("--device", help="with transformers; default: the first accelerator, else the CPU")
         command.add_argument("--attn-implementation", help="attention of transformers, e.g. flash_attention_2")
         command.add_argument("--trust-remote-code", action="store_true", help="run Python code of the model")
 

@@ -141,7 +141,9 @@ class AutoregressivePolicy(Passes):
         if self.sampler is not None:
             return self.sampler.sample(self, prompts, seeds, options)
         if self.engine is not None:
-            return self._sample_by(self.engine, prompts, seeds, options)
+            with torch.autocast(self.device.type, enabled=False):  # the engine sets its own precision
+                self.engine.load(weights_of(self.model))
+                return self.sample_by(self.engine, prompts, seeds, options)
         self.prove()
         repeated = [prompt for prompt, prompt_seeds in zip(prompts, seeds, strict=True) for _ in prompt_seeds]
         flat = [seed for prompt_seeds in seeds for seed in prompt_seeds]
@@ -158,15 +160,13 @@ class AutoregressivePolicy(Passes):
         assert self.sampler is not None, "without a served sampler nothing samples meanwhile"
         self.sampler.prefetch(self, prompts, seeds, options)
 
-    def _sample_by(
+    def sample_by(
         self, engine: Engine, prompts: list[Prompt], seeds: list[list[int]], options: SamplingOptions
     ) -> list[list[Completion]]:
-        """Sample with an engine. Raises PolicyError if its prompt tokens differ from the student's."""
+        """Sample with an engine's weights. Raises PolicyError if its prompt tokens differ from the policy's."""
         requests = [Request(*self.encoder.request(prompt)) for prompt in prompts]
         padding = range(self.vocabulary, output_layer(self.model).weight.shape[0])  # unused entries of the head
-        with torch.autocast(self.device.type, enabled=False):  # the engine sets its own precision
-            engine.load(weights_of(self.model))
-            sampled = engine.generate(requests, seeds, options, self.stop_ids, [*self.placeholders, *padding])
+        sampled = engine.generate(requests, seeds, options, self.stop_ids, [*self.placeholders, *padding])
         for prompt, completions in zip(prompts, sampled, strict=True):
             expected_ids = tuple(self.encoder.encode(prompt)["input_ids"][0].tolist())
             for completion in completions:

@@ -86,7 +86,7 @@ def load_model(
         if empty:
             model = _build_empty(config, base, attn_implementation, **options)
         else:
-            model, report = _read(config, base, **model_options, **options)
+            model, report = read_model(config, base, **model_options, **options)
     except PolicyError:
         raise
     except (ImportError, OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
@@ -128,7 +128,7 @@ def load_skeleton(path: str | Path, name: str, *, trust_remote_code: bool = Fals
     return model
 
 
-def _read(config: PretrainedConfig, base: str | Path, **options: Any) -> tuple[nn.Module, dict]:
+def read_model(config: PretrainedConfig, base: str | Path, /, **options: Any) -> tuple[nn.Module, dict]:
     """The model of a folder with its weights, and transformers' report of what it read."""
     with _without_load_report():
         return auto_class(config).from_pretrained(

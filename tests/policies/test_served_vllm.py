@@ -1,0 +1,138 @@
+"""Servers by vLLM: hidden states, samples and a run equal those of transformers to rounding, pictures included.
+
+Run where vllm is installed: `pytest tests/policies/test_served_vllm.py`. On a CPU its own builds do (docs/devices.md).
+"""
+
+import importlib.util
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import families
+import pytest
+import torch
+import video_families
+from failures import raises
+from servers import Server
+from small import picture, run_config
+
+from workbench.errors import PolicyError
+from workbench.policies import SamplingOptions
+from workbench.policies.autoregressive import AutoregressivePolicy
+from workbench.policies.loading import load_policy
+from workbench.policies.serving.addresses import Patience
+from workbench.policies.serving.sampler import ServedSampler, require_same_start, sample_together
+from workbench.runs.folder import RunFolder
+from workbench.training.run import train
+from workbench.types import Prompt, Turn
+
+if importlib.util.find_spec("vllm") is None:
+    pytest.skip("vllm is not installed: its engine cannot be run here", allow_module_level=True)
+
+PATIENCE = Patience(timeout=300.0, wait=0.0)
+ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "0|1"}  # GiB; cores of two processes
+SAVE = {
+    "qwen3_vl": video_families.save_qwen3_vl,
+    "idefics3": families.save_idefics3,
+    "smolvlm": video_families.save_smolvlm,
+}
+
+
+@pytest.fixture(autouse=True)
+def as_vllm_takes_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its attention lacks heads as small as the suite's. Four layers: a server loads two of them by transformers."""
+    for name, value in {"hidden_size": 128, "head_dim": 32, "num_hidden_layers": 4}.items():
+        monkeypatch.setitem(families.TEXT, name, value)
+    monkeypatch.setitem(families.VISION, "hidden_size", 64)
+    monkeypatch.setattr(video_families, "MROPE", [8, 4, 4])
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Callable[..., Server]]:
+    """Starts a server of a model by vLLM; it ends by SIGTERM, as its processes do."""
+    servers = []
+
+    def start(model: Path, *options: str, command: str = "teacher") -> Server:
+        memory = () if "--engine" in options else ("--engine", "vllm", "--memory", "0.1")
+        folder = tmp_path / f"server{len(servers)}"
+        servers.append(Server(folder, model, command=command, options=[*memory, *options], **ENVIRONMENT))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        assert server.stop() == -15
+
+
+def rows() -> tuple[list[Prompt], list[tuple[int, ...]]]:
+    history = (Turn("user", "and this?", (picture(4),)), Turn("assistant", "red"))
+    prompts = [
+        Prompt((), "what is red?", key="none"),
+        Prompt((picture(1),), "what is this?", key="one picture"),
+        Prompt((picture(2), picture(3, (30, 60))), "which is larger?", key="two"),
+        Prompt((), "which of the two?", history, key="turns"),
+    ]
+    answers = [(40, 41, 42), (43, 44), (40,), (42, 43, 44, 45), (45, 46, 47), ()]
+    return [*prompts, prompts[1], prompts[2]], answers
+
+
+def logprobs(policy: AutoregressivePolicy, prompts: list[Prompt], answers: list[tuple[int, ...]]) -> torch.Tensor:
+    output = policy.forward(prompts, answers)
+    return output.logits(torch.arange(len(output.hidden))).log_softmax(-1)
+
+
+@pytest.mark.parametrize(
+    "family, options", [("qwen3_vl", ["--tensor-parallel", "2"]), ("idefics3", []), ("smolvlm", [])]
+)
+def test_hidden_states_equal_those_of_transformers(
+    family: str, options: list[str], serve: Callable[..., Server], tmp_path: Path
+) -> None:
+    local = load_policy(SAVE[family](tmp_path / "model"), "teacher")
+    served = load_policy(serve(tmp_path / "model", *options).address, "teacher", patience=PATIENCE, device="cpu")
+    prompts, answers = rows()
+    pair = [logprobs(policy, prompts, answers) for policy in (served, local)]
+    assert float((pair[0] - pair[1]).abs().max()) < 1e-3
+    assert served.info["engine"] == "vllm" and served.facts["fingerprint"]
+    with raises(PolicyError, "only scores", "evaluation.teacher=false"):
+        served.sample(prompts[:1], [[1]], SamplingOptions(2))
+    with raises(PolicyError, "400", '"none"', "512"):
+        served.forward(prompts[:1], [(40,) * 600])
+
+
+@pytest.mark.parametrize("family", ["qwen3_vl", "idefics3"])
+def test_samples_have_logprobs_of_the_student_after_each_update(
+    family: str, serve: Callable[..., Server], tmp_path: Path
+) -> None:
+    student = load_policy(SAVE[family](tmp_path / "student"), "student")
+    server = serve(SAVE[family](tmp_path / "start", 1), command="sampler")
+    student.sampler = ServedSampler(server.address, PATIENCE, run="run", image_options={})
+    require_same_start(student, student.sampler)
+    prompts, options = rows()[0][:3], SamplingOptions(8)
+    for _ in range(2):
+        sampled = sample_together([student], lambda: student.sample(prompts, [[1, 2], [3], [4]], options))
+        pairs = [(prompt, one) for prompt, several in zip(prompts, sampled, strict=True) for one in several]
+        with torch.no_grad():
+            expected = logprobs(student, [prompt for prompt, _ in pairs], [one.ids for _, one in pairs])
+            for parameter in student.model.parameters():
+                parameter.add_(0.1 * torch.randn_like(parameter))
+        tokens = torch.tensor([token for _, one in pairs for token in one.ids])
+        drawn = torch.tensor([logprob for _, one in pairs for logprob in one.logprobs])
+        assert float((expected.gather(-1, tokens.unsqueeze(-1)).squeeze(-1) - drawn).abs().max()) < 1e-3
+        student.sampler.weights_changed()
+
+
+def test_run_with_both_servers_equals_local_losses(serve: Callable[..., Server], tmp_path: Path) -> None:
+    models = {name: families.save_idefics3(tmp_path / name, seed) for seed, name in enumerate(("student", "teacher"))}
+    values = {"sampling__max_completion_length": 8, "trace__probes": 0, "evaluation__teacher": False}
+    teacher = serve(models["teacher"])
+    losses = []
+    for name, address in (("local", models["teacher"]), ("served", teacher.address)):
+        config = run_config(models | {"teacher": address}, tmp_path, name=name, **values)
+        train(config)
+        losses.append([line["loss"] for line in RunFolder.open(config.run_dir).metrics("train")])
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+    sampler = serve(models["student"], command="sampler")
+    config = run_config(
+        models | {"teacher": teacher.address}, tmp_path, name="both", sampling__server=sampler.address, **values
+    )
+    train(config)
+    gaps = [line["sampler_logprob_gap"] for line in RunFolder.open(config.run_dir).metrics("train")]
+    assert len(gaps) == len(losses[0]) and max(gaps) < 1e-4
