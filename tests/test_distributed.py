@@ -32,6 +32,7 @@ SPEED = re.compile("second|padding")  # differ by machine, and by what shares a 
 DIES = """
 import os, signal, sys
 import workbench.distill.step
+import workbench.training.checkpointing
 from workbench.training.run import main as launched
 
 compute_losses, passes = workbench.distill.step.compute_losses, []
@@ -45,6 +46,8 @@ def die(*arguments, **options):
 def killed(run):
     if os.environ["RANK"] == "0":
         workbench.distill.step.compute_losses = die
+    elif os.environ.get("WORKBENCH_SHARDS"):
+        workbench.training.checkpointing.safe_open = None  # rank 0 reads the moments for all
     return launched(["--resume", run])
 """
 RUNS = (

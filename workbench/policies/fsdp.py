@@ -359,12 +359,12 @@ def full_tensor(value: Tensor) -> Tensor:
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
-def shard_like(value: Tensor, parameter: Tensor) -> Tensor:
-    """Shard a full tensor like a parameter, on its device; unchanged if the parameter is not sharded."""
-    value = value.to(parameter.device)
-    if not isinstance(parameter, DTensor):
-        return value
-    return distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)
+def scatter_like(value: Tensor, parameter: DTensor) -> DTensor:
+    """Shard rank 0's full tensor like a parameter, on its device. On other ranks only dtype and shape of `value` count,
+    which may be on the meta device.
+    """
+    value = torch.empty_like(value, device=parameter.device) if value.is_meta else value.to(parameter.device)
+    return distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=0)
 
 
 def local_tensor(value: Tensor) -> Tensor:

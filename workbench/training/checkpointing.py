@@ -10,13 +10,14 @@ from typing import Any, Protocol, runtime_checkable
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from torch.distributed.tensor import DTensor
 
+from workbench.distributed import ALONE, ProcessGroup
 from workbench.errors import RunError
 from workbench.files.folders import saving
-from workbench.policies.fsdp import full_tensor, full_weights, shard_like
+from workbench.policies.fsdp import full_tensor, full_weights, in_lockstep, scatter_like
 from workbench.runs.checkpoints import SAVED, STATE, Checkpoint, digest, list_checkpoints
 from workbench.runs.folder import checkpoint_path
 from workbench.types import STUDENT
@@ -126,39 +127,69 @@ def _write_checkpoint(
 
 
 def load_optimizer(
-    checkpoint: Checkpoint, optimizer: torch.optim.Optimizer, model: nn.Module, learner: str = STUDENT
+    checkpoint: Checkpoint,
+    optimizer: torch.optim.Optimizer,
+    model: nn.Module,
+    learner: str = STUDENT,
+    process_group: ProcessGroup = ALONE,
 ) -> None:
     """Load the saved moments into a new optimizer. Raises RunError if they belong to other weights."""
-    file = checkpoint.optimizer(learner)
-    try:
-        saved = safetensors.torch.load_file(file)
-    except (OSError, SafetensorError) as error:
-        raise RunError(f"cannot read {file}: {error}. Delete this checkpoint to resume from an older one.") from None
-    names = _names(model)
-    trained = {names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]}
-    states: dict[str, dict[str, torch.Tensor]] = {}
-    for key, value in saved.items():
-        part, _, name = key.partition("/")
-        states.setdefault(name, {})[part] = value
-    foreign = states.keys() - trained
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            name = names[id(parameter)]
-            state = states.get(name, {})
-            if not foreign and not state:
-                continue  # never had a gradient, as a vision tower without images
-            if not state.keys() >= _required(optimizer):
-                raise RunError(
-                    f"{checkpoint.path} has no optimizer state for the weight {name}: the checkpoint has other trained "
-                    "weights (LoRA?). Resume with the run's own configuration."
-                )
-            count = state.pop("step")
-            if _is_8_bit(optimizer):
-                moments = {key: value.to(parameter.device) for key, value in state.items()}
-                optimizer.state[parameter] = {"step": int(count), **moments}
-                continue
-            moments = {key: shard_like(value, parameter) for key, value in state.items()}
-            optimizer.state[parameter] = {"step": count.to(parameter.device), **moments}  # fused AdamW needs it there
+    saved, names = _SavedState(checkpoint.optimizer(learner), process_group), _names(model)
+    trained = {names[id(parameter)]: parameter for group in optimizer.param_groups for parameter in group["params"]}
+    if saved.parts.keys() <= trained.keys():  # one without state never had a gradient, as a vision tower without images
+        trained = {name: parameter for name, parameter in trained.items() if name in saved.parts}
+    for name in trained:
+        if not saved.parts.get(name, set()) >= _required(optimizer):
+            raise RunError(
+                f"{checkpoint.path} has no optimizer state for the weight {name}: the checkpoint has other trained "
+                "weights (LoRA?). Resume with the run's own configuration."
+            )
+    with in_lockstep(process_group):
+        for name, parameter in trained.items():
+            state = {part: saved.load(name, part, parameter) for part in sorted(saved.parts[name] - {"step"})}
+            count = saved.count(name)  # fused AdamW needs it beside the weight
+            step = int(count) if _is_8_bit(optimizer) else count.to(parameter.device)
+            optimizer.state[parameter] = {"step": step, **state}
+
+
+class _SavedState:
+    """Optimizer state on disk, read a tensor at a time: that of sharded weights by rank 0, for all ranks.
+
+    parts  by weight, the names of its tensors
+    """
+
+    def __init__(self, file: Path, process_group: ProcessGroup) -> None:
+        self._file = file
+        self._reader: Any = None
+        is_sharded = process_group.sharding is not None
+        self._tensors = process_group.broadcast_from_main(self._open) if is_sharded else self._open()
+        self.parts: dict[str, set[str]] = {}
+        for key in self._tensors:
+            part, _, name = key.partition("/")
+            self.parts.setdefault(name, set()).add(part)
+
+    def load(self, name: str, part: str, parameter: torch.Tensor) -> torch.Tensor:
+        """A tensor on the parameter's device; of a sharded parameter this rank's shard."""
+        key = f"{part}/{name}"
+        value = self._tensors[key] if self._reader is None else self._reader.get_tensor(key)
+        return scatter_like(value, parameter) if isinstance(parameter, DTensor) else value.to(parameter.device)
+
+    def count(self, name: str) -> torch.Tensor:
+        """Number of updates of a weight."""
+        return self._tensors[f"step/{name}"]
+
+    def _open(self) -> dict[str, torch.Tensor]:
+        """Numbers of updates, and all other tensors without their numbers."""
+        try:
+            self._reader = reader = safe_open(self._file, framework="pt")
+            return {
+                key: reader.get_tensor(key) if key.startswith("step/") else reader.get_tensor(key).to("meta")
+                for key in reader.keys()  # noqa: SIM118  (it has no __iter__)
+            }
+        except (OSError, SafetensorError) as error:
+            raise RunError(
+                f"cannot read {self._file}: {error}. Delete this checkpoint to resume from an older one."
+            ) from None
 
 
 def _is_8_bit(optimizer: torch.optim.Optimizer) -> bool:

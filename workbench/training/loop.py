@@ -199,7 +199,7 @@ class Trainer:
         attach_engine(learners, self.config)
         attach_sampler(learners, self.config, self.process_group.broadcast_from_main(lambda: uuid.uuid4().hex))
         for learner in learners if checkpoint else ():
-            load_optimizer(checkpoint, learner.optimizer, learner.student.model, learner.name)
+            load_optimizer(checkpoint, learner.optimizer, learner.student.model, learner.name, self.process_group)
             if learner.mask is not None:
                 learner.mask.check_moments(learner.optimizer)
         return learners
