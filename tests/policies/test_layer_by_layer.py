@@ -3,11 +3,14 @@
 import json
 from pathlib import Path
 
+import psutil
 import pytest
+import safetensors.torch
 import torch
 from allocated import Mapped
 from families import save_qwen3
 from processes import launch
+from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from workbench.distill.scoring import Batch, forward_view
@@ -16,6 +19,7 @@ from workbench.policies.by_domain import PolicyByDomain
 from workbench.policies.fsdp import layer_by_layer, shard, unsharded, unsharded_root
 from workbench.policies.loading import load_policy
 from workbench.policies.proven import agree, prove_all
+from workbench.policies.scattering import mapped_files, release_pages
 from workbench.types import Example, Prompt, Rollout
 
 SHARDED = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
@@ -107,6 +111,20 @@ def test_sharded_models_load_once_and_score_in_parts(processes: int, folders: li
         assert rank["apart"] == [True]
         assert rank["equal"] and rank["equal in half"]
     assert [rank["ragged"] for rank in ranks] == [[True], *[[]] * (processes - 1)]
+
+
+def test_release_pages_drops_those_of_a_file_and_no_number(tmp_path: Path) -> None:
+    size = 2**24
+    safetensors.torch.save_file({"a": torch.arange(size)}, tmp_path / "a")
+    with safe_open(tmp_path / "a", framework="pt") as file:
+        mapped, ordinary = file.get_tensor("a"), torch.arange(size)
+        assert torch.equal(mapped, ordinary)
+        before = psutil.Process().memory_info().rss
+        release_pages(ordinary, mapped_files())
+        release_pages(mapped, mapped_files())
+        dropped = before - psutil.Process().memory_info().rss
+        assert 0.9 * mapped.nbytes < dropped < 1.1 * mapped.nbytes
+        assert torch.equal(mapped, ordinary)
 
 
 @pytest.mark.subprocess

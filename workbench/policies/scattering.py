@@ -2,11 +2,15 @@
 
 The other ranks build the model without numbers (meta tensors), so a node's host memory has each model once, however
 many ranks it has. Rank 0 leaves weights in the memory map of their file until they are scattered, where they keep their
-data type; it drops others as soon as they are scattered. Only rank 0 checks and proves what it has read.
+data type, and then lets the system drop the pages of the file; it drops others as soon as they are scattered. Only rank
+0 checks and proves what it has read.
 """
 
 import contextlib
+import ctypes
+import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -15,6 +19,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from workbench.distributed import ProcessGroup
 from workbench.errors import PolicyError
+
+_MADV_PAGEOUT = 21  # of Linux 5.4 and newer; no number is lost, unlike with MADV_DONTNEED
 
 
 def is_empty(model: nn.Module) -> bool:
@@ -55,17 +61,35 @@ def scattered(part: nn.Module, process_group: ProcessGroup, device: torch.device
     for module in part.modules():
         for key, weight in module.named_parameters(recurse=False, remove_duplicate=False):
             users.setdefault(id(weight), []).append((module, key))
+    files = mapped_files() if process_group.is_main else []
     for name, weight in list(part.named_parameters()):
         if name not in shapes:
             continue
-        full = values.pop(name).to(device) if process_group.is_main else torch.empty_like(shapes[name], device=device)
-        local = distribute_tensor(full, weight.device_mesh, weight.placements, src_data_rank=0)
-        del full
+        read = values.pop(name) if process_group.is_main else torch.empty_like(shapes[name], device=device)
+        local = distribute_tensor(read.to(device), weight.device_mesh, weight.placements, src_data_rank=0)
         if process_group.is_main:
+            release_pages(read, files)
             continue  # FSDP has kept its part
+        del read
         replaced = nn.Parameter(local, requires_grad=weight.requires_grad)
         for module, key in users[id(weight)]:
             module._parameters[key] = replaced
+
+
+def mapped_files() -> list[range]:
+    """Addresses at which this process has files in its memory; none on systems other than Linux."""
+    maps = Path("/proc/self/maps")
+    lines = [line.split() for line in maps.read_text().splitlines()] if maps.is_file() else []
+    spans = [(fields[0].split("-"), fields[4]) for fields in lines]
+    return [range(int(start, 16), int(end, 16)) for (start, end), inode in spans if inode != "0"]
+
+
+def release_pages(tensor: Tensor, files: list[range]) -> None:
+    """Let the system drop the pages of a tensor in one of `files`; it reads them again if they are needed."""
+    size = os.sysconf("SC_PAGESIZE")
+    start, end = -(-tensor.data_ptr() // size) * size, (tensor.data_ptr() + tensor.nbytes) // size * size
+    if end > start and any(start in file for file in files):
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), _MADV_PAGEOUT)
 
 
 def broadcast_buffers(model: nn.Module, process_group: ProcessGroup, device: torch.device) -> None:

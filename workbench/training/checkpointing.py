@@ -18,6 +18,7 @@ from workbench.distributed import ALONE, ProcessGroup
 from workbench.errors import RunError
 from workbench.files.folders import saving
 from workbench.policies.fsdp import full_tensor, full_weights, in_lockstep, scatter_like
+from workbench.policies.scattering import mapped_files, release_pages
 from workbench.runs.checkpoints import SAVED, STATE, Checkpoint, digest, list_checkpoints
 from workbench.runs.folder import checkpoint_path
 from workbench.types import STUDENT
@@ -163,6 +164,7 @@ class _SavedState:
         self._reader: Any = None
         is_sharded = process_group.sharding is not None
         self._tensors = process_group.broadcast_from_main(self._open) if is_sharded else self._open()
+        self._files = mapped_files() if is_sharded and process_group.is_main else []
         self.parts: dict[str, set[str]] = {}
         for key in self._tensors:
             part, _, name = key.partition("/")
@@ -172,7 +174,12 @@ class _SavedState:
         """A tensor on the parameter's device; of a sharded parameter this rank's shard."""
         key = f"{part}/{name}"
         value = self._tensors[key] if self._reader is None else self._reader.get_tensor(key)
-        return scatter_like(value, parameter) if isinstance(parameter, DTensor) else value.to(parameter.device)
+        if not isinstance(parameter, DTensor):
+            return value.to(parameter.device)
+        shard = scatter_like(value, parameter)
+        if self._reader is not None:
+            release_pages(value, self._files)
+        return shard
 
     def count(self, name: str) -> torch.Tensor:
         """Number of updates of a weight."""
