@@ -2,12 +2,15 @@
 sampled ahead as there.
 """
 
+import os
 import re
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from processes import launch
+from processes import Ended, launch
 from servers import Server
 from small import run_config
 from torch.distributed.tensor import DTensor
@@ -24,28 +27,40 @@ from workbench.policies.serving.wire import PROTOCOL, SAMPLER, pack
 from workbench.runs.folder import RunFolder
 from workbench.traces.reader import open_traces
 from workbench.training.learner import adapter_config
-from workbench.training.run import train
+from workbench.training.run import resume, train
 
 SPEED = re.compile("second|padding|retries")
-CODE = "import sys; from test_served_apart import work; work(*sys.argv[1:])"
 SHARDED = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 VALUES = {"sampling__max_completion_length": 8, "evaluation__every": 2, "trace__probes": 3}  # of the fixture trained
 
 
-def work(file: str) -> None:
-    """One of the ranks: train."""
+def work(file: str, sampler: str = "") -> None:
+    """One of the ranks: train. sampler: process that is killed after the first step."""
     torch.set_num_threads(1)
     config, group = load_config(file), join()
     if group.sharding is not None:
         compare_weights(config, group)
 
-    def spoil(step: int, _: dict) -> None:
-        """As another run that sends its weights to the sampler."""
-        if step == 1:
-            client = ServerClient((config.sampling.server,), "another", Patience(60.0, 0.0), SAMPLER)
-            client.send(pack({}, {"protocol": PROTOCOL, "version": "another", "last": False}), "/weights").result()
+    def disturb(step: int, _: dict) -> None:
+        if sampler and step == 1 and group.is_main:
+            os.kill(int(sampler), signal.SIGKILL)
+        spoil(config, step)
 
-    train(config, on_step=spoil)
+    train(config, on_step=disturb)
+
+
+def go_on(run_dir: str, *overrides: str) -> None:
+    """One of the ranks: resume."""
+    torch.set_num_threads(1)
+    config = load_config(Path(run_dir) / "config.yaml", list(overrides))
+    resume(run_dir, overrides, on_step=lambda step, _: spoil(config, step))
+
+
+def spoil(config: RunConfig, step: int) -> None:
+    """As another run that sends its weights to the sampler, which had those of this step's evaluation."""
+    if step == 2:
+        client = ServerClient((config.sampling.server,), "another", Patience(60.0, 0.0), SAMPLER)
+        client.send(pack({}, {"protocol": PROTOCOL, "version": "another", "last": False}), "/weights").result()
 
 
 def compare_weights(config: RunConfig, group: ProcessGroup) -> None:
@@ -90,7 +105,7 @@ def assert_same(folder: Path, expected: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def addresses(models: dict, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def addresses(models: dict, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """Of a teacher and of a sampler."""
     folder = tmp_path_factory.mktemp("servers")
     teacher = Server(folder / "teacher", models["teacher"])
@@ -99,11 +114,16 @@ def addresses(models: dict, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     assert [teacher.stop(), sampler.stop()] == [-15, -15]
 
 
-def two_processes(config: RunConfig, folder: Path, environment: dict[str, str]) -> None:
+def two_processes(folder: Path, name: str, *arguments: str, **environment: str) -> list[Ended]:
+    """A function of this file in two ranks."""
+    code = f"import sys; from test_served_apart import {name}; {name}(*sys.argv[1:])"
+    return launch(folder, code, *arguments, environment=environment)
+
+
+def written(config: RunConfig, folder: Path) -> str:
     folder.mkdir()
     (folder / "config.yaml").write_text(config.to_yaml())
-    ended = launch(folder, CODE, str(folder / "config.yaml"), environment=environment)
-    assert not any(item.returncode for item in ended), [item.stderr[-3000:] for item in ended]
+    return str(folder / "config.yaml")
 
 
 @pytest.mark.slow
@@ -113,18 +133,28 @@ def test_two_processes_with_servers_train_as_one_without(
 ) -> None:
     values = VALUES | {"method": {"name": "opd"}, "sampling__server": addresses["sampler"]}
     config = run_config({**models, "teacher": addresses["teacher"]}, tmp_path, **values)
-    two_processes(config, tmp_path / "ranks", {})
+    ended = two_processes(tmp_path / "ranks", "work", written(config, tmp_path / "config"))
+    assert not any(item.returncode for item in ended), [item.stderr[-3000:] for item in ended]
     assert_same(config.run_dir, trained / "opd")
 
 
 @pytest.mark.slow
 @pytest.mark.subprocess
-def test_two_sharded_processes_with_servers_train_as_one_ahead(addresses: dict, models: dict, tmp_path: Path) -> None:
+def test_two_sharded_processes_ahead_resume_after_a_killed_sampler_and_train_as_one(
+    addresses: dict, models: dict, tmp_path: Path
+) -> None:
     values = VALUES | {"sampling__server": addresses["sampler"], "sampling__ahead": 1, "sampling__ratio_clip": 2.0}
     alone = run_config(models, tmp_path, name="alone", **values)
     train(alone)
+    first = Server(tmp_path / "first", models["student"], command="sampler")
+    values |= {"sampling__server": first.address, "sampling__server_wait": 0.0}
     config = run_config({**models, "teacher": addresses["teacher"]}, tmp_path, **values)
-    two_processes(config, tmp_path / "ranks", SHARDED)
+    file, pid = written(config, tmp_path / "config"), str(first.program.process.pid)
+    ended = two_processes(tmp_path / "killed", "work", file, pid, **SHARDED)
+    assert all(item.returncode > 0 for item in ended) and "checkpoint-000001" in ended[0].stderr, ended
     assert "sharded over 2 processes; a server samples" in (config.run_dir / "train.log").read_text()
+    override = f"sampling.server={addresses['sampler']}"
+    ended = two_processes(tmp_path / "resumed", "go_on", str(config.run_dir), override, **SHARDED)
+    assert not any(item.returncode for item in ended), [item.stderr[-3000:] for item in ended]
     assert_same(config.run_dir, alone.run_dir)
     assert [line["sampler_lag"] for line in numbers(config.run_dir, "train")] == [0, 1, 1, 1]

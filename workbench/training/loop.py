@@ -628,8 +628,10 @@ class Trainer:
             if not self.process_group.broadcast_from_main(checkpoint.is_dir):
                 self._save(done)
             saved = f" The weights before that are in {checkpoint}."
-        again = self.process_group.remedy if self.process_group.size > 1 else f"`workbench resume {self.folder.path}`"
-        return RunError(f"{where}{error}{saved} When it is back, continue: {again}")
+        again = f"continue: `workbench resume {self.folder.path}`"
+        if self.process_group.size > 1:
+            again = f"start again as before, with -m workbench.training.run --resume {self.folder.path}"
+        return RunError(f"{where}{error}{saved} When it is back, {again}")
 
     def _report(self, step: int, metrics: dict[str, float], bar: tqdm) -> None:
         """Update progress bar, warnings, run.json and trackers with the metrics of a step."""
