@@ -8,6 +8,7 @@
     python -m benchmarks memory     peak memory and time of steps of 1,024 to 16,384 positions, vocabulary of 151,936
     python -m benchmarks plan       which public models fit on which devices, planned without weights: docs/devices.md
     python -m benchmarks processes  sharded models in several processes: memory while loading and scoring, time
+    python -m benchmarks speedup    a step of two processes on two cores against one process on one core
     python -m benchmarks gpu        Qwen3-VL with random weights: parts of a step, floor, memory (small without a GPU)
     python -m benchmarks served     a step with a served teacher, and one sampled ahead by a server; cost of the wire
     python -m benchmarks tracing    what recording every token adds to a step
@@ -42,6 +43,7 @@ NAMES = (
     "memory",
     "plan",
     "processes",
+    "speedup",
     "gpu",
     "served",
     "tracing",

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageText
 
 from workbench.config.schema import RunConfig, build_config, override
 from workbench.errors import ConfigError, PolicyError
+from workbench.training.planning import depths
 from workbench.training.planning.command import plan_from_options
 from workbench.training.planning.devices import parse_memory, parse_picture
 from workbench.training.planning.dry_run import ACTIVATIONS, WEIGHTS
@@ -219,6 +221,23 @@ def test_folder_with_config_alone_is_planned_by_its_patches(tmp_path) -> None:
     assert plan.prompts["teacher", "plain"].tokens == 100 + 202
     assert plan.prompts["teacher", "crop"].tokens == 100 + 2 * 202
     assert plan.prompts["teacher", "crop"].picture_tokens == 2 * 202
+
+
+@pytest.mark.slow
+def test_deep_model_is_planned_as_if_all_its_layers_ran(pairs, tmp_path, monkeypatch) -> None:
+    deep = tuple(tmp_path / folder.name for folder in pairs["qwen3"])
+    for source, folder in zip(pairs["qwen3"], deep, strict=True):
+        shutil.copytree(source, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+        values = json.loads((folder / "config.json").read_text())
+        values |= {"num_hidden_layers": 8, "layer_types": ["full_attention"] * 8}
+        (folder / "config.json").write_text(json.dumps(values))
+    shape = FEW | {"training__batch_size": 2, "method__self_policy": "student"}
+    config = config_of(deep, tmp_path, **HALF, **shape, **texts(tmp_path))
+    extended = plan_run(config, processes=2, sharded=True)
+    monkeypatch.setattr(depths, "SHALLOW", 8)
+    for phase, run in zip(extended.phases, plan_run(config, processes=2, sharded=True).phases, strict=True):
+        assert phase.total == pytest.approx(run.total, rel=0.01), (phase, run)
+        assert phase.flops == pytest.approx(run.flops, rel=1e-6)
 
 
 @pytest.mark.slow

@@ -152,6 +152,15 @@ class DryRun(TorchDispatchMode):
         self.hold(ACTIVATIONS, 0)
 
     @contextlib.contextmanager
+    def apart(self, name: str) -> Iterator[None]:
+        """Inside is a segment of its own: what is there for a moment, so that it hides no other segment's peak."""
+        before = self.segment
+        phase, _, policy = before.split("|")
+        self.mark(f"{phase}|{name}|{policy}")
+        yield
+        self.mark(before)
+
+    @contextlib.contextmanager
     def phase(self, segment: str) -> Iterator[None]:
         """Run operations inside without numbers; count peaks and operations from here on."""
         self.flops, self.peaks = Counter(), {}

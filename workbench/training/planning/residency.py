@@ -147,8 +147,8 @@ class ShardedResidency(Residency):
 
     def send(self, run: DryRun, spec: ModelSpec) -> None:
         """Send the student's weights to a server, a layer at a time; adapters are merged into a copy of it."""
-        merged = max(self.sizes[spec].layers, default=0) if spec.lora else 0
-        with _held(run, WEIGHTS, merged), self.scoring(run, spec):
+        layer = max(self.sizes[spec].layers, default=0)
+        with _held(run, WEIGHTS, (2 + self.overlaps + (spec.lora is not None)) * layer):
             pass
 
     @contextlib.contextmanager
@@ -156,10 +156,8 @@ class ShardedResidency(Residency):
         """Hold a decoder layer, one more for a moment as it comes, and its flat buffer where that overlaps."""
         layer = max(self.sizes[spec].layers, default=0)
         with _held(run, WEIGHTS, (1 + self.overlaps) * layer):
-            with _held(run, WEIGHTS, layer):
-                pass
             yield
-            with _held(run, WEIGHTS, layer):
+            with run.apart("gather"), _held(run, WEIGHTS, layer):
                 pass
 
     @contextlib.contextmanager
@@ -178,7 +176,7 @@ class ShardedResidency(Residency):
         for handle in handles:
             handle.remove()
         roots = [weight for weight in policy.model.parameters() if weight.grad is not None and id(weight) not in inside]
-        with _held(run, GRADIENT, sum(weight.grad.nbytes for weight in roots)):
+        with run.apart("reduce"), _held(run, GRADIENT, sum(weight.grad.nbytes for weight in roots)):
             pass
         for weight in roots:
             self._reduced(run, weight)
