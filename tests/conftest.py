@@ -66,6 +66,7 @@ SUBPROCESS = (
     "runs/test_threads.py",
     "training/test_train.py",
     "test_your_models_your_data.py",
+    "policies/test_worker.py",
     "traces/test_parts.py",
     "app/test_new_run.py",
     "app/test_limits.py",

@@ -4,7 +4,9 @@
     wire.py          requests and answers as bytes, and what pins prompts and pictures
     engine.py        the interface of an engine, which computes behind a server, and transformers as one
     vllm_engines.py  vLLM as one, for a teacher and for a sampler
+    worker.py        ends vLLM's worker processes with their server
     trunk.py         a model's ends, by which vLLM's server encodes and finds the head
+    comparison.py    vLLM's hidden states against those of the whole model by transformers
     service.py       what a server answers, with any engine
     door.py          the server
     client.py        requests of a run, with retries

@@ -1,7 +1,7 @@
 """vLLM behind a server: its pooling runner scores for a teacher, its generation samples for a sampler.
 
 The engine core is in the server's process. With tensor parallelism the workers are processes of their own, which end
-with it: each watches a pipe to it.
+with it (worker.py).
 """
 
 import importlib
@@ -21,6 +21,7 @@ from workbench.policies import Completion
 from workbench.policies.serving.engine import DeadEngineError, with_decoding
 from workbench.policies.serving.trunk import folder_fingerprint, load_trunk, require_divisible, weight_shapes
 from workbench.policies.serving.wire import ReadRequest, SampleRequest
+from workbench.policies.serving.worker import EXTENSION
 from workbench.policies.vllm import Request, VllmEngine, check_same_prompt, require_vllm, start_vllm, vllm_prompt
 
 KEY, OTHER = "--engine vllm", "--engine transformers, or another --memory"
@@ -47,7 +48,7 @@ class _Vllm:
         require_divisible(model, tensor_parallel, **options)
         self.policy, self.head, self.dtype = load_trunk(model, dtype=dtype, **options)
         self._model, self._options = model, options
-        workers = {"distributed_executor_backend": "mp"} if tensor_parallel > 1 else {}
+        workers = {"distributed_executor_backend": "mp", "worker_extension_cls": EXTENSION}
         self.llm = self._start(
             str(model),
             dtype=str(self.dtype).removeprefix("torch."),
@@ -57,7 +58,7 @@ class _Vllm:
             key=KEY,
             other=OTHER,
             **options,
-            **workers,
+            **(workers if tensor_parallel > 1 else {}),
         )
         self.policy.encoder.context_length = self.llm.model_config.max_model_len
         self.fingerprint = folder_fingerprint(model, self.dtype, self.name)
