@@ -11,6 +11,7 @@
     python -m benchmarks speedup    a step of two processes on two cores against one process on one core
     python -m benchmarks gpu        Qwen3-VL with random weights: parts of a step, floor, memory (small without a GPU)
     python -m benchmarks served     a step with a served teacher, and one sampled ahead by a server; cost of the wire
+    python -m benchmarks served_parity   log-probs of a served teacher against those of transformers in this process
     python -m benchmarks tracing    what recording every token adds to a step
     python -m benchmarks recorded   what recording a step of TRL as a run adds to it
     python -m benchmarks traces     the trace files alone: bytes per token, time per query
@@ -46,6 +47,7 @@ NAMES = (
     "speedup",
     "gpu",
     "served",
+    "served_parity",
     "tracing",
     "recorded",
     "traces",

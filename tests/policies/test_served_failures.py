@@ -276,6 +276,7 @@ def test_teacher_command_refuses_open_host_used_port_and_options(
         (["--engine", "sglang"], ("--engine", "vllm")),
         (["--tensor-parallel", "2"], ("--tensor-parallel 2", "--engine vllm")),
         (["--memory", "0.5"], ("--memory 0.5", "transformers")),
+        (["--compare"], ("--compare does", "transformers")),
         (["--engine", "vllm", "--device", "cpu"], ("--device", "CUDA_VISIBLE_DEVICES")),
         (["--engine", "vllm", "--tensor-parallel", "0"], ("--tensor-parallel 0",)),
         (["--engine", "vllm", "--memory", "2"], ("--memory 2",)),

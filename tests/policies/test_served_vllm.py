@@ -15,14 +15,14 @@ from failures import raises
 from servers import Server
 from small import picture, run_config
 
-from workbench.errors import PolicyError
+from workbench.errors import PolicyError, RunError
 from workbench.policies import SamplingOptions
 from workbench.policies.autoregressive import AutoregressivePolicy
 from workbench.policies.loading import load_policy
 from workbench.policies.serving.addresses import Patience
 from workbench.policies.serving.sampler import ServedSampler, require_same_start, sample_together
 from workbench.runs.folder import RunFolder
-from workbench.training.run import train
+from workbench.training.run import resume, train
 from workbench.types import Prompt, Turn
 
 if importlib.util.find_spec("vllm") is None:
@@ -51,15 +51,15 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Server]]:
     """Starts a server of a model by vLLM; it ends by SIGTERM, as its processes do."""
     servers = []
 
-    def start(model: Path, *options: str, command: str = "teacher") -> Server:
-        memory = () if "--engine" in options else ("--engine", "vllm", "--memory", "0.1")
+    def start(model: Path, *options: str, command: str = "teacher", port: int = 0) -> Server:
+        engine = ("--engine", "vllm", "--memory", "0.1")
         folder = tmp_path / f"server{len(servers)}"
-        servers.append(Server(folder, model, command=command, options=[*memory, *options], **ENVIRONMENT))
+        servers.append(Server(folder, model, port, command=command, options=[*engine, *options], **ENVIRONMENT))
         return servers[-1]
 
     yield start
     for server in servers:
-        assert server.stop() == -15
+        assert not server.program.process.is_alive() or server.stop() == -15
 
 
 def rows() -> tuple[list[Prompt], list[tuple[int, ...]]]:
@@ -136,3 +136,22 @@ def test_run_with_both_servers_equals_local_losses(serve: Callable[..., Server],
     train(config)
     gaps = [line["sampler_logprob_gap"] for line in RunFolder.open(config.run_dir).metrics("train")]
     assert len(gaps) == len(losses[0]) and max(gaps) < 1e-4
+
+
+def test_run_whose_server_was_killed_resumes_to_the_same_losses(serve: Callable[..., Server], tmp_path: Path) -> None:
+    models = {name: families.save_idefics3(tmp_path / name, seed) for seed, name in enumerate(("student", "teacher"))}
+    values = {"sampling__max_completion_length": 8, "trace__probes": 0, "evaluation__teacher": False}
+    server = serve(models["teacher"])
+    config = run_config(
+        models | {"teacher": server.address}, tmp_path, name="killed", models__teacher_wait=0.0, **values
+    )
+    with raises(RunError, "step 2", server.address, "workbench resume"):
+        train(config, on_step=lambda step, _: server.kill() if step == 1 else None)
+    again = serve(models["teacher"], port=server.port)
+    resume(config.run_dir)
+    undisturbed = run_config(models | {"teacher": again.address}, tmp_path, name="undisturbed", **values)
+    train(undisturbed)
+    losses = [[line["loss"] for line in RunFolder.open(run.run_dir).metrics("train")] for run in (config, undisturbed)]
+    assert losses[0] == losses[1]
+    with raises(PolicyError, "only scores", "evaluation.teacher"):
+        train(run_config(models | {"teacher": again.address}, tmp_path, name="evaluated", evaluation__teacher=True))

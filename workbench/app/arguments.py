@@ -122,6 +122,11 @@ def _add_servers(add: Add) -> None:
         command.add_argument("--device", help="with transformers; default: the first accelerator, else the CPU")
         command.add_argument("--attn-implementation", help="attention of transformers, e.g. flash_attention_2")
         command.add_argument("--trust-remote-code", action="store_true", help="run Python code of the model")
+    teacher.add_argument(
+        "--compare",
+        action="store_true",
+        help="with vllm: before serving, load the whole model by transformers too, on the CPU, and compare log-probs",
+    )
 
 
 def _add_evaluation(add: Add) -> None:

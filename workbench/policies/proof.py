@@ -66,7 +66,7 @@ class Proof:
 
 
 @dataclass(frozen=True)
-class _Trial:
+class Trial:
     """Prompts and completions of the rows, and their reference logits."""
 
     prompts: list[Prompt]
@@ -74,7 +74,7 @@ class _Trial:
     reference: list[Float[Tensor, "_ V"]]
     tolerance: float  # nats
 
-    def gap(self, *ways: Callable[["_Trial"], list[Tensor]]) -> float:
+    def gap(self, *ways: Callable[["Trial"], list[Tensor]]) -> float:
         """Largest error of log-probs in nats over several ways to compute them; infinite if one fails."""
         worst = 0.0
         for way in ways:
@@ -98,7 +98,7 @@ def prove(policy: "AutoregressivePolicy") -> Proof:
     """
     configured = policy.shortcuts
     with policy.evaluation(), torch.autocast(policy.device.type, enabled=False):
-        trial, seen = _trial(policy)
+        trial, seen = trial_of(policy)
         head = _find_head(policy, trial, seen)
         proof = _settled(policy, trial, head, configured)
         if proof.off and policy.takes_positions and len(proof.off.keys() - {"head"}):
@@ -118,7 +118,7 @@ def _num_lost(proof: Proof) -> int:
     return len(proof.off.keys() - {"positions"})
 
 
-def _settled(policy: "AutoregressivePolicy", trial: _Trial, head: Head | None, configured: Shortcuts) -> Proof:
+def _settled(policy: "AutoregressivePolicy", trial: Trial, head: Head | None, configured: Shortcuts) -> Proof:
     """Test the configured shortcuts one after the other, each together with those that passed before."""
     off: dict[str, float | None] = {}
     settings = {} if head is None else {name: getattr(head, name) for name in ("scale", "soft_cap", "never")}
@@ -146,7 +146,7 @@ def _settled(policy: "AutoregressivePolicy", trial: _Trial, head: Head | None, c
     return Proof(now, off, head=settings)
 
 
-def _differences(policy: "AutoregressivePolicy", trial: _Trial) -> Iterator[str]:
+def _differences(policy: "AutoregressivePolicy", trial: Trial) -> Iterator[str]:
     for what, way in (("scores", _scorer(policy)), ("samples", _sampler(policy))):
         gap = trial.gap(way)
         if gap > trial.tolerance:
@@ -154,19 +154,19 @@ def _differences(policy: "AutoregressivePolicy", trial: _Trial) -> Iterator[str]
             yield f"its {what} differ from the model's own forward pass: {how} (allowed: {trial.tolerance:.1e})"
 
 
-def _scorer(policy: "AutoregressivePolicy") -> Callable[[_Trial], list[Tensor]]:
-    def score(trial: _Trial) -> list[Tensor]:
+def _scorer(policy: "AutoregressivePolicy") -> Callable[[Trial], list[Tensor]]:
+    def score(trial: Trial) -> list[Tensor]:
         logits = policy.head(policy.completion_states(trial.prompts, trial.completions))
         return list(logits.split([len(ids) for ids in trial.completions]))
 
     return score
 
 
-def _packers(policy: "AutoregressivePolicy") -> tuple[Callable[[_Trial], list[Tensor]], ...]:
+def _packers(policy: "AutoregressivePolicy") -> tuple[Callable[[Trial], list[Tensor]], ...]:
     """Scores with all rows of a trial end to end in one, and where the attention allows it in two rows."""
 
-    def packer(num_rows: int) -> Callable[[_Trial], list[Tensor]]:
-        def score(trial: _Trial) -> list[Tensor]:
+    def packer(num_rows: int) -> Callable[[Trial], list[Tensor]]:
+        def score(trial: Trial) -> list[Tensor]:
             count = len(trial.prompts)
             rows = [list(range(count))[first::num_rows] for first in range(num_rows)]
             hidden = policy.packed_states(trial.prompts, trial.completions, [row for row in rows if row])
@@ -177,10 +177,10 @@ def _packers(policy: "AutoregressivePolicy") -> tuple[Callable[[_Trial], list[Te
     return (packer(1),) if policy.packs_single_row else (packer(1), packer(2))
 
 
-def _sampler(policy: "AutoregressivePolicy") -> Callable[[_Trial], list[Tensor]]:
+def _sampler(policy: "AutoregressivePolicy") -> Callable[[Trial], list[Tensor]]:
     """Hidden states as in sampling, token by token, with the trial's completions as samples."""
 
-    def sample(trial: _Trial) -> list[Tensor]:
+    def sample(trial: Trial) -> list[Tensor]:
         hidden_states: list[Tensor] = [torch.empty(0)] * len(trial.prompts)
         for part in policy.parts(trial.prompts):
             states = policy.states([trial.prompts[row] for row in part])
@@ -196,7 +196,7 @@ def _sampler(policy: "AutoregressivePolicy") -> Callable[[_Trial], list[Tensor]]
     return sample
 
 
-def _find_head(policy: "AutoregressivePolicy", trial: _Trial, seen: Seen) -> Head | None:
+def _find_head(policy: "AutoregressivePolicy", trial: Trial, seen: Seen) -> Head | None:
     policy.apply(Proof(Shortcuts(rows=False, cache=False, prompts=False, pictures=False)))
     try:
         hidden = policy.completion_states(trial.prompts[:1], trial.completions[:1])
@@ -207,7 +207,7 @@ def _find_head(policy: "AutoregressivePolicy", trial: _Trial, seen: Seen) -> Hea
     return find_head(policy.model, hidden, seen, trial.reference[0])
 
 
-def _trial(policy: "AutoregressivePolicy") -> tuple[_Trial, Seen]:
+def trial_of(policy: "AutoregressivePolicy") -> tuple[Trial, Seen]:
     """Rows that the model's own forward pass accepts, and the output layer's inputs for the first."""
     ids, prompt_by_row, first = _completion(policy), {}, None
     prompts, completions, reference = [], [], []
@@ -234,7 +234,7 @@ def _trial(policy: "AutoregressivePolicy") -> tuple[_Trial, Seen]:
     spread = max(float((row.float().amax(-1) - row.float().mean(-1)).mean()) for row in reference)
     quantized = getattr(policy.model, "hf_quantizer", None) is not None
     relative = QUANTIZED if quantized else TOLERANCE.get(next(policy.model.parameters()).dtype, 4e-2)
-    return _Trial(prompts, completions, reference, relative * spread + 1e-6), first
+    return Trial(prompts, completions, reference, relative * spread + 1e-6), first
 
 
 def _no_pass(policy: "AutoregressivePolicy", failure: Exception) -> PolicyError:

@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import logging
 
 import torch
 
@@ -12,12 +13,14 @@ from workbench.policies.serving.engine import Engine, TransformersEngine
 from workbench.policies.serving.service import SamplerService, TeacherService
 
 VLLM = "vllm"
+log = logging.getLogger("workbench")
 ENGINES = ("transformers", VLLM)
 DEVICE_MEMORY, HOST_MEMORY = 0.9, 0.3  # vLLM's share
 OF_VLLM = {  # options, and why they are of no other engine
     "tensor_parallel": "transformers' plans leave the decoder of some models whole (Qwen3-VL: all but its head). "
     "Choose --engine vllm, or remove the option.",
     "memory": "it takes what it needs. Remove the option.",
+    "compare": "it is what --engine vllm is compared with. Remove the option.",
 }
 NOT_OF_VLLM = {
     "device": "vLLM takes the first devices that it sees. Remove the option, and set CUDA_VISIBLE_DEVICES.",
@@ -52,9 +55,10 @@ def _check_engine(options: argparse.Namespace) -> None:
     require_one_of("--engine", options.engine, ENGINES)
     is_vllm = options.engine == VLLM
     for name, why in (NOT_OF_VLLM if is_vllm else OF_VLLM).items():
-        value = getattr(options, name)
-        if value is not None:
-            raise ConfigError(f"--{name.replace('_', '-')} {value} does not apply to --engine {options.engine}: {why}")
+        value = getattr(options, name, None)
+        if value is not None and value is not False:
+            option = f"--{name.replace('_', '-')}" + (f" {value}" if value is not True else "")
+            raise ConfigError(f"{option} does not apply to --engine {options.engine}: {why}")
     if options.tensor_parallel is not None and options.tensor_parallel < 1:
         raise ConfigError(f"--tensor-parallel {options.tensor_parallel} must be a number of devices, at least 1.")
     if options.memory is not None and not 0.0 < options.memory <= 1.0:
@@ -65,13 +69,16 @@ def _start(options: argparse.Namespace, samples: bool) -> Engine:
     if options.engine == VLLM:
         engines = importlib.import_module("workbench.policies.serving.vllm_engines")
         kind = engines.VllmSampler if samples else engines.VllmTeacher
-        return kind(
+        engine = kind(
             options.model,
             dtype=options.dtype,
             tensor_parallel=options.tensor_parallel or 1,
             memory=options.memory or (DEVICE_MEMORY if torch.accelerator.is_available() else HOST_MEMORY),
             trust_remote_code=options.trust_remote_code,
         )
+        if not samples and options.compare:
+            _compare(engine, options)
+        return engine
     return TransformersEngine.start(
         options.model,
         dtype=options.dtype,
@@ -79,3 +86,17 @@ def _start(options: argparse.Namespace, samples: bool) -> Engine:
         attn_implementation=options.attn_implementation,
         trust_remote_code=options.trust_remote_code,
     )
+
+
+def _compare(engine: Engine, options: argparse.Namespace) -> None:
+    comparison = importlib.import_module("workbench.policies.serving.comparison")
+    try:
+        log.info(
+            "%s",
+            comparison.compare_with_transformers(
+                engine, options.model, dtype=options.dtype, trust_remote_code=options.trust_remote_code
+            ),
+        )
+    except BaseException:
+        engine.close()
+        raise
