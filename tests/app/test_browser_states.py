@@ -85,3 +85,18 @@ def test_monitor_run_deleted_clears_figures(opened, folder: Path) -> None:
     expect(page.locator("#answers-list")).to_contain_text("does not exist")
     click_tab(page, "training")
     expect(gone).to_contain_text("does not exist")
+
+
+def test_answers_run_damaged_or_renamed_while_open_names_it(opened, folder: Path) -> None:
+    run_dir = shutil.copytree(folder / "runs/done", folder / "runs/fragile")
+    page = opened("run=fragile&tab=answers")
+    expect(page.locator("#answers-list tr[data-key]").first).to_be_visible()
+    tokens = next((run_dir / "traces/tokens").iterdir())
+    tokens.write_bytes(tokens.read_bytes()[:-100])  # as a copy that was cut off
+    page.get_by_role("button", name="Refresh").click()
+    expect(page.locator("#tab-answers [role=alert]").first).to_contain_text(tokens.name)
+    expect(page.locator("#answers-answer .wb-t")).to_have_count(0)
+    run_dir.rename(folder / "runs/renamed")
+    page.get_by_role("button", name="Refresh").click()
+    expect(page.locator("#answers-list")).to_contain_text("does not exist")
+    shutil.rmtree(folder / "runs/renamed")
