@@ -29,6 +29,7 @@ class LogitTablePolicy:
         )
         self.vocabulary = next(iter(tables.values())).shape[1]
         self._head = Head(nn.Identity())
+        self.device = torch.device("cpu")
 
     def sample(self, prompts: list[Prompt], seeds: list[list[int]], options: SamplingOptions) -> list[list[Completion]]:
         return [

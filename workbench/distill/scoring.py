@@ -220,7 +220,7 @@ def score_views(
         with layer_by_layer(policy):
             output = forward_view(policy, prompts[name], batch)
         if output is None:
-            scores[name] = missing_scores(batch.num_positions)
+            scores[name] = missing_scores(batch.num_positions, policies["student"].device)
             continue
         outputs[name] = output
         if name not in method.late_views:

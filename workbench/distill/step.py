@@ -176,9 +176,10 @@ def compute_step(
         scored_batch = _score_awaited(method, policies, scored_batch)
         passes, scores = replace(passes, scored_batch=scored_batch), scored_batch.scores | learner_scores
         _require_numbers(method, scored_batch, scores)
-        device = _device_of(scored_batch.outputs, scores)
-        global_batch = _all_gather_scores(process_group, batch, scores, device)
-        global_routing = route(method, global_batch.scores, global_batch.batch, seed, student.token_texts, device)
+        global_batch = _all_gather_scores(process_group, batch, scores, student.device)
+        global_routing = route(
+            method, global_batch.scores, global_batch.batch, seed, student.token_texts, student.device
+        )
         normalizers = loss_normalizers(method, global_batch.batch, global_routing)
         global_loss_normalizer = normalizers.to(global_routing.regime.device)
         routing = slice_routing(global_routing, global_batch.positions)
@@ -287,12 +288,6 @@ class _LearnerPasses:
     def _lockstep(self) -> contextlib.AbstractContextManager[None]:
         """Context of passes with gradient: with sharded weights, all ranks pass through the layers together."""
         return contextlib.nullcontext() if self.backward is None else lockstep_forward(self.student)
-
-
-def _device_of(outputs: dict[str, ViewOutput], scores: dict[str, TokenScores]) -> torch.device:
-    """Device of the views other than the learner, or of the learner's scores."""
-    devices = [output.device for output in outputs.values()] + [view.logprob.device for view in scores.values()]
-    return devices[0] if devices else torch.device("cpu")
 
 
 def _late_scores(method: Method, scored_batch: ScoredBatch, losses: list[LossResult]) -> dict[str, TokenScores]:

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeGuard, runtime_checkable
 
+import torch
+
 from workbench.policies.row_sizes import RowSize
 from workbench.policies.view_output import ViewOutput
 from workbench.types import DenoisingTrace, Prompt
@@ -51,6 +53,10 @@ class Policy(Protocol):
     """Interface between models and the training loop."""
 
     name: str
+
+    @property
+    def device(self) -> torch.device:
+        """Device of its weights and outputs."""
 
     def sample(self, prompts: list[Prompt], seeds: list[list[int]], options: SamplingOptions) -> list[list[Completion]]:
         """Sample one completion per seed of each prompt; it depends only on its prompt and seed."""

@@ -126,7 +126,7 @@ class DiffusionPolicy(AutoregressivePolicy):
                 if not active.numel():
                     break
                 logits = self._logits(context, active, canvas[active], masked[active])
-                cells = masked[active].nonzero()  # (M, 2): index of the active answer, position
+                cells = masked[active].nonzero().cpu()  # (M, 2): index of the active answer, position
                 mine = active[cells[:, 0]]
                 tokens, sure, logprob = self._draw(
                     logits,
