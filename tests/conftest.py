@@ -67,6 +67,7 @@ SUBPROCESS = (
     "training/test_train.py",
     "test_your_models_your_data.py",
     "policies/test_worker.py",
+    "training/test_devices.py",
     "traces/test_parts.py",
     "app/test_new_run.py",
     "app/test_limits.py",
