@@ -34,7 +34,13 @@ from workbench.policies import Policy
 from workbench.policies.autoregressive import AutoregressivePolicy
 from workbench.policies.by_domain import PolicyByDomain
 from workbench.policies.diffusion import DiffusionPolicy
-from workbench.policies.layer_memory import autocast_dtype, cast_in_each_pass, gather_alone, in_half_precision
+from workbench.policies.layer_memory import (
+    autocast_dtype,
+    cast_in_each_pass,
+    gather_alone,
+    in_half_precision,
+    whole_bytes,
+)
 from workbench.policies.scattering import broadcast_buffers, match_structure, scattered
 from workbench.policies.serving.served import ServedPolicy
 
@@ -152,7 +158,7 @@ class FsdpModel:
         if not self._depth:
             self.process_group.all_gather_object("unshard")  # raises the error of a rank that failed before
             self.model.unshard()
-            dtype = autocast_dtype(next(self.model.parameters()).device)
+            dtype = _dtype_of_passes(self.model)
             for layer in self.layers:
                 layer.unshard()
                 for _, _, weight in in_half_precision(layer, dtype) if dtype is not None else ():
@@ -280,11 +286,17 @@ def shard(policies: Iterable[Policy], process_group: ProcessGroup, device: str) 
             policy.shards = of_model[id(policy.model)]
 
 
+def _dtype_of_passes(model: nn.Module) -> torch.dtype | None:
+    return autocast_dtype(next(model.parameters()).device)
+
+
 def describe_shards(sampling: Iterable[Policy]) -> str:
-    """One line on which models are whole on a device, and when. `sampling`: the policies that sample."""
+    """One line on which models are whole on a device, and when, in the present precision. `sampling`: the policies that
+    sample.
+    """
     whole = list(_in_process(sampling))
     names = " and ".join(dict.fromkeys(policy.name for policy in whole))
-    size = sum(weight.nbytes for shards in _shards(whole) for layer in shards.layers for weight in layer.parameters())
+    size = sum(whole_bytes(shards.layers, _dtype_of_passes(shards.model)) for shards in _shards(whole))
     sampled = (
         f"{names} is whole on each while sampling ({size / 1e9:.3g} GB of layers)" if whole else "a server samples"
     )

@@ -65,11 +65,21 @@ def in_half_precision(layer: nn.Module, dtype: torch.dtype) -> list[tuple[nn.Mod
 
     Returns the modules, the names and the weights that were replaced.
     """
-    replaced = []
-    for module in layer.modules():
-        if isinstance(module, nn.Linear):
-            for name, weight in list(module.named_parameters(recurse=False)):
-                if weight.dtype == torch.float32:
-                    setattr(module, name, nn.Parameter(weight.to(dtype), requires_grad=False))
-                    replaced.append((module, name, weight))
+    replaced = cast_weights(layer)
+    for module, name, weight in replaced:
+        setattr(module, name, nn.Parameter(weight.to(dtype), requires_grad=False))
     return replaced
+
+
+def cast_weights(layer: nn.Module) -> list[tuple[nn.Module, str, nn.Parameter]]:
+    """Float32 weights of linear layers, which autocast casts, with their modules and names."""
+    linear = [module for module in layer.modules() if isinstance(module, nn.Linear)]
+    weights = [(module, *item) for module in linear for item in module.named_parameters(recurse=False)]
+    return [item for item in weights if item[2].dtype == torch.float32]
+
+
+def whole_bytes(layers: Sequence[nn.Module], dtype: torch.dtype | None) -> int:
+    """Bytes of layers that are whole to sample in a precision; None = that of their weights."""
+    size = sum(weight.nbytes for layer in layers for weight in layer.parameters())
+    halved = sum(weight.nbytes // 2 for layer in layers for _, _, weight in cast_weights(layer))
+    return size if dtype is None else size - halved

@@ -141,7 +141,8 @@ class Trainer:
             for view in self.method.views.values()
         ]
         if process_group.sharding is not None:
-            log.info("%s", describe_shards(self.sampling_policies))
+            with self._autocast():
+                log.info("%s", describe_shards(self.sampling_policies))
         # students that also train on the examples' references, which then must be usable too
         reference_students = list(self.students.values()) if self.method.dataset_fraction > 0.0 else []
         self._problem_of = partial(encoding_problem, views=self.all_views, reference_students=reference_students)

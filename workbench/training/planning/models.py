@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, PretrainedConfig
 from transformers.initialization import no_init_weights
@@ -17,6 +16,7 @@ from workbench.errors import ConfigError, PolicyError
 from workbench.policies.adapters import add_adapter, base_of
 from workbench.policies.by_domain import is_by_domain
 from workbench.policies.heads import output_layer
+from workbench.policies.layer_memory import cast_weights
 from workbench.policies.models import DTYPES, INT8, NF4, QUANTIZED, auto_class, is_masked_lm
 from workbench.policies.roles import set_trained
 from workbench.policies.serving.addresses import is_served
@@ -230,15 +230,8 @@ def _sizes(spec: ModelSpec, train: tuple[str, ...], attention: str | None, trust
         tuple(sum(sizes[key] for key in layer & trained) for layer in of_layers),
         sum(sizes[key] for key in root & trained),
         sum(weight.numel() for weight in model.parameters()),
-        tuple(_linear_bytes(layer) for layer in layers or ()),
+        tuple(sum(weight.nbytes for _, _, weight in cast_weights(layer)) for layer in layers or ()),
     )
-
-
-def _linear_bytes(layer: nn.Module) -> int:
-    """Bytes of the weights that `in_half_precision` replaces."""
-    linear = [module for module in layer.modules() if isinstance(module, nn.Linear)]
-    weights = [weight for module in linear for weight in module.parameters(recurse=False)]
-    return sum(weight.nbytes for weight in weights if weight.dtype == torch.float32)
 
 
 def sizes_of(spec: ModelSpec, models: ModelsConfig) -> Sizes:
