@@ -95,7 +95,6 @@ LORA = {"models__lora": {"rank": 8}, "method__self_policy": "student@start"}
 SHARDED = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 HALF = {"training__mixed_precision": "bf16"}
 VARIANTS = {
-    "idefics3 in half precision": ("idefics3", HALF),
     "gemma3": ("gemma3", {}),
     "qwen3 with adapters, recomputed": ("qwen3", {"models__gradient_checkpointing": True} | LORA),
 }

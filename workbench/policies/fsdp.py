@@ -158,7 +158,7 @@ class FsdpModel:
         if not self._depth:
             self.process_group.all_gather_object("unshard")  # raises the error of a rank that failed before
             self.model.unshard()
-            dtype = _dtype_of_passes(self.model)
+            dtype = autocast_dtype(next(self.model.parameters()).device)
             for layer in self.layers:
                 layer.unshard()
                 for _, _, weight in in_half_precision(layer, dtype) if dtype is not None else ():
@@ -286,17 +286,15 @@ def shard(policies: Iterable[Policy], process_group: ProcessGroup, device: str) 
             policy.shards = of_model[id(policy.model)]
 
 
-def _dtype_of_passes(model: nn.Module) -> torch.dtype | None:
-    return autocast_dtype(next(model.parameters()).device)
+def describe_shards(sampling: Iterable[Policy], precision: str) -> str:
+    """One line on which models are whole on a device, and when.
 
-
-def describe_shards(sampling: Iterable[Policy]) -> str:
-    """One line on which models are whole on a device, and when, in the present precision. `sampling`: the policies that
-    sample.
+    sampling   the policies that sample
+    precision  data type of their passes
     """
     whole = list(_in_process(sampling))
     names = " and ".join(dict.fromkeys(policy.name for policy in whole))
-    size = sum(whole_bytes(shards.layers, _dtype_of_passes(shards.model)) for shards in _shards(whole))
+    size = sum(whole_bytes(shards.layers, precision) for shards in _shards(whole))
     sampled = (
         f"{names} is whole on each while sampling ({size / 1e9:.3g} GB of layers)" if whole else "a server samples"
     )

@@ -78,8 +78,8 @@ def cast_weights(layer: nn.Module) -> list[tuple[nn.Module, str, nn.Parameter]]:
     return [item for item in weights if item[2].dtype == torch.float32]
 
 
-def whole_bytes(layers: Sequence[nn.Module], dtype: torch.dtype | None) -> int:
-    """Bytes of layers that are whole to sample in a precision; None = that of their weights."""
+def whole_bytes(layers: Sequence[nn.Module], precision: str) -> int:
+    """Bytes of layers that are whole to sample in a precision."""
     size = sum(weight.nbytes for layer in layers for weight in layer.parameters())
     halved = sum(weight.nbytes // 2 for layer in layers for _, _, weight in cast_weights(layer))
-    return size if dtype is None else size - halved
+    return size if precision == "float32" else size - halved

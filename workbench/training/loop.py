@@ -141,8 +141,7 @@ class Trainer:
             for view in self.method.views.values()
         ]
         if process_group.sharding is not None:
-            with self._autocast():
-                log.info("%s", describe_shards(self.sampling_policies))
+            log.info("%s", describe_shards(self.sampling_policies, config.forward_dtype))
         # students that also train on the examples' references, which then must be usable too
         reference_students = list(self.students.values()) if self.method.dataset_fraction > 0.0 else []
         self._problem_of = partial(encoding_problem, views=self.all_views, reference_students=reference_students)
