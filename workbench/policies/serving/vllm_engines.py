@@ -21,11 +21,11 @@ from workbench.policies import Completion
 from workbench.policies.serving.engine import DeadEngineError, with_decoding
 from workbench.policies.serving.trunk import folder_fingerprint, load_trunk, require_divisible, weight_shapes
 from workbench.policies.serving.wire import ReadRequest, SampleRequest
-from workbench.policies.serving.worker import EXTENSION
 from workbench.policies.vllm import Request, VllmEngine, check_same_prompt, require_vllm, start_vllm, vllm_prompt
 
 KEY, OTHER = "--engine vllm", "--engine transformers, or another --memory"
 TASK = "token_embed"
+EXTENSION = "workbench.policies.serving.worker.EndsWithServer"  # not imported here: it acts on its process
 R = TypeVar("R")
 
 

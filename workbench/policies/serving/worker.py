@@ -10,7 +10,6 @@ import os
 import signal
 import sys
 
-EXTENSION = f"{__name__}.EndsWithServer"
 _PR_SET_PDEATHSIG = 1  # Linux: the signal that a process gets when its parent has ended
 
 
