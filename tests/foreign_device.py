@@ -165,6 +165,7 @@ def install() -> None:
         return target
 
     rules.impl("_copy_from", copy_from, "PrivateUse1")
+    rules.impl("_local_scalar_dense", lambda number: _host(number).item(), "PrivateUse1")
     others.fallback(lambda operation, *args, **kwargs: _compute(operation, args, kwargs), "PrivateUse1")
     others.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")
     _libraries.extend((rules, others))
