@@ -41,6 +41,10 @@ class PolicyByDomain:
         return policy
 
     @property
+    def device(self) -> torch.device:
+        return self._all[0].device
+
+    @property
     def context_length(self) -> int | None:
         return min((policy.context_length for policy in self._all if policy.context_length is not None), default=None)
 
