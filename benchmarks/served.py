@@ -83,11 +83,11 @@ def measure_step() -> None:
 def measure_ahead() -> None:
     args, port = step_arguments(__doc__), _free_port()
     command = [Path(sys.executable).with_name("workbench"), "sampler", args.student, "--port", str(port)]
-    server_at = {"server": f"http://127.0.0.1:{port}"}
+    address = f"http://127.0.0.1:{port}"
     with tempfile.TemporaryDirectory() as folder, subprocess.Popen(command) as server:
         try:
             steps = [
-                Steps(make_trainer(f"ahead-{ahead}", args, Path(folder), METHOD, **server_at, ahead=ahead))
+                Steps(make_trainer(f"ahead-{ahead}", args, Path(folder), METHOD, server=address, ahead=ahead))
                 for ahead in (0, 1)
             ]
             rows: list[list[tuple[float, float, float]]] = [[], []]  # by ahead: trainer, server, wall
@@ -95,13 +95,13 @@ def measure_ahead() -> None:
                 for ahead in (0, 1):
                     begun, before = time.perf_counter(), _processor_of(server.pid)
                     trainer = _processor(steps[ahead])
-                    values = trainer, _processor_of(server.pid) - before, time.perf_counter() - begun
+                    took = trainer, _processor_of(server.pid) - before, time.perf_counter() - begun
                     if turn >= 0:
-                        rows[ahead].append(values)
+                        rows[ahead].append(took)
         finally:
             server.terminate()
     print(f"\n{machine()}, {args.repeats} turns, medians in ms\n{'':20}{'trainer':>10}{'server':>10}{'wall':>10}")
-    medians = [[1000 * statistics.median(column) for column in zip(*values, strict=True)] for values in rows]
+    medians = [[1000 * statistics.median(column) for column in zip(*turns, strict=True)] for turns in rows]
     for ahead, values in enumerate(medians):
         print(f"{f'sampling.ahead={ahead}':20}" + "".join(f"{value:10.1f}" for value in values))
     (trainer, sampler, wall), (trainer_ahead, sampler_ahead, wall_ahead) = medians

@@ -5,9 +5,9 @@ the app never loads a model.
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial, wraps
+from functools import partial
 from html import escape
 
 import gradio as gr
@@ -37,6 +37,7 @@ from workbench.app.form_layout import (
     shown_widget,
     widget_of,
 )
+from workbench.app.messages import with_message
 from workbench.app.programs import error_of, run_program
 from workbench.config.models import check_models, refuse_remote_code
 from workbench.errors import ConfigError, WorkbenchError
@@ -222,27 +223,6 @@ def _about_check(context: AppContext) -> str:
         return _WHAT_CHECK_DOES
     runs = "1 run trains" if context.max_runs == 1 else f"{context.max_runs} runs train"
     return f"{_WHAT_CHECK_DOES} At most {runs} at a time (workbench app --max-runs); further runs are queued."
-
-
-def with_message(callback: Callable, num_outputs: int, otherwise: Callable[[], object] = gr.skip) -> Callable:
-    """The callback with a message before its outputs: "", or the error in the form. Also for generators.
-
-    otherwise  makes each output's value after an error; default: the outputs stay as they are
-    """
-
-    def failed(error: Exception) -> tuple:
-        return (note(sentence(error), "error"), *[otherwise()] * num_outputs)
-
-    @wraps(callback, updated=())
-    def safe(*values: object) -> Iterator[tuple]:
-        try:
-            result = callback(*values)
-            for outputs in result if isinstance(result, Iterator) else [result]:
-                yield ("", *outputs)
-        except (WorkbenchError, OSError) as error:
-            yield failed(error)
-
-    return safe
 
 
 def preview(context: AppContext, form: Form, recipe: str, more: str | None, *entered: object) -> tuple[str]:

@@ -11,9 +11,9 @@ import gradio as gr
 
 from workbench.app.context import AppContext, Shared, note, show_errors
 from workbench.app.form import OFFERED, free_name
+from workbench.app.messages import with_message
 from workbench.app.method_choices import method_choices, uses_teacher
 from workbench.app.programs import error_of, run_program
-from workbench.app.tabs.new_run import with_message
 from workbench.errors import ConfigError
 from workbench.runs.commands import copyable
 
