@@ -4,6 +4,7 @@ A read changes nothing on a server, so a request may be sent again: to the next 
 pause. A server that does not answer in time is not asked again, since it may hang for ever.
 """
 
+import contextlib
 import http.client
 import json
 import logging
@@ -163,7 +164,9 @@ class ServerClient:
         try:
             connection.connect()
             connection.sock.settimeout(self.patience.timeout)
-            connection.request(method, path, body, headers)
+            # a server may refuse a request before it has read all of it
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                connection.request(method, path, body, headers)
             response = connection.getresponse()
             answer, status = response.read(), response.status
         except TimeoutError:

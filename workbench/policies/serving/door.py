@@ -55,35 +55,46 @@ def build_door(
     """The application. token: what every request must bear, None = none. end: stop serving, for the given reason."""
     reader = ThreadPoolExecutor(1, thread_name_prefix="engine")  # one read at a time, in the order of arrival
 
-    async def respond(request: Request, work: Callable[[], Response]) -> Response:
-        given = request.headers.get("authorization", "").removeprefix("Bearer ")
-        if token is not None and not hmac.compare_digest(given.encode(), token.encode()):
-            return _error(401, f"this server needs a token. Set {TOKEN} where the run starts to the server's.")
+    def admitted(answer: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
+        async def handle(request: Request) -> Response:
+            given = request.headers.get("authorization", "").removeprefix("Bearer ")
+            if token is not None and not hmac.compare_digest(given.encode(), token.encode()):
+                return _error(401, f"this server needs a token. Set {TOKEN} where the run starts to the server's.")
+            return await answer(request)
+
+        return handle
+
+    async def respond(work: Callable[[], Response]) -> Response:
         try:
             return await asyncio.get_running_loop().run_in_executor(reader, work)
         except asyncio.CancelledError:  # it took longer than GRACE_S
             return _error(BUSY, "this server stops, before it has answered.")
 
+    @admitted
     async def info(request: Request) -> Response:
-        return await respond(request, lambda: JSONResponse(service.info))
+        return await respond(lambda: JSONResponse(service.info))
 
+    @admitted
     async def files(request: Request) -> Response:
         tensors = {
             name: torch.frombuffer(bytearray(data), dtype=torch.uint8) for name, data in service.files.items() if data
         }
-        return await respond(request, lambda: Response(pack(tensors, {}), media_type=BYTES))
+        return await respond(lambda: Response(pack(tensors, {}), media_type=BYTES))
 
+    @admitted
     async def head(request: Request) -> Response:
-        return await respond(request, lambda: Response(pack(service.engine.head, {}), media_type=BYTES))
+        return await respond(lambda: Response(pack(service.engine.head, {}), media_type=BYTES))
 
     def posted(answer: Callable[[Any, bytes], bytes]) -> Callable[[Request], Awaitable[Response]]:
+        @admitted  # before the body is read
         async def handle(request: Request) -> Response:
             if request.headers.get("content-type") != BYTES:  # which a page in a browser cannot send to another site
                 return _error(415, f"expected content-type {BYTES}.")
-            if int(request.headers.get("content-length", MAX_BODY + 1)) > MAX_BODY:
+            length = request.headers.get("content-length", "")
+            if not length.isdecimal() or int(length) > MAX_BODY or "transfer-encoding" in request.headers:
                 return _error(413, f"a request must state its length, at most {MAX_BODY:,} bytes. Lower batch_size.")
             body = await request.body()
-            return await respond(request, lambda: _answered(service, answer, body, end))
+            return await respond(lambda: _answered(service, answer, body, end))
 
         return handle
 
