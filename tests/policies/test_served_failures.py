@@ -172,7 +172,7 @@ def test_server_of_somebody_else_raises(server: Server) -> None:
             connected(address)
     with (
         between(server, lambda path, status, body: (404, b"nothing", 7)) as address,
-        raises(PolicyError, address, "404", "nothing"),
+        raises(PolicyError, address, "answers, but is not a teacher", "correct the address"),
     ):
         connected(address)
 

@@ -9,6 +9,7 @@ import http.client
 import json
 import logging
 import os
+import ssl
 import threading
 import time
 from collections.abc import Callable
@@ -20,11 +21,12 @@ from torch import Tensor
 
 from workbench.errors import PolicyError, UnavailableError
 from workbench.policies.serving.addresses import TOKEN, Patience
-from workbench.policies.serving.wire import PROTOCOL, TEACHER, WireError, unpack
+from workbench.policies.serving.wire import INFO, PROTOCOL, TEACHER, WireError, unpack
 
 CONNECT_S = 10.0
 PAUSES_S = (0.2, 0.5, 1.0, 2.0, 5.0)  # between tries; the last one repeats
 _BUSY = (502, 503)
+UNAUTHORIZED = 401
 CONFLICT = 409  # a sampler has other weights
 Answer = tuple[dict[str, Tensor], dict[str, Any]]  # tensors and facts of a message
 T = TypeVar("T")
@@ -34,6 +36,14 @@ log = logging.getLogger("workbench")
 
 class ConflictError(PolicyError):
     """A sampler has other weights than a request names."""
+
+
+class _RefusedError(PolicyError):
+    """An answer with another status than 200. by_workbench: it has a sentence of a server of this workbench."""
+
+    def __init__(self, message: str, status: int, *, by_workbench: bool) -> None:
+        super().__init__(message)
+        self.status, self.by_workbench = status, by_workbench
 
 
 class _Failed(Exception):
@@ -78,7 +88,11 @@ class ServerClient:
     def _info_of(self, address: str) -> dict[str, Any]:
         try:
             info = json.loads(self._persist("GET", "/info", (address,), parse=bytes)[0])
-        except (ValueError, UnicodeDecodeError):
+        except ValueError:
+            info = None
+        except _RefusedError as error:
+            if error.status == UNAUTHORIZED and error.by_workbench:
+                raise
             info = None
         if not isinstance(info, dict) or info.get("service") != self.kind:
             raise PolicyError(
@@ -88,6 +102,11 @@ class ServerClient:
             raise PolicyError(
                 f"{self.name}: {address} has protocol {info.get('protocol')}, and this run {PROTOCOL}. Install one "
                 "version of the workbench on both sides."
+            )
+        if wrong := [key for key, kind in INFO.items() if not isinstance(info.get(key), kind)]:
+            raise PolicyError(
+                f"{self.name}: {address}/info lacks {', '.join(wrong)}, or has it of another type. Install one version "
+                "of the workbench on both sides."
             )
         return info
 
@@ -173,21 +192,48 @@ class ServerClient:
             hangs = connection.sock is not None
             seconds = self.patience.timeout if hangs else CONNECT_S
             raise _Failed(f"no answer within {seconds:g} s", hangs=hangs) from None
+        except ssl.SSLError as error:
+            raise self._tls_error(address, error) from None
         except (OSError, http.client.HTTPException) as error:
+            if isinstance(error, http.client.BadStatusLine) and not isinstance(error, ConnectionError):
+                message = f"{self.name}: {address} answers, but not by HTTP. {self._start}, or correct the address."
+                raise _RefusedError(message, 0, by_workbench=False) from None
             raise _Failed(getattr(error, "strerror", None) or str(error) or type(error).__name__) from None
         finally:
             connection.close()
         if status in _BUSY:
             raise _Failed(f"status {status}")
         if status == CONFLICT:
-            raise ConflictError(_sentence(answer))
+            raise ConflictError(_sentence(answer) or f"{self.name}: {address}{path} answers with status {status}")
         if status != 200:
-            raise PolicyError(f"{self.name}: {address}{path} answers with status {status}: {_sentence(answer)}")
+            sentence = _sentence(answer)
+            raise _RefusedError(
+                f"{self.name}: {address}{path} answers with status {status}: "
+                + (sentence or f"not by a {self.kind} of the workbench. {self._start}, or correct the address."),
+                status,
+                by_workbench=bool(sentence),
+            )
         return answer
+
+    def _tls_error(self, address: str, error: ssl.SSLError) -> Exception:
+        """The error of a TLS handshake or connection: only a connection that breaks off may succeed later."""
+        if isinstance(error, (ssl.SSLEOFError, ssl.SSLZeroReturnError)):
+            return _Failed(error.reason or type(error).__name__)
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return PolicyError(
+                f"{self.name}: the certificate of {address} is refused ({error.verify_message}). Set SSL_CERT_FILE to "
+                "the certificate that signed it, or correct the address."
+            )
+        plain = "http://" + address.partition("://")[2]
+        return PolicyError(
+            f"{self.name}: {address} does not answer by TLS, as https:// expects ({error.reason}). `workbench "
+            f"{self.kind}` serves http://. Expected {plain}, or the address of a proxy with TLS."
+        )
 
 
 def _sentence(answer: bytes) -> str:
+    """The sentence of a server of the workbench; "" = another text."""
     try:
         return str(json.loads(answer)["error"])
-    except (ValueError, KeyError, TypeError, UnicodeDecodeError):
-        return answer[:200].decode(errors="replace").strip() or "no text"
+    except (ValueError, KeyError, TypeError):
+        return ""

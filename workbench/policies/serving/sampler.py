@@ -22,8 +22,8 @@ from workbench.policies.fsdp import class_name, single_policies, unsharded
 from workbench.policies.serving.addresses import Patience, split_addresses
 from workbench.policies.serving.client import Answer, ConflictError, ServerClient
 from workbench.policies.serving.engine import unique_weights
-from workbench.policies.serving.served import check_pins, decoding, pins, sendable, template
-from workbench.policies.serving.wire import PROTOCOL, SAMPLER, SampleRequest, pack, pack_sample, unpack_completions
+from workbench.policies.serving.served import check_pins, completions_of, decoding, pins, sendable, template
+from workbench.policies.serving.wire import PROTOCOL, SAMPLER, SampleRequest, pack, pack_sample
 from workbench.types import Prompt
 
 if TYPE_CHECKING:
@@ -76,8 +76,8 @@ class ServedSampler:
         opened, body = self._request(student, prompts, seeds, options)
         sent = self._begun.pop(_digest(body), None) or self.client.send(body, "/sample")
         _, facts = sent.result()
-        check_pins(self, prompts, pins(student.encoder, prompts, opened), facts["pins"])
-        return unpack_completions(facts["completions"])
+        check_pins(self, prompts, pins(student.encoder, prompts, opened), facts)
+        return completions_of(self, facts, seeds)
 
     def prefetch(
         self,

@@ -33,11 +33,12 @@ from workbench.policies.serving.wire import (
     Pin,
     ReadRequest,
     SampleRequest,
+    WireError,
     pack_request,
     pack_sample,
     pin,
-    pin_facts,
     unpack_completions,
+    unpack_pins,
 )
 from workbench.policies.shortcuts import Shortcuts
 from workbench.policies.view_output import Head, ViewOutput
@@ -73,6 +74,7 @@ class ServedPolicy(AutoregressivePolicy):
     ) -> None:
         model.generation_config.eos_token_id = info["stop_ids"]
         super().__init__(model, processor, name, vocabulary=info["vocabulary"])
+        self.source = ",".join(client.addresses)
         self.client, self.info, self._device = client, info, torch.device(device)
         self.encoder.context_length = self.encoder.max_prompt_length = info[
             "context_length"
@@ -81,11 +83,23 @@ class ServedPolicy(AutoregressivePolicy):
         head = dict(info["head"]) | {"never": tuple(info["head"].get("never", ()))}
         self.shortcuts = Shortcuts(head=info["has_head"], pictures=False)
         self.proof = Proof(self.shortcuts, differs=tuple(info["differs"]), head=head)
-        linear = _linear(client.fetch("/head")) if info["has_head"] else nn.Identity()
+        linear = self._linear(client.fetch("/head")) if info["has_head"] else nn.Identity()
         self.head = Head(linear.to(self._device), **head)
         self._sent: list[_Sent] = []
         self._compares_pixels = True
         self.image_options: dict[str, Any] = {}  # of the image processor
+
+    def _linear(self, tensors: dict[str, Tensor]) -> nn.Linear:
+        """The output layer. Raises PolicyError for other tensors."""
+        weight, bias = tensors.get("weight"), tensors.get("bias")
+        if weight is None or weight.ndim != 2 or weight.shape[1] != self.head_width:
+            shape = None if weight is None else list(weight.shape)
+            raise mismatch(self, f"returned a head of shape {shape}", f"[vocabulary, {self.head_width}]")
+        if bias is not None and bias.shape != weight.shape[:1]:
+            raise mismatch(self, f"returned a head's bias of shape {list(bias.shape)}", f"[{weight.shape[0]}]")
+        linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+        linear.load_state_dict({"weight": weight} if bias is None else {"weight": weight, "bias": bias}, assign=True)
+        return linear.requires_grad_(False)
 
     @property
     def device(self) -> torch.device:
@@ -127,8 +141,8 @@ class ServedPolicy(AutoregressivePolicy):
         opened = sendable(self.encoder, prompts)
         request = SampleRequest(opened, seeds, options, self._template(), decoding(self))
         _, facts = self.client.send(pack_sample(request), "/sample").result()
-        check_pins(self, prompts, pins(self.encoder, prompts, opened), facts["pins"])
-        return unpack_completions(facts["completions"])
+        check_pins(self, prompts, pins(self.encoder, prompts, opened), facts)
+        return completions_of(self, facts, seeds)
 
     def require_samples(self, why: str) -> None:
         """Raise PolicyError, with the reason to sample, if the server's engine only scores."""
@@ -195,7 +209,7 @@ class ServedPolicy(AutoregressivePolicy):
         if hidden is None or hidden.shape != (sum(lengths), self.head_width):
             shape = None if hidden is None else list(hidden.shape)
             raise mismatch(self, f"returned hidden states of shape {shape}", f"[{sum(lengths)}, {self.head_width}]")
-        check_pins(self, distinct(sent.prompts)[0], sent.pins, facts.get("pins", []))
+        check_pins(self, distinct(sent.prompts)[0], sent.pins, facts)
         self._compares_pixels = False
         if not torch.isfinite(hidden).all():
             raise mismatch(self, "returned hidden states that are infinite or NaN", "numbers")
@@ -227,21 +241,37 @@ def pins(encoder: PromptEncoder, prompts: list[Prompt], opened: list[Prompt], *,
     return [pin(encoder.encode(prompt), list(read.all_images), pixels=pixels) for prompt, read in pairs]
 
 
-def check_pins(policy: Any, prompts: list[Prompt], mine: list[Pin], theirs: list[dict[str, Any]]) -> None:
-    """Raise PolicyError if a server read other ids or pictures; warn of other processed pictures."""
-    for prompt, entry, read in zip(prompts, pin_facts(mine), theirs, strict=True):
+def check_pins(policy: Any, prompts: list[Prompt], mine: list[Pin], facts: dict[str, Any]) -> None:
+    """Compare what was read here with what a server read, by the pins in its answer's facts.
+
+    Raises PolicyError for other ids or pictures, or if pins are missing; warns of other processed pictures.
+    """
+    try:
+        theirs = unpack_pins(facts, len(prompts))
+    except WireError as error:
+        raise mismatch(policy, f"gave an incomplete answer: {error}", "checksums of each prompt") from None
+    for prompt, entry, read in zip(prompts, mine, theirs, strict=True):
         where = f'prompt "{prompt.key}"'
-        if (entry["ids"], entry["length"]) != (read["ids"], read["length"]):
-            what = f"read {where} as {read['length']} other token ids"
-            raise mismatch(policy, what, f"those of this run, {entry['length']}")
-        if entry["pictures"] != read["pictures"]:
+        if (entry.ids, entry.length) != (read.ids, read.length):
+            raise mismatch(
+                policy, f"read {where} as {read.length} other token ids", f"those of this run, {entry.length}"
+            )
+        if entry.pictures != read.pictures:
             raise mismatch(policy, f"read other pictures of {where}", "those that were sent")
-        if entry["pixels"] != read["pixels"]:
+        if entry.pixels != read.pixels:
             log.warning(
                 "%s: the server (%s) processes the pictures of %s to other numbers than this run, as torchvision and "
                 "Pillow do where a picture is resized (up to 1/255). Install, or remove, torchvision on one side",
                 *(policy.name, policy.source, where),
             )
+
+
+def completions_of(policy: Any, facts: dict[str, Any], seeds: list[list[int]]) -> list[list[Completion]]:
+    """Completions of an answer, one for each seed of each prompt. Raises PolicyError for others."""
+    try:
+        return unpack_completions(facts, [len(values) for values in seeds])
+    except WireError as error:
+        raise mismatch(policy, f"gave an incomplete answer: {error}", "a completion for each seed") from None
 
 
 def mismatch(policy: Any, what: str, expected: str) -> PolicyError:
@@ -263,13 +293,6 @@ def _with_images(prompt: Prompt, opened: dict[int, Any]) -> Prompt:
         type(turn)(turn.role, turn.text, tuple(opened[id(image)] for image in turn.images)) for turn in prompt.history
     )
     return Prompt(images, prompt.text, history, key=prompt.key)
-
-
-def _linear(tensors: dict[str, Tensor]) -> nn.Linear:
-    weight = tensors["weight"]
-    linear = nn.Linear(weight.shape[1], weight.shape[0], bias="bias" in tensors, device="meta")
-    linear.load_state_dict(tensors, assign=True)
-    return linear.requires_grad_(False)
 
 
 def connect(model: str | Path, name: str, patience: Patience) -> tuple[ServerClient, dict[str, Any], Path]:

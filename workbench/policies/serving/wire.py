@@ -28,6 +28,23 @@ PROTOCOL = 1
 TEACHER, SAMPLER = "teacher", "sampler"  # kinds of servers, named after their commands
 TEMPLATE = ("system_prompt", "chat_template_kwargs", "image_processor")  # how a run encodes prompts
 DECODING = ("vocabulary", "stop_ids", "eos_ids", "never")  # how a run ends answers
+# facts in /info that a run reads, with their types
+INFO: dict[str, type | tuple[type, ...]] = {
+    "model": str,
+    "class": str,
+    "dtype": str,
+    "engine": str,
+    "versions": dict,
+    "samples": bool,
+    "fingerprint": str,
+    "vocabulary": int,
+    "width": int,
+    "context_length": (int, type(None)),
+    "stop_ids": list,
+    "has_head": bool,
+    "head": dict,
+    "differs": list,
+}
 _NAMES = {
     torch.float64: "F64",
     torch.float32: "F32",
@@ -174,19 +191,32 @@ def unpack_sample(body: bytes) -> SampleRequest:
         )
 
 
-def unpack_completions(facts: list[list[dict[str, Any]]]) -> list[list[Completion]]:
-    """Completions of each prompt, from JSON values."""
-    return [
-        [
-            Completion(
-                **values
-                | {name: tuple(values[name]) for name in ("ids", "logprobs")}
-                | {"entropies": None if values["entropies"] is None else tuple(values["entropies"])}
-            )
-            for values in completions
-        ]
-        for completions in facts
-    ]
+def unpack_completions(facts: dict[str, Any], counts: Sequence[int]) -> list[list[Completion]]:
+    """Completions of each prompt, from an answer's facts. counts: of each prompt. Raises WireError for others."""
+    with _parsing():
+        sampled = [[_completion(values) for values in completions] for completions in facts["completions"]]
+        if [len(completions) for completions in sampled] != list(counts):
+            found = [len(completions) for completions in sampled]
+            raise WireError(f"it has {found} completions of the prompts, and {list(counts)} were requested")
+        return sampled
+
+
+def _completion(values: dict[str, Any]) -> Completion:
+    ids, logprobs, entropies = values["ids"], values["logprobs"], values["entropies"]
+    lengths = {len(part) for part in (ids, logprobs, entropies) if part is not None}
+    if len(lengths) != 1 or not all(isinstance(token, int) for token in ids):
+        raise WireError("a completion's ids, log-probs and entropies have different lengths, or are not numbers")
+    entropies = None if entropies is None else tuple(entropies)
+    return Completion(**values | {"ids": tuple(ids), "logprobs": tuple(logprobs), "entropies": entropies})
+
+
+def unpack_pins(facts: dict[str, Any], count: int) -> list[Pin]:
+    """Pins of an answer's facts. Raises WireError unless there are as many as `count`, the prompts of its request."""
+    with _parsing():
+        pins = [Pin(**entry) for entry in facts["pins"]]
+        if len(pins) != count:
+            raise WireError(f"it has checksums of {len(pins)} prompts, and {count} were sent")
+        return pins
 
 
 def _pack_prompts(prompts: list[Prompt]) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
