@@ -15,9 +15,11 @@ from typing import Any
 import pytest
 from failures import raises
 
-from workbench.errors import PolicyError
+from workbench.config.models import check_models
+from workbench.config.schema import ModelsConfig, RunConfig
+from workbench.errors import ConfigError, PolicyError
 from workbench.policies import Completion
-from workbench.policies.serving.addresses import Patience
+from workbench.policies.serving.addresses import Patience, meant_addresses
 from workbench.policies.serving.client import ServerClient
 from workbench.policies.serving.served import check_pins, completions_of
 from workbench.policies.serving.wire import PROTOCOL, Pin, pin_facts
@@ -154,3 +156,18 @@ def test_answers_without_completions_or_with_others_are_sentences() -> None:
             completions_of(SOURCE, {"completions": completions}, [[7], []])
     with raises(PolicyError, "incomplete answer", "completions"):
         completions_of(SOURCE, {}, [[7], []])
+
+
+def test_address_without_scheme_is_answered_with_one() -> None:
+    for model, address in (
+        ("127.0.0.1:8000", "http://127.0.0.1:8000"),
+        ("node2:8000/", "http://node2:8000"),
+        ("[::1]:8000", "http://[::1]:8000"),
+        ("a:1, http://b:2", "http://a:1,http://b:2"),
+    ):
+        for teachers in ({"teacher": model}, {"teacher": "x/y", "teachers": {"ocr": model}}):
+            models = ModelsConfig(student="owner/name", **teachers)
+            with raises(ConfigError, f'"{model}"', f"Did you mean {address}?", "models.teacher"):
+                check_models(RunConfig(models=models, method={"name": "dopd"}))
+    for model in ("owner/name", "name", "./a:1", "C:models", "http://a:1", "", "a:b"):
+        assert not meant_addresses(model) or model.startswith("http")

@@ -5,7 +5,7 @@ from pathlib import Path
 from workbench.config.schema import RunConfig
 from workbench.errors import ConfigError
 from workbench.files.gguf_paths import refuse_gguf
-from workbench.policies.serving.addresses import is_served
+from workbench.policies.serving.addresses import is_served, meant_addresses
 
 _FILES = ("config.json", "adapter_config.json")
 
@@ -23,6 +23,10 @@ def check_models(config: RunConfig) -> None:
     for key, model in needed.items():
         if is_served(model):
             continue
+        if key.startswith("teacher") and (addresses := meant_addresses(model)):
+            raise ConfigError(
+                f'models.{key} "{model}" is neither a model folder nor a name on the hub. Did you mean {addresses}?'
+            )
         folder = Path(model)
         refuse_gguf(f"models.{key}", model)
         if not model or any((folder / name).is_file() for name in _FILES) or not (folder.is_dir() or _is_path(model)):

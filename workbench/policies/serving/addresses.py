@@ -1,17 +1,28 @@
 """Addresses of served teachers: `http://HOST:PORT`, or several with commas, which are used in turn."""
 
+import re
 from dataclasses import dataclass
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from workbench.errors import ConfigError
 
 SCHEMES = ("http://", "https://")
+_BARE = re.compile(r"([\w.-]+|\[[\da-fA-F:.]+\]):\d{1,5}")
 TOKEN = "WORKBENCH_TOKEN"  # environment variable of servers and runs
 
 
 def is_served(model: object) -> bool:
     """Return whether a model is given by addresses of servers; values of other types are refused elsewhere."""
     return isinstance(model, str) and model.lstrip().startswith(SCHEMES)
+
+
+def meant_addresses(model: str) -> str:
+    """Addresses that a text names without `http://`, as HOST:PORT, with it; "" for other texts, and for folders."""
+    parts = [part.strip().rstrip("/") for part in model.split(",")]
+    if Path(model).exists() or not all(_BARE.fullmatch(part) or part.startswith(SCHEMES) for part in parts):
+        return ""
+    return ",".join(part if part.startswith(SCHEMES) else f"http://{part}" for part in parts)
 
 
 def split_addresses(model: str, key: str) -> tuple[str, ...]:
