@@ -16,7 +16,7 @@ import pytest
 from failures import raises
 
 from workbench.config.models import check_models
-from workbench.config.schema import ModelsConfig, RunConfig
+from workbench.config.schema import DataConfig, ModelsConfig, RunConfig
 from workbench.errors import ConfigError, PolicyError
 from workbench.policies import Completion
 from workbench.policies.serving.addresses import Patience, meant_addresses
@@ -166,8 +166,13 @@ def test_address_without_scheme_is_answered_with_one() -> None:
         ("a:1, http://b:2", "http://a:1,http://b:2"),
     ):
         for teachers in ({"teacher": model}, {"teacher": "x/y", "teachers": {"ocr": model}}):
-            models = ModelsConfig(student="owner/name", **teachers)
+            config = RunConfig(
+                models=ModelsConfig(student="owner/name", **teachers),
+                data=DataConfig(train="rows.jsonl"),
+                name="run",
+                method={"name": "dopd"},
+            )
             with raises(ConfigError, f'"{model}"', f"Did you mean {address}?", "models.teacher"):
-                check_models(RunConfig(models=models, method={"name": "dopd"}))
+                check_models(config)
     for model in ("owner/name", "name", "./a:1", "C:models", "http://a:1", "", "a:b"):
         assert not meant_addresses(model) or model.startswith("http")
