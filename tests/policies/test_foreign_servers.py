@@ -22,7 +22,7 @@ from workbench.policies import Completion
 from workbench.policies.serving.addresses import Patience, meant_addresses
 from workbench.policies.serving.client import ServerClient
 from workbench.policies.serving.served import check_pins, completions_of
-from workbench.policies.serving.wire import PROTOCOL, Pin, pin_facts
+from workbench.policies.serving.wire import PROTOCOL, Pin, encoding_digest, pin_facts
 from workbench.types import Prompt
 
 LONG = Patience(timeout=30.0, wait=600.0)  # a retry would exceed the test's time
@@ -36,6 +36,7 @@ INFO = {
     "versions": {},
     "samples": True,
     "fingerprint": "f",
+    "files": "0",
     "vocabulary": 9,
     "width": 8,
     "context_length": None,
@@ -124,6 +125,41 @@ def test_facts_without_a_key_or_of_another_type_are_refused(key: str) -> None:
             ServerClient((f"http://{address}",), "teacher", LONG).info()
     with listening(answering(200, json.dumps(INFO).encode())) as address:
         assert ServerClient((f"http://{address}",), "teacher", LONG).info() == INFO
+
+
+def test_servers_that_encode_otherwise_are_refused_by_address() -> None:
+    bodies = [json.dumps(INFO | {"files": digest}).encode() for digest in ("0", "1")]
+    with listening(answering(200, bodies[0])) as first, listening(answering(200, bodies[1])) as other:
+        client = ServerClient((f"http://{first}", f"http://{first}"), "teacher", LONG)
+        assert client.info()["files"] == "0"
+        client = ServerClient((f"http://{first}", f"http://{other}"), "teacher", LONG)
+        with raises(PolicyError, f"http://{other} (models/a) encodes prompts otherwise than http://{first}"):
+            client.info()
+
+
+def test_digest_of_files_counts_what_encodes_prompts() -> None:
+    settings = {"size": {"longest_edge": 96}, "image_processor": {"image_processor_type": "Fast", "do_resize": True}}
+    files = {
+        "config.json": b"{}",
+        "chat_template.jinja": b"{{ x }}",
+        "processor_config.json": json.dumps(settings).encode(),
+        "tokenizer_config.json": b'{"is_local": true, "bos_token": "<s>"}',
+    }
+    digest = encoding_digest(files)
+    nested = settings | {"image_processor": {"do_resize": True, "image_processor_type": "Slow"}}
+    for name, data in (
+        ("config.json", b'{"dtype": "bfloat16"}'),
+        ("processor_config.json", json.dumps(nested).encode()),
+        ("tokenizer_config.json", b'{"bos_token": "<s>", "is_local": false}'),
+    ):
+        assert encoding_digest(files | {name: data}) == digest
+    for name, data in (
+        ("chat_template.jinja", b"{{ y }}"),
+        ("processor_config.json", json.dumps(settings | {"size": {"longest_edge": 48}}).encode()),
+        ("tokenizer_config.json", b'{"bos_token": "<x>"}'),
+        ("tokenizer.json", b"{}"),
+    ):
+        assert encoding_digest(files | {name: data}) != digest
 
 
 def test_answers_without_pins_or_with_others_are_sentences() -> None:

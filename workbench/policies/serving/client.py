@@ -69,10 +69,10 @@ class ServerClient:
         self._fingerprint = ""
 
     def info(self) -> dict[str, Any]:
-        """Facts of the servers, which must all have one model.
+        """Facts of the servers, which must all have one model, and encode prompts alike.
 
-        Raises: PolicyError for a server that is not a teacher's, has another protocol, or another model than the first;
-        UnavailableError if it does not answer.
+        Raises: PolicyError for a server that is not a teacher's, has another protocol, another model than the first, or
+        other files that encode prompts; UnavailableError if it does not answer.
         """
         infos = {address: self._info_of(address) for address in self.addresses}
         first = infos[self.addresses[0]]
@@ -81,6 +81,12 @@ class ServerClient:
                 raise PolicyError(
                     f"{self.name}: {address} has another model ({info['model']}) than {self.addresses[0]} "
                     f"({first['model']}). Expected one model on all servers of a teacher."
+                )
+            if info["files"] != first["files"]:
+                raise PolicyError(
+                    f"{self.name}: {address} ({info['model']}) encodes prompts otherwise than {self.addresses[0]} "
+                    f"({first['model']}): their tokenizers, chat templates or processor settings differ. Start all "
+                    "servers of a teacher with the same model files and one version of transformers."
                 )
         self._fingerprint = first["fingerprint"]
         return first

@@ -13,7 +13,16 @@ from workbench.policies import Completion
 from workbench.policies.autoregressive import AutoregressivePolicy
 from workbench.policies.image_size import set_image_options
 from workbench.policies.serving.engine import NAME, Engine
-from workbench.policies.serving.wire import PROTOCOL, SAMPLER, TEACHER, Pin, ReadRequest, SampleRequest, pin
+from workbench.policies.serving.wire import (
+    PROTOCOL,
+    SAMPLER,
+    TEACHER,
+    Pin,
+    ReadRequest,
+    SampleRequest,
+    encoding_digest,
+    pin,
+)
 
 
 class TeacherService:
@@ -28,6 +37,7 @@ class TeacherService:
         self.engine, self._template = engine, {}
         self._image_processor = getattr(engine.policy.processor, "image_processor", None)
         self.files = _files_of(engine.policy)
+        self._files_digest = encoding_digest(self.files)
 
     @property
     def info(self) -> dict[str, Any]:
@@ -43,6 +53,7 @@ class TeacherService:
             "versions": engine.versions,
             "samples": engine.samples,
             "fingerprint": engine.fingerprint,
+            "files": self._files_digest,
             "vocabulary": policy.vocabulary,
             "width": policy.head_width,
             "context_length": policy.context_length,

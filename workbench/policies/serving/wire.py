@@ -11,6 +11,7 @@ import json
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from hashlib import blake2b
 from typing import Any
 
 import numpy
@@ -24,7 +25,7 @@ from workbench.policies import Completion, SamplingOptions
 from workbench.policies.encoding import Encoded, image_inputs
 from workbench.types import Prompt, Turn
 
-PROTOCOL = 1
+PROTOCOL = 2
 TEACHER, SAMPLER = "teacher", "sampler"  # kinds of servers, named after their commands
 TEMPLATE = ("system_prompt", "chat_template_kwargs", "image_processor")  # how a run encodes prompts
 DECODING = ("vocabulary", "stop_ids", "eos_ids", "never")  # how a run ends answers
@@ -37,6 +38,7 @@ INFO: dict[str, type | tuple[type, ...]] = {
     "versions": dict,
     "samples": bool,
     "fingerprint": str,
+    "files": str,
     "vocabulary": int,
     "width": int,
     "context_length": (int, type(None)),
@@ -56,6 +58,8 @@ _NAMES = {
     torch.bool: "BOOL",
 }
 _FACTS = "facts"
+# in transformers' files: how they were read, and which package resizes pictures (a run warns of other pixels)
+_NOTES = ("is_local", "local_files_only", "name_or_path", "backend", "image_processor_type", "transformers_version")
 
 
 class WireError(ValueError):
@@ -130,6 +134,27 @@ def unpack(body: bytes) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise WireError(
             f"{len(body):,} bytes are not a complete message ({str(error) or type(error).__name__})"
         ) from None
+
+
+def encoding_digest(files: dict[str, bytes]) -> str:
+    """Digest of the files that encode prompts, by name: tokenizer, processor, chat template.
+
+    Without the model's configuration, and without what a library notes of where and by what it read them.
+    """
+    digest = blake2b(digest_size=16)
+    for name, data in sorted(files.items()):
+        if name == "config.json":
+            continue
+        if name.endswith("_config.json"):
+            data = json.dumps(_without_notes(json.loads(data)), sort_keys=True).encode()
+        digest.update(f"{name} {len(data)} ".encode() + data)
+    return digest.hexdigest()
+
+
+def _without_notes(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    return {key: _without_notes(part) for key, part in value.items() if key not in _NOTES}
 
 
 def pack_request(request: ReadRequest) -> bytes:
