@@ -14,11 +14,13 @@ from typing import Any
 
 import pytest
 from failures import raises
+from servers import free_port
 
 from workbench.config.models import check_models
 from workbench.config.schema import DataConfig, ModelsConfig, RunConfig
-from workbench.errors import ConfigError, PolicyError
+from workbench.errors import ConfigError, PolicyError, UnavailableError
 from workbench.policies import Completion
+from workbench.policies.serving import client as serving_client
 from workbench.policies.serving.addresses import Patience, meant_addresses
 from workbench.policies.serving.client import ServerClient
 from workbench.policies.serving.served import check_pins, completions_of
@@ -116,6 +118,34 @@ def test_https_for_a_server_without_tls_is_refused_at_once() -> None:
     ):
         ServerClient((f"https://{address}",), "teacher", LONG).info()
     assert time.monotonic() - begun < 60
+
+
+def test_refused_connection_is_tried_shortly_at_the_start_and_says_until_when(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(serving_client, "START_S", 0.3)
+    address = f"http://127.0.0.1:{free_port()}"
+    client = ServerClient((address,), "teacher", LONG)
+    with caplog.at_level("WARNING", "workbench"), raises(UnavailableError, address, "refused", "workbench teacher"):
+        client.info()
+    first, *others = [record.getMessage() for record in caplog.records]
+    assert "up to 0.3 s. Start it with `workbench teacher`" in first and address in first
+    assert others and all("follows" in message for message in others)
+
+
+def test_server_that_answered_has_the_whole_wait_to_come_back(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(serving_client, "START_S", 0.0)
+    patience = Patience(timeout=5.0, wait=0.3)
+    with listening(answering(503, b"")) as address:
+        client = ServerClient((f"http://{address}",), "teacher", patience)
+        with raises(UnavailableError, "503"):
+            client.info()
+    assert client.retries >= 2
+    with caplog.at_level("WARNING", "workbench"), raises(UnavailableError, "refused"):
+        client.fetch("/head")
+    assert client.retries >= 4 and "up to 0.3 s" in caplog.text
 
 
 @pytest.mark.parametrize("key", ["fingerprint", "stop_ids", "width"])

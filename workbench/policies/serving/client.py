@@ -24,6 +24,7 @@ from workbench.policies.serving.addresses import TOKEN, Patience
 from workbench.policies.serving.wire import INFO, PROTOCOL, TEACHER, WireError, unpack
 
 CONNECT_S = 10.0
+START_S = 20.0  # in which a server that refuses connections may start, before a run's first answer from it
 PAUSES_S = (0.2, 0.5, 1.0, 2.0, 5.0)  # between tries; the last one repeats
 _BUSY = (502, 503)
 UNAUTHORIZED = 401
@@ -47,11 +48,11 @@ class _RefusedError(PolicyError):
 
 
 class _Failed(Exception):
-    """A try that may succeed later. hangs: no answer within the time limit."""
+    """A try that may succeed later. hangs: no answer within the time limit; refused: nothing listens there."""
 
-    def __init__(self, reason: str, *, hangs: bool = False) -> None:
+    def __init__(self, reason: str, *, hangs: bool = False, refused: bool = False) -> None:
         super().__init__(reason)
-        self.hangs = hangs
+        self.hangs, self.refused = hangs, refused
 
 
 class ServerClient:
@@ -93,7 +94,7 @@ class ServerClient:
 
     def _info_of(self, address: str) -> dict[str, Any]:
         try:
-            info = json.loads(self._persist("GET", "/info", (address,), parse=bytes)[0])
+            info = json.loads(self._persist("GET", "/info", (address,), parse=bytes, starts=True)[0])
         except ValueError:
             info = None
         except _RefusedError as error:
@@ -152,9 +153,13 @@ class ServerClient:
         body: bytes | None = None,
         *,
         parse: Callable[[bytes], T],
+        starts: bool = False,
     ) -> tuple[T, str]:
-        """Parsed answer and address of the server that gave it, after as many tries as patience allows."""
-        alive, tries, first_failure = list(order), 0, 0.0
+        """Parsed answer and address of the server that gave it, after as many tries as patience allows.
+
+        starts  first request of a run: if connections are only refused, they are tried for START_S at most
+        """
+        alive, tries, first_failure, is_absent = list(order), 0, 0.0, starts
         while True:
             address = alive[tries % len(alive)]
             try:
@@ -165,13 +170,20 @@ class ServerClient:
                 first_failure = first_failure or now
                 if getattr(failure, "hangs", False):
                     alive.remove(address)
-                if not alive or now - first_failure >= self.patience.wait:
+                is_absent = is_absent and getattr(failure, "refused", False)
+                wait = min(self.patience.wait, START_S) if is_absent else self.patience.wait
+                if not alive or now - first_failure >= wait:
                     count = f"{tries} request{'s' * (tries != 1)}, {now - first_failure:.0f} s after the first failure"
                     raise UnavailableError(
-                        f"{self.name}: {address} does not answer ({failure}; {count}). {self._start} and its model."
+                        f"{self.name}: {address} does not answer ({failure}; {count}). {self._start} and its model"
+                        + (", wait until it logs that it serves, or correct the address." if starts else ".")
                     ) from None
                 self.retries += 1
-                log.warning("%s: %s: %s; request %d follows", self.name, address, failure, tries + 1)
+                if tries == 1:
+                    advice = f"{self._start} and its model, if it does not run"
+                    log.warning("%s: %s: %s; tried for up to %g s. %s", self.name, address, failure, wait, advice)
+                else:
+                    log.warning("%s: %s: %s; request %d follows", self.name, address, failure, tries + 1)
                 if tries % len(alive) == 0:
                     time.sleep(PAUSES_S[min(tries // len(alive), len(PAUSES_S)) - 1])
 
@@ -204,7 +216,8 @@ class ServerClient:
             if isinstance(error, http.client.BadStatusLine) and not isinstance(error, ConnectionError):
                 message = f"{self.name}: {address} answers, but not by HTTP. {self._start}, or correct the address."
                 raise _RefusedError(message, 0, by_workbench=False) from None
-            raise _Failed(getattr(error, "strerror", None) or str(error) or type(error).__name__) from None
+            reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+            raise _Failed(reason, refused=isinstance(error, ConnectionRefusedError)) from None
         finally:
             connection.close()
         if status in _BUSY:
