@@ -33,7 +33,7 @@ class ForeignTensor(Tensor):
 
     @staticmethod
     def __new__(cls, host: Tensor) -> "ForeignTensor":
-        made = Tensor._make_wrapper_subclass(
+        wrapper = Tensor._make_wrapper_subclass(
             cls,
             host.size(),
             strides=host.stride(),
@@ -41,8 +41,8 @@ class ForeignTensor(Tensor):
             dtype=host.dtype,
             device=torch.device(NAME, 0),
         )
-        made.host = host
-        return made
+        wrapper.host = host
+        return wrapper
 
     @classmethod
     def __torch_dispatch__(cls, operation: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:

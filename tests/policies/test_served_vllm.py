@@ -108,13 +108,13 @@ def test_samples_have_logprobs_of_the_student_after_each_update(
     prompts, options = rows()[0][:3], SamplingOptions(8)
     for _ in range(2):
         sampled = sample_together([student], lambda: student.sample(prompts, [[1, 2], [3], [4]], options))
-        pairs = [(prompt, one) for prompt, several in zip(prompts, sampled, strict=True) for one in several]
+        pairs = [(prompt, answer) for prompt, answers in zip(prompts, sampled, strict=True) for answer in answers]
         with torch.no_grad():
-            expected = logprobs(student, [prompt for prompt, _ in pairs], [one.ids for _, one in pairs])
+            expected = logprobs(student, [prompt for prompt, _ in pairs], [answer.ids for _, answer in pairs])
             for parameter in student.model.parameters():
                 parameter.add_(0.1 * torch.randn_like(parameter))
-        tokens = torch.tensor([token for _, one in pairs for token in one.ids])
-        drawn = torch.tensor([logprob for _, one in pairs for logprob in one.logprobs])
+        tokens = torch.tensor([token for _, answer in pairs for token in answer.ids])
+        drawn = torch.tensor([logprob for _, answer in pairs for logprob in answer.logprobs])
         assert float((expected.gather(-1, tokens.unsqueeze(-1)).squeeze(-1) - drawn).abs().max()) < 1e-3
         student.sampler.weights_changed()
 

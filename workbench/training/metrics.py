@@ -32,7 +32,7 @@ def ratio_metrics(method: Method, result: StepResult, step: int, clip: float) ->
     """Importance ratios of answers that older weights sampled, and of all answers if losses are weighted by them.
 
     ratio/mean and ratio/max; ratio/clipped, share of positions above `clip`; sampler_lag, mean number of updates since
-    the weights that sampled an answer. Empty if there is no lag and no clip.
+    the weights that sampled an answer. Empty without lag and clip.
     """
     rollouts, logprobs = result.batch.rollouts, result.scores[method.learner_view].logprob
     lags = [step - 1 - rollout.sampler_step for rollout in rollouts if rollout.sampler_step is not None]

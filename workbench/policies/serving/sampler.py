@@ -185,8 +185,8 @@ def _weights(student: "AutoregressivePolicy") -> Iterator[dict[str, Tensor]]:
         yield unique_weights(student.model)
         return
     for modules in student.shards.parts():
-        own = {name: value for path, module in modules for name, value in _saved(path, module)}
-        yield unique_weights(student.model, own)
+        tensors = {name: value for path, module in modules for name, value in _saved(path, module)}
+        yield unique_weights(student.model, tensors)
 
 
 def _saved(path: str, module: nn.Module) -> Iterator[tuple[str, Tensor]]:
