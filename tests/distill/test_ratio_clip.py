@@ -46,3 +46,8 @@ def test_method_that_uses_the_ratio_itself_is_refused() -> None:
             clip_ratio(load_method(name, {}), CLIP)
     assert clip_ratio(load_method("sdpo", {}), 0.0).uses_ratio
     assert clip_ratio(load_method("vision_opd", {"ratio_clip": 0.0}), CLIP).router_views == ("student",)
+
+
+def test_clip_below_one_raises() -> None:
+    with raises(ConfigError, "sampling.ratio_clip=0.5"):
+        clip_ratio(load_method("opd", {}), 0.5)

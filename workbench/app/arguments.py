@@ -2,7 +2,7 @@
 
 import argparse
 from collections.abc import Callable, Mapping
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from workbench.analysis.addresses import DEFAULT_BASE
 from workbench.app import command as app_command
@@ -26,6 +26,11 @@ Add = Callable[[str, str], argparse.ArgumentParser]  # name and help of a comman
 
 
 class _Parser(argparse.ArgumentParser):
+    """A parser of whole options: --device for --devices is an error and not taken silently for it."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **{"allow_abbrev": False, **options})
+
     def error(self, message: str) -> NoReturn:
         """Exit with usage and message, with long values shortened and new names of old options."""
         words = message.split() if message.startswith("unrecognized arguments") else []

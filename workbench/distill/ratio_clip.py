@@ -21,10 +21,15 @@ def clip_ratio(method: Method, clip: float) -> Method:
     """The method with each token's weight times its importance ratio, at most `clip`; 0 = unchanged.
 
     The rule then needs the learner's scores, which costs one more forward pass with several micro-batches.
-    Raises: ConfigError if the method weighs tokens by the ratio itself.
+    Raises: ConfigError if the method weighs tokens by the ratio itself, or for a limit that every token exceeds.
     """
     if clip == 0:
         return method
+    if clip < 1:
+        raise ConfigError(
+            f"sampling.ratio_clip={clip:g} would make every token count less, since ratios are about 1. Expected 0 "
+            "(off) or at least 1; 2 is usual."
+        )
     if method.uses_ratio:
         raise ConfigError(
             f"sampling.ratio_clip={clip:g} would weigh tokens by their importance ratio twice, since method "

@@ -100,13 +100,22 @@ def verdict(plan: Plan, memory: int, trials: list[Trial]) -> str:
     """One line: whether the plan fits, and if not, what first does not and which keys mend it."""
     if plan.largest.total <= memory:
         name, need = plan.largest.name, gigabytes(plan.largest.total)
-        return f"fits: {need} of {gigabytes(memory)} GB, largest phase: {name}"
+        tight = "; less than a tenth is left, which fragments may take" if plan.largest.total > 0.9 * memory else ""
+        return f"fits: {need} of {gigabytes(memory)} GB, largest phase: {name}{_beside(plan, memory)}{tight}"
     first = next(phase for phase in plan.phases if phase.total > memory)
     text = f"does not fit: {first.name} needs {gigabytes(first.total)} of {gigabytes(memory)} GB, {_most(first)}"
     mended = [trial for trial in trials if trial.fits]
     if not mended:
         return f"{text}; no key tried mends it"
     return f"{text}; mended by {' '.join(mended[-1].keys)}: {gigabytes(mended[-1].needs)} GB{_serving(mended[-1])}"
+
+
+def _beside(plan: Plan, memory: int) -> str:
+    """Devices that servers take beside those of the plan."""
+    if not plan.servers:
+        return ""
+    count = sum(parallel_devices(phase, memory) for phase in plan.servers)
+    return f"; servers take {count} more device{'s' * (count > 1)}"
 
 
 def _serving(trial: Trial) -> str:
