@@ -27,7 +27,7 @@ time.sleep(300)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a process with its parent")
 def test_stopped_worker_ends_with_its_killed_server(tmp_path: Path) -> None:
-    server = Program(tmp_path, PARENT)
+    server = Program(tmp_path, PARENT, WORKBENCH_VLLM_WORKERS="1")
     deadline = time.monotonic() + 240
     while not server.out.read_text().strip() and time.monotonic() < deadline:
         time.sleep(0.05)

@@ -9,6 +9,7 @@ from workbench.errors import ConfigError
 
 SCHEMES = ("http://", "https://")
 _BARE = re.compile(r"([\w.-]+|\[[\da-fA-F:.]+\]):\d{1,5}")
+WORKERS = "WORKBENCH_VLLM_WORKERS"  # environment variable of the processes that vLLM starts
 TOKEN = "WORKBENCH_TOKEN"  # environment variable of servers and runs
 
 

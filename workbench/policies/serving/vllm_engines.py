@@ -5,6 +5,7 @@ with it (worker.py).
 """
 
 import importlib
+import os
 from abc import abstractmethod
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from workbench.errors import PolicyError
 from workbench.policies import Completion
+from workbench.policies.serving.addresses import WORKERS
 from workbench.policies.serving.engine import DeadEngineError, with_decoding
 from workbench.policies.serving.trunk import folder_fingerprint, load_trunk, require_divisible, weight_shapes
 from workbench.policies.serving.wire import ReadRequest, SampleRequest
@@ -48,6 +50,7 @@ class _Vllm:
         require_divisible(model, tensor_parallel, **options)
         self.policy, self.head, self.dtype = load_trunk(model, dtype=dtype, **options)
         self._model, self._options = model, options
+        os.environ[WORKERS] = "1"
         workers = {"distributed_executor_backend": "mp", "worker_extension_cls": EXTENSION}
         self.llm = self._start(
             str(model),
