@@ -8,7 +8,8 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -345,8 +346,10 @@ def refusal_of(engine: Dying, reason: str, before: Callable[[], None] = lambda: 
     threads = [threading.Thread(target=work) for work in (ask, before)]
     for thread in threads:
         thread.start()
-    with raises(RunError, reason, "again"):
-        door.serve(lambda: TeacherService(engine), "127.0.0.1", port)
+    # a thread of its own: Playwright's loop may be running in this one, and signals are for the main thread
+    with ThreadPoolExecutor(1) as server, raises(RunError, reason, "again"), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(door, "_terminable", nullcontext)
+        server.submit(door.serve, lambda: TeacherService(engine), "127.0.0.1", port).result()
     for thread in threads:
         thread.join()
     assert engine.closed
