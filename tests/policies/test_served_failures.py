@@ -331,6 +331,13 @@ def dying(models: dict) -> Dying:
     return Dying.start(models["teacher"], dtype="float32", device="cpu")
 
 
+def serve(engine: Dying, port: int) -> None:
+    """Serve in a thread of its own: Playwright's loop may be running in this one. Signals are for the main thread."""
+    with ThreadPoolExecutor(1) as server, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(door, "_terminable", nullcontext)
+        server.submit(door.serve, lambda: TeacherService(engine), "127.0.0.1", port).result()
+
+
 def refusal_of(engine: Dying, reason: str, before: Callable[[], None] = lambda: None) -> str:
     """How a run reads from a server of this engine, which ends for a reason. before: done while it is served."""
     port, caught = free_port(), []
@@ -346,10 +353,8 @@ def refusal_of(engine: Dying, reason: str, before: Callable[[], None] = lambda: 
     threads = [threading.Thread(target=work) for work in (ask, before)]
     for thread in threads:
         thread.start()
-    # a thread of its own: Playwright's loop may be running in this one, and signals are for the main thread
-    with ThreadPoolExecutor(1) as server, raises(RunError, reason, "again"), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(door, "_terminable", nullcontext)
-        server.submit(door.serve, lambda: TeacherService(engine), "127.0.0.1", port).result()
+    with raises(RunError, reason, "again"):
+        serve(engine, port)
     for thread in threads:
         thread.join()
     assert engine.closed
@@ -363,7 +368,7 @@ def test_server_of_dead_engine_answers_503_and_ends(dying: Dying) -> None:
 def test_server_of_engine_that_dies_idle_ends(dying: Dying) -> None:
     dying.reason = "a worker was killed."
     with raises(RunError, "a worker was killed"):
-        door.serve(lambda: TeacherService(dying), "127.0.0.1", free_port())
+        serve(dying, free_port())
     assert dying.closed
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar
 
 import pytest
@@ -40,7 +41,8 @@ def answer_of(path: str, headers: dict[str, str], method: str = "POST", body: by
         "query_string": b"",
         "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
     }
-    asyncio.run(build_door(Bare(), "secret")(scope, receive, send))
+    with ThreadPoolExecutor(1) as thread:  # Playwright's loop may be running in this one
+        thread.submit(asyncio.run, build_door(Bare(), "secret")(scope, receive, send)).result()
     return sent[0]["status"], json.loads(sent[1]["body"]).get("error", "")
 
 
