@@ -97,11 +97,10 @@ def page(browser: Browser, runs: Path, repeats: int) -> None:
         print_costs(
             "another answer, click to drawn", [choose(opened, server.pid, idx) for idx in range(1, 2 * repeats)]
         )
+        opened.close()
         for name in ("movement", "leakage", "training", "new-run"):
-            with Meter(server.pid) as meter:
-                opened.locator("#app-tabs button[role=tab]", has_text=name.capitalize()).first.click()
-                opened.locator(DRAWN[name]).first.wait_for()
-            print_costs(f"the tab {name}, click to drawn", [meter.cost])
+            link = f"{address}/?run=big&tab={name}"
+            print_costs(f"a link to the tab {name}", [seen(browser, server.pid, link, DRAWN[name])])
         print(f"{'largest memory of the server (1.5 GiB)':40}{peak_memory(server) / 2**30:7.2f} GiB")
 
 
