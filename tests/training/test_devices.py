@@ -43,7 +43,7 @@ import shutil
 values = {"method": {"name": "dopd", "privilege": "crop"}, "training__steps": 2}
 config = finished("run", **values, training__save_every=1)
 same = finished("run", "cpu", **values)
-assert all(abs(one - other) < 1e-5 for one, other in zip(losses(config), losses(same), strict=True))
+assert all(abs(here - there) < 1e-5 for here, there in zip(losses(config), losses(same), strict=True))
 shutil.rmtree(config.run_dir / "checkpoint-000002")
 whole = losses(config)
 resume(config.run_dir)

@@ -220,9 +220,9 @@ def unpack_completions(facts: dict[str, Any], counts: Sequence[int]) -> list[lis
     """Completions of each prompt, from an answer's facts. counts: of each prompt. Raises WireError for others."""
     with _parsing():
         sampled = [[_completion(values) for values in completions] for completions in facts["completions"]]
-        if [len(completions) for completions in sampled] != list(counts):
-            found = [len(completions) for completions in sampled]
-            raise WireError(f"it has {found} completions of the prompts, and {list(counts)} were requested")
+        lengths = [len(completions) for completions in sampled]
+        if lengths != list(counts):
+            raise WireError(f"it has {lengths} completions of the prompts, and {list(counts)} were requested")
         return sampled
 
 
