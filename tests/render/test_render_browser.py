@@ -149,7 +149,8 @@ def test_prompt_long_is_scrolled_to_evidence(open_page):
     mark.wait_for()
     is_seen = """mark => { const [a, b] = [mark, mark.parentElement].map(one => one.getBoundingClientRect());
                            return a.top >= b.top && a.bottom <= b.bottom; }"""
-    assert mark.evaluate(f"async mark => {{ await new Promise(requestAnimationFrame); return ({is_seen})(mark); }}")
+    # the browser scrolls on the event "toggle", which comes a task or more after the first layout
+    mark.page.wait_for_function(is_seen, arg=mark.element_handle())
 
 
 def test_token_with_markup_stays_text(open_page):
