@@ -28,8 +28,6 @@ ACCURACY_COLUMNS = ["step", "policy", "context", "visibility", *ACCURACY_UNITS]
 CONFIDENCE_NOTE = (
     f"Confidence is the {CONFIDENCE}. Over-confidence is mean confidence minus accuracy, in percentage points."
 )
-# the row of `separation` in the headline: by size, since evidence also makes wrong tokens less likely
-HEADLINE_GAP = "information gap size"
 MAX_POINTS = 24  # of a curve of shares; neighbors of more recorded steps are merged
 MAX_RANKED_TOKENS = 100_000  # for an AUROC, about; of longer runs evenly spaced steps are used
 
