@@ -98,5 +98,6 @@ def test_answers_run_damaged_or_renamed_while_open_names_it(opened, folder: Path
     expect(page.locator("#answers-answer .wb-t")).to_have_count(0)
     run_dir.rename(folder / "runs/renamed")
     page.get_by_role("button", name="Refresh").click()
-    expect(page.locator("#answers-list")).to_contain_text("does not exist")
+    expect(page.get_by_text('The folder of run "fragile" was deleted or renamed.')).to_be_visible()
+    expect(page.locator("#app-runs [aria-current='true']")).not_to_have_attribute("title", "fragile")
     shutil.rmtree(folder / "runs/renamed")
