@@ -10,6 +10,8 @@ from pathlib import Path
 
 from processes import Program
 
+from workbench.policies.serving.addresses import TOKEN
+
 SERVE = """
 import sys, torch
 torch.set_num_threads(1)
@@ -42,21 +44,23 @@ class Server:
         self.port = port or free_port()
         self.address = f"http://127.0.0.1:{self.port}"
         self.program = Program(folder, SERVE, command, str(model), "--port", str(self.port), *options, **environment)
+        self._headers = {"Authorization": f"Bearer {environment.get(TOKEN, '')}"}
         self.wait()
 
     def wait(self) -> None:
-        """Return when the server answers."""
+        """Return when the server has loaded its model."""
         deadline = time.monotonic() + READY_S
         while time.monotonic() < deadline and self.program.process.is_alive():
             connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=READY_S)
             try:
-                connection.request("GET", "/info")
-                connection.getresponse().read()
-                return
+                connection.request("GET", "/info", headers=self._headers)
+                if connection.getresponse().status == 200:
+                    return
             except ConnectionError:
-                time.sleep(0.05)
+                pass
             finally:
                 connection.close()
+            time.sleep(0.05)
         raise AssertionError(self.program.err.read_text())
 
     def signal(self, number: signal.Signals) -> None:

@@ -1,5 +1,6 @@
 """The page around the tabs: what an address opens, what leaves the runs folder, who may look, and where it listens."""
 
+import re
 import socket
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from workbench.app.layout import (
 from workbench.app.server import check_host, read_users, serve
 from workbench.cli import main
 from workbench.errors import ConfigError, RunError
-from workbench.files.hosts import check_port, is_local
+from workbench.files.hosts import check_port, is_local, listen
 
 
 @pytest.fixture
@@ -233,6 +234,20 @@ def test_app_command_port_in_use_names_port(capsys: pytest.CaptureFixture, tmp_p
         assert main(["app", "--port", str(port), "--runs", str(tmp_path / "runs")]) == 2
     output = capsys.readouterr().err
     assert f"port {port} on 127.0.0.1 cannot be used" in output and "--port" in output and "Traceback" not in output
+
+
+def test_proposed_port_is_free() -> None:
+    def proposed(port: int) -> int:
+        with raises(RunError, f"port {port} on 127.0.0.1") as caught:
+            check_port("127.0.0.1", port)
+        return int(re.findall(r"--port (\d+)", str(caught.value))[-1])
+
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with listen("127.0.0.1", proposed(port)) as second:
+            third = proposed(port)
+            assert third not in (port, second.getsockname()[1])
+            check_port("127.0.0.1", third)
 
 
 def test_check_port_invalid_host_or_port_raises() -> None:

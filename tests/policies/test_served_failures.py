@@ -22,6 +22,7 @@ from small import picture
 from workbench.cli import main
 from workbench.config.schema import ModelsConfig
 from workbench.errors import ConfigError, PolicyError, RunError, UnavailableError
+from workbench.files.hosts import listen
 from workbench.policies.loading import load_policies, load_policy
 from workbench.policies.serving import door
 from workbench.policies.serving.addresses import TOKEN, Patience, split_addresses
@@ -331,11 +332,11 @@ def dying(models: dict) -> Dying:
     return Dying.start(models["teacher"], dtype="float32", device="cpu")
 
 
-def serve(engine: Dying, port: int) -> None:
+def serve(load: Callable[[], TeacherService], port: int) -> None:
     """Serve in a thread of its own: Playwright's loop may be running in this one. Signals are for the main thread."""
     with ThreadPoolExecutor(1) as server, pytest.MonkeyPatch.context() as patch:
         patch.setattr(door, "_terminable", nullcontext)
-        server.submit(door.serve, lambda: TeacherService(engine), "127.0.0.1", port).result()
+        server.submit(door.serve, load, "MODEL", "127.0.0.1", port).result()
 
 
 def refusal_of(engine: Dying, reason: str, before: Callable[[], None] = lambda: None) -> str:
@@ -354,7 +355,7 @@ def refusal_of(engine: Dying, reason: str, before: Callable[[], None] = lambda: 
     for thread in threads:
         thread.start()
     with raises(RunError, reason, "again"):
-        serve(engine, port)
+        serve(lambda: TeacherService(engine), port)
     for thread in threads:
         thread.join()
     assert engine.closed
@@ -368,7 +369,7 @@ def test_server_of_dead_engine_answers_503_and_ends(dying: Dying) -> None:
 def test_server_of_engine_that_dies_idle_ends(dying: Dying) -> None:
     dying.reason = "a worker was killed."
     with raises(RunError, "a worker was killed"):
-        serve(dying, free_port())
+        serve(lambda: TeacherService(dying), free_port())
     assert dying.closed
 
 
@@ -382,3 +383,40 @@ def test_request_that_a_stopping_server_leaves_can_be_sent_again(dying: Dying, m
         dying.reason = "it hangs."
 
     assert "503" in refusal_of(dying, "it hangs", die)
+
+
+def test_run_waits_for_a_server_that_is_loading(dying: Dying, caplog: pytest.LogCaptureFixture) -> None:
+    loaded, port = threading.Event(), free_port()
+    address = f"http://127.0.0.1:{port}"
+
+    def load() -> TeacherService:
+        assert loaded.wait(60.0)
+        return TeacherService(dying)
+
+    with ThreadPoolExecutor(2) as pool:
+        serving = pool.submit(serve, load, port)
+        try:
+            with raises(UnavailableError, address, "MODEL is loading since", "models.teacher_wait"):
+                ServerClient((address,), "teacher", Patience(timeout=5.0, wait=1.5)).info()
+            with raises(RunError, f"port {port}", "--port"):  # taken before anything is loaded
+                listen("127.0.0.1", port)
+            caplog.clear()
+            waiting = ServerClient((address,), "teacher", Patience(timeout=60.0, wait=60.0))
+            info = pool.submit(waiting.info)
+            while waiting.retries < 2 and not info.done():
+                time.sleep(0.05)
+            loaded.set()
+            assert info.result()["service"] == "teacher"
+            assert sum("is loading since" in record.message for record in caplog.records) == 1
+        finally:
+            loaded.set()
+            dying.reason = "a worker was killed."
+        with raises(RunError, "a worker was killed"):
+            serving.result()
+
+
+def test_server_of_no_model_ends_and_frees_its_port(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
+    port = free_port()
+    assert main(["teacher", str(tmp_path / "nowhere"), "--port", str(port)]) == 2
+    assert "nowhere" in capsys.readouterr().err
+    listen("127.0.0.1", port).close()

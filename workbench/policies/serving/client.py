@@ -21,11 +21,14 @@ from torch import Tensor
 
 from workbench.errors import PolicyError, UnavailableError
 from workbench.policies.serving.addresses import TOKEN, Patience
-from workbench.policies.serving.wire import INFO, PROTOCOL, TEACHER, WireError, unpack
+from workbench.policies.serving.wire import INFO, PROTOCOL, SAMPLER, TEACHER, WireError, unpack
 
 CONNECT_S = 10.0
 START_S = 20.0  # in which a server that refuses connections may start, before a run's first answer from it
 PAUSES_S = (0.2, 0.5, 1.0, 2.0, 5.0)  # between tries; the last one repeats
+LONGEST_PAUSE_S = 30.0  # that a server may request
+RETRY_AFTER = "Retry-After"  # header of an answer while the model is loading
+WAIT_KEYS = {TEACHER: "models.teacher_wait", SAMPLER: "sampling.server_wait"}
 _BUSY = (502, 503)
 UNAUTHORIZED = 401
 CONFLICT = 409  # a sampler has other weights
@@ -48,11 +51,16 @@ class _RefusedError(PolicyError):
 
 
 class _Failed(Exception):
-    """A try that may succeed later. hangs: no answer within the time limit; refused: nothing listens there."""
+    """A try that may succeed later.
 
-    def __init__(self, reason: str, *, hangs: bool = False, refused: bool = False) -> None:
+    hangs    no answer within the time limit
+    refused  nothing listens there
+    pause    seconds that a server of this workbench requests, whose model is loading; 0 = none
+    """
+
+    def __init__(self, reason: str, *, hangs: bool = False, refused: bool = False, pause: float = 0.0) -> None:
         super().__init__(reason)
-        self.hangs, self.refused = hangs, refused
+        self.hangs, self.refused, self.pause = hangs, refused, pause
 
 
 class ServerClient:
@@ -66,6 +74,7 @@ class ServerClient:
         self.addresses, self.name, self.patience, self.kind = addresses, name, patience, kind
         self._start = f"Start it with `workbench {kind}`"
         self.retries = 0
+        self._loading = ""  # address of a server whose model is loading, as logged
         self._turn = int(os.environ.get("RANK", "0"))
         self._fingerprint = ""
 
@@ -157,35 +166,56 @@ class ServerClient:
     ) -> tuple[T, str]:
         """Parsed answer and address of the server that gave it, after as many tries as patience allows.
 
-        starts  first request of a run: if connections are only refused, they are tried for START_S at most
+        starts  first request of a run: a server that refuses connections has START_S to start
         """
-        alive, tries, first_failure, is_absent = list(order), 0, 0.0, starts
+        alive, tries, first_failure, refused_since = list(order), 0, 0.0, 0.0
         while True:
             address = alive[tries % len(alive)]
             try:
                 return parse(self._once(method, address, path, body)), address
-            except (_Failed, WireError) as failure:
+            except (_Failed, WireError) as error:
+                failure = error if isinstance(error, _Failed) else _Failed(str(error))
                 tries += 1
                 now = time.monotonic()
                 first_failure = first_failure or now
-                if getattr(failure, "hangs", False):
+                if failure.hangs:
                     alive.remove(address)
-                is_absent = is_absent and getattr(failure, "refused", False)
-                wait = min(self.patience.wait, START_S) if is_absent else self.patience.wait
-                if not alive or now - first_failure >= wait:
-                    count = f"{tries} request{'s' * (tries != 1)}, {now - first_failure:.0f} s after the first failure"
-                    raise UnavailableError(
-                        f"{self.name}: {address} does not answer ({failure}; {count}). {self._start} and its model"
-                        + (", wait until it logs that it serves, or correct the address." if starts else ".")
-                    ) from None
+                refused_since = (refused_since or now) if starts and failure.refused else 0.0
+                is_absent = bool(refused_since) and now - refused_since >= START_S
+                if not alive or is_absent or now - first_failure >= self.patience.wait:
+                    raise self._gave_up(address, failure, tries, now - first_failure, starts=starts) from None
                 self.retries += 1
-                if tries == 1:
-                    advice = f"{self._start} and its model, if it does not run"
-                    log.warning("%s: %s: %s; tried for up to %g s. %s", self.name, address, failure, wait, advice)
-                else:
-                    log.warning("%s: %s: %s; request %d follows", self.name, address, failure, tries + 1)
+                self._report(address, failure, tries, starts=starts)
                 if tries % len(alive) == 0:
-                    time.sleep(PAUSES_S[min(tries // len(alive), len(PAUSES_S)) - 1])
+                    time.sleep(failure.pause or PAUSES_S[min(tries // len(alive), len(PAUSES_S)) - 1])
+
+    def _report(self, address: str, failure: _Failed, tries: int, *, starts: bool) -> None:
+        """Log a failure that is tried again; of a model that is loading, the first."""
+        wait = min(self.patience.wait, START_S) if starts and failure.refused else self.patience.wait
+        if failure.pause:
+            if self._loading != address:
+                log.warning("%s: %s: %s Waiting for it, up to %g s", self.name, address, failure, wait)
+            self._loading = address
+            return
+        self._loading = ""
+        if tries == 1:
+            advice = f"{self._start} and its model, if it does not run"
+            log.warning("%s: %s: %s; tried for up to %g s. %s", self.name, address, failure, wait, advice)
+        else:
+            log.warning("%s: %s: %s; request %d follows", self.name, address, failure, tries + 1)
+
+    def _gave_up(self, address: str, failure: _Failed, tries: int, seconds: float, *, starts: bool) -> UnavailableError:
+        """The error after the last try, `seconds` after the first one failed."""
+        if failure.pause:
+            return UnavailableError(
+                f"{self.name}: {address}: {failure} Expected it to serve within {self.patience.wait:g} s. Raise "
+                f"{WAIT_KEYS[self.kind]}, or start this again when the server logs that it serves."
+            )
+        count = f"{tries} request{'s' * (tries != 1)}, {seconds:.0f} s after the first failure"
+        return UnavailableError(
+            f"{self.name}: {address} does not answer ({failure}; {count}). {self._start} and its model"
+            + (", or correct the address." if starts else ".")
+        )
 
     def _once(self, method: str, address: str, path: str, body: bytes | None) -> bytes:
         """The body of an answer with status 200.
@@ -205,7 +235,7 @@ class ServerClient:
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                 connection.request(method, path, body, headers)
             response = connection.getresponse()
-            answer, status = response.read(), response.status
+            answer, status, pause = response.read(), response.status, response.headers.get(RETRY_AFTER, "")
         except TimeoutError:
             hangs = connection.sock is not None
             seconds = self.patience.timeout if hangs else CONNECT_S
@@ -221,7 +251,7 @@ class ServerClient:
         finally:
             connection.close()
         if status in _BUSY:
-            raise _Failed(f"status {status}")
+            raise _busy(status, _sentence(answer), pause)
         if status == CONFLICT:
             raise ConflictError(_sentence(answer) or f"{self.name}: {address}{path} answers with status {status}")
         if status != 200:
@@ -248,6 +278,13 @@ class ServerClient:
             f"{self.name}: {address} does not answer by TLS, as https:// expects ({error.reason}). `workbench "
             f"{self.kind}` serves http://. Expected {plain}, or the address of a proxy with TLS."
         )
+
+
+def _busy(status: int, sentence: str, pause: str) -> _Failed:
+    """The failure of an answer with a status of _BUSY. pause: the header by which a loading server requests one."""
+    if sentence and pause.isdecimal():
+        return _Failed(sentence, pause=min(max(float(pause), PAUSES_S[0]), LONGEST_PAUSE_S))
+    return _Failed(f"status {status}" + (f": {sentence}" if sentence else ""))
 
 
 def _sentence(answer: bytes) -> str:

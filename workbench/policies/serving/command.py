@@ -47,7 +47,7 @@ def serve_model(options: argparse.Namespace, *, samples: bool) -> None:
     def load() -> TeacherService:
         return kind(_start(options, samples))
 
-    door.serve(load, options.host, options.port)
+    door.serve(load, options.model, options.host, options.port)
 
 
 def _check_engine(options: argparse.Namespace) -> None:

@@ -7,7 +7,8 @@ POST /read     hidden states of answers
 POST /sample   answers to prompts
 POST /weights  weights in place of the sampler's; a teacher has no such route
 
-A server whose engine is dead answers 503 and ends, so that a run asks another server, or waits for this one to restart.
+While the model is loading, every request is answered with 503 and what loads, so that a run waits. A server whose
+engine is dead answers 503 and ends, so that a run asks another server, or waits for this one to restart.
 """
 
 import asyncio
@@ -18,6 +19,7 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -32,10 +34,10 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from workbench.errors import ConfigError, RunError, WorkbenchError
-from workbench.files.hosts import check_port, is_local
+from workbench.files.hosts import is_local, listen
 from workbench.policies.proof import FAILURES
 from workbench.policies.serving.addresses import TOKEN
-from workbench.policies.serving.client import CONFLICT
+from workbench.policies.serving.client import CONFLICT, RETRY_AFTER
 from workbench.policies.serving.engine import DeadEngineError
 from workbench.policies.serving.service import OtherWeights, SamplerService, TeacherService
 from workbench.policies.serving.wire import WireError, pack, pin_facts, unpack, unpack_request, unpack_sample
@@ -45,8 +47,36 @@ BYTES = "application/octet-stream"
 GRACE_S = 5  # for a read in progress when the server is stopped
 WATCH_S = 1.0  # between looks at the engine
 BUSY = 503
+RETRY_S = 1  # after which a run may ask whether the model is loaded
 
 log = logging.getLogger("workbench")
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+def build_waiting_room(model: str, token: str | None = None) -> Starlette:
+    """The application while a model is loading: it says so in answer to every request that bears the token."""
+    begun, since = time.monotonic(), time.strftime("%H:%M:%S")
+
+    async def answer(request: Request) -> Response:
+        seconds = f"{time.monotonic() - begun:.0f} s"
+        return _error(BUSY, f"{model} is loading since {since} ({seconds}).", {RETRY_AFTER: str(RETRY_S)})
+
+    return Starlette(routes=[Route("/{path:path}", _admitted(token)(answer), methods=["GET", "POST"])])
+
+
+def _admitted(token: str | None) -> Callable[[Handler], Handler]:
+    """Decorator of handlers that answer only requests with the token; None = all."""
+
+    def admitted(answer: Handler) -> Handler:
+        async def handle(request: Request) -> Response:
+            given = request.headers.get("authorization", "").removeprefix("Bearer ")
+            if token is not None and not hmac.compare_digest(given.encode(), token.encode()):
+                return _error(401, f"this server needs a token. Set {TOKEN} where the run starts to the server's.")
+            return await answer(request)
+
+        return handle
+
+    return admitted
 
 
 def build_door(
@@ -55,14 +85,7 @@ def build_door(
     """The application. token: what every request must bear, None = none. end: stop serving, for the given reason."""
     reader = ThreadPoolExecutor(1, thread_name_prefix="engine")  # one read at a time, in the order of arrival
 
-    def admitted(answer: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
-        async def handle(request: Request) -> Response:
-            given = request.headers.get("authorization", "").removeprefix("Bearer ")
-            if token is not None and not hmac.compare_digest(given.encode(), token.encode()):
-                return _error(401, f"this server needs a token. Set {TOKEN} where the run starts to the server's.")
-            return await answer(request)
-
-        return handle
+    admitted = _admitted(token)
 
     async def respond(work: Callable[[], Response]) -> Response:
         try:
@@ -85,7 +108,7 @@ def build_door(
     async def head(request: Request) -> Response:
         return await respond(lambda: Response(pack(service.engine.head, {}), media_type=BYTES))
 
-    def posted(answer: Callable[[Any, bytes], bytes]) -> Callable[[Request], Awaitable[Response]]:
+    def posted(answer: Callable[[Any, bytes], bytes]) -> Handler:
         @admitted  # before the body is read
         async def handle(request: Request) -> Response:
             if request.headers.get("content-type") != BYTES:  # which a page in a browser cannot send to another site
@@ -153,8 +176,8 @@ def _answered(
         return _error(500, f"the model's forward pass failed ({error}). The server's output has the traceback.")
 
 
-def _error(status: int, sentence: str) -> Response:
-    return JSONResponse({"error": sentence}, status)
+def _error(status: int, sentence: str, headers: dict[str, str] | None = None) -> Response:
+    return JSONResponse({"error": sentence}, status, headers)
 
 
 def required_token(host: str) -> str | None:
@@ -167,18 +190,17 @@ def required_token(host: str) -> str | None:
     return token
 
 
-def serve(load: Callable[[], TeacherService], host: str, port: int) -> None:
-    """Serve until a signal (SIGINT, SIGTERM). The port is taken before the model is loaded.
+def serve(load: Callable[[], TeacherService], model: str, host: str, port: int) -> None:
+    """Serve until a signal (SIGINT, SIGTERM). Before the model is loaded, requests are answered with 503.
+
+    model  that is loading, for these answers
 
     Raises: ConfigError without a needed token; RunError if the port is in use, or when the engine is dead.
     """
     token = required_token(host)
-    check_port(host, port)
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as listener, _terminable():
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host.strip("[]"), port))  # not yet listening: requests are refused until the model is loaded
-        service = load()
+    with listen(host, port) as listener, _terminable():
+        with _waiting_room(model, token, listener):
+            service = load()
         try:
             info = service.info
             log.info(
@@ -190,6 +212,26 @@ def serve(load: Callable[[], TeacherService], host: str, port: int) -> None:
             service.engine.close()
     if reason:
         raise RunError(f"{info['model']} is not served any more: {reason} Start the command again; runs wait for it.")
+
+
+@contextlib.contextmanager
+def _waiting_room(model: str, token: str | None, listener: socket.socket) -> Iterator[None]:
+    """Answer requests in a thread, while the model is loading in this one."""
+    server = uvicorn.Server(_options(build_waiting_room(model, token)))
+    copies = [listener.dup()]  # the server closes its own
+    thread = threading.Thread(target=server.run, args=(copies,), name="loading", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        server.should_exit = True
+        thread.join(GRACE_S)
+
+
+def _options(application: Starlette) -> uvicorn.Config:
+    return uvicorn.Config(
+        application, log_level="warning", access_log=False, lifespan="off", timeout_graceful_shutdown=GRACE_S
+    )
 
 
 def _run(service: TeacherService, token: str | None, listener: socket.socket) -> str:
@@ -206,14 +248,7 @@ def _run(service: TeacherService, token: str | None, listener: socket.socket) ->
             if reason := service.engine.fault():
                 return end(reason)
 
-    options = uvicorn.Config(
-        build_door(service, token, end),
-        log_level="warning",
-        access_log=False,
-        lifespan="off",
-        timeout_graceful_shutdown=GRACE_S,
-    )
-    server = uvicorn.Server(options)
+    server = uvicorn.Server(_options(build_door(service, token, end)))
     threading.Thread(target=watch, name="watch", daemon=True).start()
     try:
         server.run(sockets=[listener])
