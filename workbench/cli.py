@@ -178,13 +178,15 @@ def _plan(options: argparse.Namespace) -> int:
         options.config, options.overrides, **{name: getattr(options, name) for name in names}
     )
     if options.json:
+        list(planned.mend())
         print(json.dumps(planned.to_dict(), indent=1))
         return 0 if planned.fits else 1
-    format_table = _module("analysis.summary").format_table
-    print(format_table(planned.header, planned.rows), *planned.facts, sep="\n")
-    if planned.trial_rows:
-        print("\n" + format_table(("tried", "GB", "server", "", "cost"), planned.trial_rows))
-    print(f"\n{planned.verdict}")
+    table = _module("analysis.summary").format_table(planned.header, planned.rows)
+    print(table, *planned.facts, "", planned.verdict, sep="\n", flush=True)
+    for line in planned.mend():
+        print(line, flush=True)
+    if not planned.fits:
+        print(planned.remedy)
     return 0 if planned.fits else 1
 
 

@@ -13,14 +13,17 @@ from failures import raises
 from families import save_gemma3, save_idefics3, save_qwen3
 from processes import launch
 from servers import Server
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import tree_leaves
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 
 from workbench.config.schema import RunConfig, build_config, override
 from workbench.errors import ConfigError, PolicyError
-from workbench.training.planning import depths
+from workbench.training.planning import depths, report
 from workbench.training.planning.command import plan_from_options
 from workbench.training.planning.devices import parse_memory, parse_picture
 from workbench.training.planning.dry_run import ACTIVATIONS, WEIGHTS
+from workbench.training.planning.known_shapes import KnownShapes
 from workbench.training.planning.models import sizes_of, specs_of
 from workbench.training.planning.plan import Phase, Plan, least_bytes, plan_run
 from workbench.training.planning.prompts import PromptSize
@@ -240,10 +243,56 @@ def test_deep_model_is_planned_as_if_all_its_layers_ran(pairs, tmp_path, monkeyp
 
 
 @pytest.mark.slow
+def test_micro_batches_by_tokens_are_planned_as_the_rows_that_fill_them(pairs, tmp_path) -> None:
+    by_rows = config_of(pairs["qwen3"], tmp_path, training__micro_batch_size=3, **texts(tmp_path))
+    plan = plan_run(by_rows)
+    tokens = plan.prompts["student", "plain"].tokens + 2 * 16 + 1  # two answers of 16 tokens share a prompt
+    keys = f"micro_batch_size=0 tokens_per_micro_batch={tokens} packing=true".split()
+    plain = override(by_rows.to_dict(), [f"training.{key}" for key in keys])
+    planned = plan_run(build_config(plain, name="run"))
+    assert planned.shape.micro_batch == plan.shape.micro_batch == 3
+    assert planned.phases[3].memory == plan.phases[3].memory and planned.phases[3].name == "learn"
+    assert len(report.describe_passes(planned)) == 2 and not report.describe_passes(plan)
+
+
+def test_shapes_that_are_known_are_those_that_torch_infers() -> None:
+    aten, kept = torch.ops.aten, KnownShapes(mode := FakeTensorMode())
+    with mode:
+        matrix, row, ids = torch.ones(4, 6).t(), torch.ones(4, dtype=torch.bfloat16), torch.ones(5, dtype=torch.long)
+        calls = [
+            (aten.mul.Tensor, (matrix, row), {}),
+            (aten.mul.Tensor, (matrix, 2.0), {}),
+            (aten._to_copy.default, (matrix,), {"dtype": torch.bfloat16}),
+            (aten.clone.default, (matrix,), {"memory_format": torch.contiguous_format}),
+            (aten.cat.default, ([matrix, matrix], 1), {}),
+            (aten.mm.default, (matrix, matrix.t()), {}),
+            (aten.native_layer_norm.default, (matrix, [4], row.float(), None, 1e-5), {}),
+            (aten.slice.Tensor, (matrix, 0, 1, 3), {}),
+            (aten._unsafe_view.default, (matrix.contiguous(), [24]), {}),
+            (aten.split_with_sizes.default, (matrix, [2, 4]), {}),
+            (aten.add_.Tensor, (matrix, row.float()), {}),
+            (aten.embedding.default, (matrix, ids), {}),
+        ]
+        inferred = [func(*args, **kwargs) for func, args, kwargs in calls]
+    for (func, args, kwargs), expected in zip(calls, inferred, strict=True):
+        kept.result(func, args, kwargs)
+        kept.keep(func, args, kwargs, expected)
+        result = kept.result(func, args, kwargs)
+        assert result is not None, func
+        owner = tree_leaves(args)[0]
+        for value, other in zip(tree_leaves(result), tree_leaves(expected), strict=True):
+            assert (value.shape, value.stride(), value.dtype) == (other.shape, other.stride(), other.dtype), func
+            assert value.untyped_storage().nbytes() == other.untyped_storage().nbytes(), func
+            shared = [each.untyped_storage()._cdata == owner.untyped_storage()._cdata for each in (value, other)]
+            assert shared[0] == shared[1], func
+    assert kept.result(aten.add.Tensor, (torch.ones(2), torch.ones(2)), {}) is None  # they have numbers
+
+
+@pytest.mark.slow
 def test_plan_that_does_not_fit_names_the_cheapest_key_that_mends_it(pairs, tmp_path) -> None:
     config = config_of(pairs["qwen3"], tmp_path, **FEW, **texts(tmp_path))
     needs = plan_run(config).largest.total
-    trials = mend(config, needs - 1, processes=1, sharded=False)
+    trials = list(mend(config, needs - 1, processes=1, sharded=False))
     assert trials[-1].fits
     assert not any(trial.fits for trial in trials[:-1])
     assert trials[0].keys == ("models.teacher_dtype=bfloat16",)

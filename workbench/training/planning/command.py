@@ -1,7 +1,7 @@
 """The command `workbench plan`: from its options to an outcome that can be printed."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from workbench.config.schema import load_config
@@ -15,14 +15,20 @@ from workbench.training.planning.remedies import Trial, mend
 
 @dataclass(frozen=True)
 class Outcome:
-    """A plan for devices of a memory, and what was tried if it does not fit. per_node: devices of a node."""
+    """A plan for devices of a memory.
+
+    per_node  devices of a node
+    trials    what `mend` has tried
+    """
 
     plan: Plan
     memory: int
     per_node: int
-    trials: list[Trial]
     speed: Speed
     share: float
+    size: PromptSize | None = None
+    served_teacher: str | None = None
+    trials: list[Trial] = field(default_factory=list)
 
     @property
     def fits(self) -> bool:
@@ -36,9 +42,15 @@ class Outcome:
     def rows(self) -> list[tuple[str, ...]]:
         return report.rows(self.plan, self.speed, self.share)
 
-    @property
-    def trial_rows(self) -> list[tuple[str, ...]]:
-        return report.describe_trials(self.trials)
+    def mend(self) -> Iterator[str]:
+        """Try what mends a plan that does not fit; yields a header, and a line for each try as it ends."""
+        if self.fits:
+            return
+        yield report.TRIALS
+        options: dict[str, Any] = {"processes": self.plan.processes, "sharded": self.plan.sharded, "size": self.size}
+        for trial in mend(self.plan.config, self.memory, **options, served_teacher=self.served_teacher):
+            self.trials.append(trial)
+            yield report.describe_trial(trial)
 
     @property
     def facts(self) -> list[str]:
@@ -49,6 +61,7 @@ class Outcome:
             f"Memory in GB at each phase's peak. Times: {self.share:.0%} of the peak of {speed.name} "
             f"({speed.half / 1e12:g} TFLOP/s in half precision, {speed.single / 1e12:g} in float32, "
             f"{speed.bandwidth / 1e12:g} TB/s), without communication.",
+            *report.describe_passes(self.plan),
             *report.describe_whole(self.plan),
             *report.describe_servers(self.plan, self.memory),
             report.describe_host(self.plan, self.per_node),
@@ -56,7 +69,12 @@ class Outcome:
 
     @property
     def verdict(self) -> str:
-        return report.verdict(self.plan, self.memory, self.trials)
+        return report.verdict(self.plan, self.memory)
+
+    @property
+    def remedy(self) -> str:
+        """What mends a plan that does not fit, of what was tried."""
+        return report.remedy(self.trials)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values; memory in bytes, time in seconds."""
@@ -76,7 +94,7 @@ def plan_from_options(
     text_tokens: int | None = None,
     served_teacher: str | None = None,
 ) -> Outcome:
-    """Plan a configuration for `nodes` times `devices` devices, and try what mends it if it does not fit.
+    """Plan a configuration for `nodes` times `devices` devices.
 
     Raises: ConfigError for options that are not allowed; the errors of plan_run.
     """
@@ -92,7 +110,4 @@ def plan_from_options(
         size = PromptSize(tokens, None if picture is None else parse_picture(picture))
     loaded = load_config(config, list(overrides))
     plan = plan_run(loaded, processes=processes, sharded=sharded, size=size, served_teacher=served_teacher)
-    trials = []
-    if plan.largest.total > num_bytes:
-        trials = mend(loaded, num_bytes, processes=processes, sharded=sharded, size=size, served_teacher=served_teacher)
-    return Outcome(plan, num_bytes, devices, trials, speed_of(num_bytes), share)
+    return Outcome(plan, num_bytes, devices, speed_of(num_bytes), share, size, served_teacher)

@@ -21,6 +21,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
+from workbench.training.planning.known_shapes import KnownShapes
+
 LARGE = 2**22  # entries; a larger real tensor (an attention mask, pixels) loses its numbers
 ACTIVATIONS, CACHE, LOGITS, GRADIENT, WEIGHTS, MOMENTS = KINDS = (
     "activations",
@@ -60,6 +62,7 @@ class DryRun(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.fake = FakeTensorMode(allow_non_fake_inputs=True)
+        self._shapes = KnownShapes(self.fake)
         self.vocabularies: set[int] = set()  # widths of logits
         self.copied: set[torch.Size] = set()  # shapes of weights that autocast copies in half precision
         self.live: Counter[str] = Counter()
@@ -71,10 +74,25 @@ class DryRun(TorchDispatchMode):
         self._peak_total = 0
         self._seen: dict[int, weakref.ref] = {}
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing is compiled here, and skipping costs more than most operations
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.prim.device.default:  # asked of every fake tensor, half of all operations
             return args[0].fake_device
         kwargs = kwargs or {}
+        result = self._shapes.result(func, args, kwargs)
+        if result is None:
+            result = self._result(func, args, kwargs)
+        if func._overloadpacket in _FLOPS:
+            self.flops[self.segment] += _FLOPS[func._overloadpacket](*args, **kwargs, out_val=result)
+        for leaf in (result,) if isinstance(result, Tensor) else tree_leaves(result):
+            if isinstance(leaf, Tensor):
+                self._count(leaf)
+        return result
+
+    def _result(self, func: Any, args: tuple, kwargs: dict) -> Any:
         leaves = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         if func._overloadpacket is _aten.equal:
             return leaves[0].shape == leaves[1].shape
@@ -82,17 +100,12 @@ class DryRun(TorchDispatchMode):
             return True
         if any(isinstance(leaf, FakeTensor) for leaf in leaves):
             result = func(*self._with_whole_indices(func, args), **kwargs)
-        elif _creates_floats(func, args, kwargs, leaves) or _is_large(leaves):
+            self._shapes.keep(func, args, kwargs, result)
+            return result
+        if _creates_floats(func, args, kwargs, leaves) or _is_large(leaves):
             with self.fake:
-                result = func(*args, **kwargs)
-        else:
-            result = tree_map_only(Tensor, self._without_numbers_if_large, func(*args, **kwargs))
-        if func._overloadpacket in _FLOPS:
-            self.flops[self.segment] += _FLOPS[func._overloadpacket](*args, **kwargs, out_val=result)
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor):
-                self._count(leaf)
-        return result
+                return func(*args, **kwargs)
+        return tree_map_only(Tensor, self._without_numbers_if_large, func(*args, **kwargs))
 
     def _with_whole_indices(self, func: Any, args: tuple) -> tuple:
         """Indices by flags become indices by numbers, whose count is known; flags without numbers select all."""

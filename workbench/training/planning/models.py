@@ -269,11 +269,8 @@ def _bytes(weight: Tensor, dtype: str = "") -> int:
 
 def require_planned(config: RunConfig) -> None:
     """Raise ConfigError for an option whose memory a plan does not know."""
-    training = config.training
     unknown = {
         "sampling.backend": config.sampling.backend != "transformers" and config.sampling.backend,
-        "training.tokens_per_micro_batch": training.tokens_per_micro_batch,
-        "training.packing": training.packing,
         "models.peers": ", ".join(config.models.peers),
     }
     for key, value in unknown.items():

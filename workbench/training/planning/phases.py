@@ -29,6 +29,7 @@ from workbench.distill.scoring import Batch
 from workbench.policies.dropout import enter_training_without_dropout
 from workbench.policies.image_features import cached_image_features
 from workbench.policies.roles import set_trained
+from workbench.policies.row_sizes import padded_tokens
 from workbench.policies.sampling import sample_tokens
 from workbench.policies.view_output import ViewOutput, chunk_size, join_outputs
 from workbench.training.learner import autocast
@@ -47,6 +48,7 @@ Segment = tuple[str, str, str]  # phase, name, and the policy whose layers it pa
 class Measured:
     """What a dry run measured: live bytes by kind at each segment's peak, operations, bytes read token by token."""
 
+    shape: "StepShape"
     peaks: dict[Segment, Counter[str]] = field(default_factory=dict)
     flops: dict[Segment, float] = field(default_factory=dict)
     traffic: dict[Segment, float] = field(default_factory=dict)
@@ -66,7 +68,7 @@ class PlannedStep:
     ) -> None:
         self.config, self.method, self.run, self.policies = config, method, run, policies
         self.residency, self.num_prompts = residency, num_prompts
-        self.student, self.measured, self.phase = policies[STUDENT], Measured(), ""
+        self.student, self.phase = policies[STUDENT], ""
         residency.prepare(policies)
         model = self.student.model
         set_trained(model, config.models.train, config.training.learning_rates, STUDENT)
@@ -77,11 +79,13 @@ class PlannedStep:
         if config.models.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         self.length, self.generations = config.sampling.max_completion_length, config.sampling.num_generations
-        self.shape = StepShape.of(config, num_prompts)
         self.outputs: dict[str, ViewOutput] = {}
         most = max(sized.pictures for sized in self.student.planned_prompts.values())
         blank = [[Image.new("1", (1, 1)) for _ in range(most)] for _ in range(num_prompts)]
         self._pictures = [tuple(some) for some in blank]  # stand-ins, whose identity alone counts
+        rows = self._rows_in_pass(self.student, method.learner_context)
+        self.shape = StepShape(num_prompts * self.generations, rows)
+        self.measured = Measured(self.shape)
 
     def simulate(self) -> Measured:
         """Run every phase."""
@@ -119,10 +123,10 @@ class PlannedStep:
 
     def _score_by(self, policy: PlannedPolicy) -> None:
         """Passes of a served teacher over the executed micro-batches."""
-        batch = self._batch()
         self._mark("pass", policy.name)
         for view in self.method.views.values():
             if view.policy == policy.name:
+                batch = self._batch(self._rows_in_pass(policy, view.context))
                 prompts = self._rows_of(view.context, batch)
                 with torch.no_grad():
                     join_outputs([_pass(policy, prompts, batch, rows) for rows, _ in batch.micro_batches()])
@@ -179,13 +183,23 @@ class PlannedStep:
         segment = (self.phase, "token", policy)
         self.measured.traffic[segment] = self.measured.traffic.get(segment, 0) + read
 
-    def _batch(self) -> Batch:
-        """Answers of the executed micro-batches, grouped by example."""
+    def _rows_in_pass(self, policy: PlannedPolicy, context: str) -> int:
+        """Longest answers in a forward pass: by tokens, the fewest that fill it, so that shorter ones need no more."""
+        training, rows = self.config.training, self.num_prompts * self.generations
+        if not training.tokens_per_micro_batch:
+            return min(training.micro_batch_size or rows, rows)
+        prompts = [prompt for prompt in self._prompts(context) for _ in range(self.generations)]
+        sizes = policy.row_sizes(prompts, [(1,) * self.length] * rows)
+        fill = (count for count in range(1, rows) if padded_tokens(sizes[:count]) >= training.tokens_per_micro_batch)
+        return next(fill, rows)
+
+    def _batch(self, rows_in_pass: int) -> Batch:
+        """Answers of the learner's executed micro-batches, grouped by example."""
         rollouts = tuple(
             Rollout(Example(str(row // self.generations), ""), row, (1,) * self.length, "", False)
             for row in range(self.shape.executed_rows)
         )
-        return Batch(rollouts, self.shape.micro_batch)
+        return Batch(rollouts, rows_in_pass)
 
     def _rows_of(self, context: str, batch: Batch) -> tuple[Prompt, ...]:
         prompts = self._prompts(context)
@@ -193,11 +207,13 @@ class PlannedStep:
 
     def _score(self) -> None:
         """All views but the learner's, as distill.scoring.score_views."""
-        batch, live = self._batch(), self.run.live
+        live = self.run.live
         for name, view in self.method.views.items():
             if view.learns:
                 continue
-            policy, prompts = self.policies[view.policy], self._rows_of(view.context, batch)
+            policy = self.policies[view.policy]
+            batch = self._batch(self._rows_in_pass(policy, view.context))
+            prompts = self._rows_of(view.context, batch)
             before = live[ACTIVATIONS]
             self._mark("pass", view.policy)
             if policy.spec.server:
@@ -223,7 +239,7 @@ class PlannedStep:
 
     def _learn(self) -> None:
         """Losses and backward passes of all micro-batches, as distill.step.compute_step; then the update."""
-        batch, method, policy = self._batch(), self.method, self.student
+        batch, method, policy = self._batch(self.shape.micro_batch), self.method, self.student
         prompts = self._rows_of(method.learner_context, batch)
         if method.learner_view in method.router_views and self.shape.micro_batches > 1:
             self._mark("scores")
@@ -297,15 +313,10 @@ _BY_MICRO_BATCH = ("pass", "scores", "losses", "backward", "backward through lay
 
 @dataclass(frozen=True)
 class StepShape:
-    """Rows of a step on one device. executed: micro-batches that a dry run computes."""
+    """Rows of a step on one device, and of the learner's pass. executed: micro-batches that a dry run computes."""
 
     rows: int
     micro_batch: int
-
-    @classmethod
-    def of(cls, config: RunConfig, num_prompts: int) -> "StepShape":
-        rows = num_prompts * config.sampling.num_generations
-        return cls(rows, min(config.training.micro_batch_size or rows, rows))
 
     @property
     def micro_batches(self) -> int:

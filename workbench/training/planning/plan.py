@@ -134,7 +134,7 @@ def plan_run(
     phases = tuple(_phase(name, base, deeper, of_policy) for name in PHASES)
     served = dict.fromkeys(phase for phase, *_ in base.peaks if phase.startswith(SERVING))
     servers = tuple(_phase(name, base, deeper, of_policy) for name in served)
-    return Plan(config, processes, sharded, phases, sizes, prompts, StepShape.of(config, num_prompts), servers)
+    return Plan(config, processes, sharded, phases, sizes, prompts, base.shape, servers)
 
 
 def _phase(name: str, base: Measured, deeper: list[tuple[str, Measured]], full_depths: Mapping[str, Depths]) -> Phase:

@@ -12,6 +12,7 @@ from workbench.training.planning.plan import Phase, least_bytes, plan_run
 SHARDED = "--sharded"
 _MOST_DEVICES = 64  # that a server is split over
 SERVED_TEACHER, SERVED_SAMPLER = "models.teacher=http://127.0.0.1:8000", "sampling.server=http://127.0.0.1:8001"
+_ROW_BY_ROW = "training.micro_batch_size=1"
 _PRECISION = "models.teacher_dtype="
 _EIGHT_BITS_OR_FEWER = ("models.teacher_dtype=int8", "models.teacher_dtype=nf4")
 
@@ -55,8 +56,10 @@ def remedies(config: RunConfig, processes: int, *, sharded: bool) -> Iterator[Re
         yield Remedy("models.teacher_dtype=bfloat16", "rounding of the teacher's log-probs")
     if training.mixed_precision == "no" and models.dtype == "float32":
         yield Remedy("training.mixed_precision=bf16", "rounding of every pass; faster on a GPU")
-    if training.micro_batch_size != 1:
-        yield Remedy("training.micro_batch_size=1", "more and smaller passes")
+    if training.tokens_per_micro_batch:
+        yield Remedy(f"training.tokens_per_micro_batch=0 {_ROW_BY_ROW}", "more and smaller passes")
+    elif training.micro_batch_size != 1:
+        yield Remedy(_ROW_BY_ROW, "more and smaller passes")
     if not models.gradient_checkpointing:
         yield Remedy("models.gradient_checkpointing=true", "one more forward pass of the student")
     if processes > 1 and not sharded:
@@ -95,17 +98,16 @@ def _has_teacher(config: RunConfig) -> bool:
     return any(name.startswith("teacher") for name in config.load_method().policies)
 
 
-def mend(config: RunConfig, memory: int, *, processes: int, sharded: bool, **options: Any) -> list[Trial]:
+def mend(config: RunConfig, memory: int, *, processes: int, sharded: bool, **options: Any) -> Iterator[Trial]:
     """Try each remedy alone, then the cheapest ones together, until a plan fits `memory` bytes on every device."""
-    trials: list[Trial] = []
     for chosen in choices(list(remedies(config, processes, sharded=sharded))):
         try:
-            trials.append(_try(config, memory, chosen, processes=processes, sharded=sharded, **options))
+            trial = _try(config, memory, chosen, processes=processes, sharded=sharded, **options)
         except ConfigError:  # keys that exclude each other in this configuration
             continue
-        if trials[-1].fits:
-            break
-    return trials
+        yield trial
+        if trial.fits:
+            return
 
 
 def choices(listed: list[Remedy]) -> Iterator[list[Remedy]]:

@@ -11,6 +11,8 @@ from workbench.training.planning.plan import Phase, Plan
 from workbench.training.planning.remedies import Trial, parallel_devices
 from workbench.types import STUDENT
 
+_TRIAL = "  {:>6}  {:>6}  {:4}  {}"
+TRIALS = _TRIAL.format("GB", "server", "", "tried, and its cost")
 _ORDER = (WEIGHTS, *(kind for kind in KINDS if kind != WEIGHTS))
 
 
@@ -44,6 +46,22 @@ def describe(plan: Plan) -> str:
         f"{models}. Each device: {shape.rows} answers of up to {length} tokens, {shape.micro_batch} in a forward pass. "
         f"The longest prompt has {longest.tokens:,} tokens, {longest.picture_tokens:,} of them of pictures."
     )
+
+
+def describe_passes(plan: Plan) -> list[str]:
+    """Sentences on what was assumed of passes whose sizes depend on the answers."""
+    training, facts = plan.config.training, []
+    if training.tokens_per_micro_batch:
+        facts.append(
+            f"training.tokens_per_micro_batch={training.tokens_per_micro_batch}: each pass is planned with the fewest "
+            "longest answers that fill it, so with at most one answer more than a run puts into it."
+        )
+    if training.packing:
+        facts.append(
+            "training.packing: passes are planned as padded rows of the longest answers, where packing saves nothing; "
+            "the mask of packed rows, a byte for each pair of positions of a row, is not counted."
+        )
+    return facts
 
 
 def describe_host(plan: Plan, per_node: int) -> str:
@@ -96,18 +114,22 @@ def _devices_of(phase: Phase, memory: int) -> str:
     return f"more than a device: tensor parallel over {count} would take {weights} GB of weights on each (an estimate)"
 
 
-def verdict(plan: Plan, memory: int, trials: list[Trial]) -> str:
-    """One line: whether the plan fits, and if not, what first does not and which keys mend it."""
+def verdict(plan: Plan, memory: int) -> str:
+    """One line: whether the plan fits, and if not, what first does not."""
     if plan.largest.total <= memory:
         name, need = plan.largest.name, gigabytes(plan.largest.total)
         tight = "; less than a tenth is left, which fragments may take" if plan.largest.total > 0.9 * memory else ""
         return f"fits: {need} of {gigabytes(memory)} GB, largest phase: {name}{_beside(plan, memory)}{tight}"
     first = next(phase for phase in plan.phases if phase.total > memory)
-    text = f"does not fit: {first.name} needs {gigabytes(first.total)} of {gigabytes(memory)} GB, {_most(first)}"
+    return f"does not fit: {first.name} needs {gigabytes(first.total)} of {gigabytes(memory)} GB, {_most(first)}"
+
+
+def remedy(trials: list[Trial]) -> str:
+    """One line: which keys mend a plan that does not fit."""
     mended = [trial for trial in trials if trial.fits]
     if not mended:
-        return f"{text}; no key tried mends it"
-    return f"{text}; mended by {' '.join(mended[-1].keys)}: {gigabytes(mended[-1].needs)} GB{_serving(mended[-1])}"
+        return "no key tried mends it"
+    return f"mended by {' '.join(mended[-1].keys)}: {gigabytes(mended[-1].needs)} GB{_serving(mended[-1])}"
 
 
 def _beside(plan: Plan, memory: int) -> str:
@@ -119,7 +141,8 @@ def _beside(plan: Plan, memory: int) -> str:
 
 
 def _serving(trial: Trial) -> str:
-    return f" on {trial.processes} devices, servers on others" if trial.servers else ""
+    devices = f"{trial.processes} device{'s' * (trial.processes > 1)}"
+    return f" on {devices}, servers on others" if trial.servers else ""
 
 
 def _most(phase: Phase) -> str:
@@ -127,18 +150,11 @@ def _most(phase: Phase) -> str:
     return f"{gigabytes(size)} of them {kind}"
 
 
-def describe_trials(trials: list[Trial]) -> list[tuple[str, ...]]:
-    """A row per try: keys, need, cost."""
-    return [
-        (
-            " ".join(trial.keys),
-            gigabytes(trial.needs),
-            gigabytes(trial.servers) if trial.servers else "",
-            "fits" if trial.fits else "",
-            trial.cost,
-        )
-        for trial in trials
-    ]
+def describe_trial(trial: Trial) -> str:
+    """A line under TRIALS."""
+    servers = gigabytes(trial.servers) if trial.servers else ""
+    fits = "fits" if trial.fits else ""
+    return _TRIAL.format(gigabytes(trial.needs), servers, fits, f"{' '.join(trial.keys)}: {trial.cost}").rstrip()
 
 
 def to_dict(plan: Plan, memory: int, trials: list[Trial], speed: Speed, share: float, per_node: int) -> dict[str, Any]:
@@ -164,7 +180,7 @@ def to_dict(plan: Plan, memory: int, trials: list[Trial], speed: Speed, share: f
             for (name, context), sized in plan.prompts.items()
         },
         "host": {"load": bytes_at_load(plan, per_node), "save": bytes_at_save(plan, plan.config)},
-        "verdict": verdict(plan, memory, trials),
+        "verdict": verdict(plan, memory) + (f"; {remedy(trials)}" if trials else ""),
         "tried": [
             {
                 "keys": list(trial.keys),
