@@ -1,22 +1,18 @@
-"""Recipes for larger machines start by the command line of their comment, on a CPU with small models."""
+"""Recipes for larger machines start by the command lines of their comments, on a CPU with small models."""
 
-import argparse
-import os
 import re
 import shlex
 from pathlib import Path
 
 import pytest
-from accelerate.commands.launch import _validate_launch_command, launch_command_parser
-from accelerate.utils.launch import prepare_multi_gpu_env
-from processes import launch
-from servers import Server
+from processes import Program
+from servers import Server, free_port
 
 from workbench.cli import main
 from workbench.config.schema import load_config
 from workbench.runs.folder import RunFolder
 
-CODE = "import sys; from workbench.training.run import main; sys.exit(main(sys.argv[1:]))"
+ACCELERATE = "import sys; from accelerate.commands.accelerate_cli import main; sys.exit(main())"
 SMALL = (
     "data.train=scenes:train?count=4",
     "data.eval=null",
@@ -44,36 +40,41 @@ def overrides(models: dict[str, Path], folder: Path) -> list[str]:
     ]
 
 
-def parsed(command: list[str], *more: str) -> argparse.Namespace:
-    """Arguments of `accelerate launch`, with the settings of its file."""
+def launched(folder: Path, command: list[str], *options: str, changed: list[str]) -> Program:
+    """The launcher of a command line in a process of its own, which starts the run's as its children."""
     assert command[:2] == ["accelerate", "launch"]
     start = command.index("-m")
-    arguments = launch_command_parser().parse_args([*command[2:start], *more, *command[start:]])
-    return _validate_launch_command(arguments)[0]
+    two = "--num_processes", "2", "--main_process_ip", "127.0.0.1"
+    return Program(folder, ACCELERATE, *command[1:start], *two, *options, *command[start:], *changed)
 
 
-def launched(command: list[str], changed: list[str], folder: Path, *more: str) -> list[str]:
-    """Run two processes with what `accelerate launch` would give them; their error outputs."""
-    arguments = parsed(command, "--num_processes", "2", *more)
-    environment = prepare_multi_gpu_env(arguments)
-    changed_here = {name: value for name, value in environment.items() if os.environ.get(name) != value}
-    given = {name: value for name, value in changed_here.items() if not name.startswith("MASTER_")}
-    assert arguments.module and arguments.training_script == "workbench.training.run"
-    ended = launch(folder, CODE, *arguments.training_script_args, *changed, environment=given)
-    assert not any(item.returncode for item in ended), [item.stderr[-2000:] for item in ended]
-    return [item.stderr for item in ended]
+def output_of(*launchers: Program) -> str:
+    """What launchers and their processes wrote, which must all have ended well."""
+    statuses = [launcher.wait() for launcher in launchers]
+    output = "".join(launcher.err.read_text() for launcher in launchers)
+    assert not any(statuses), output[-4000:]
+    return output
 
 
 @pytest.mark.subprocess
-def test_recipe_of_two_nodes_starts_with_every_model_in_parts(models: dict, tmp_path: Path) -> None:
-    (command,) = commands("configs/vlm-two-nodes.yaml")
-    first = launched(command, overrides(models, tmp_path / "runs"), tmp_path / "ranks")[0]
-    assert "sharded over 2 processes; student is whole on each while sampling" in first
-    run = RunFolder.open(tmp_path / "runs" / "vlm-two-nodes")
-    assert run.status["status"] == "finished"
-    assert run.status["processes"] == 2
-    arguments = parsed(command)
-    assert (arguments.num_machines, arguments.num_processes, arguments.machine_rank) == (2, 16, 0)
+@pytest.mark.parametrize(("recipe", "nodes"), [("vlm-8gpus", 1), ("vlm-two-nodes", 2)])
+def test_recipe_of_nodes_starts_with_every_model_in_parts(
+    recipe: str, nodes: int, models: dict, tmp_path: Path
+) -> None:
+    """Each launcher starts its share of two processes."""
+    (command,) = commands(f"configs/{recipe}.yaml")
+    port, changed = str(free_port()), overrides(models, tmp_path / "runs")
+    output = output_of(
+        *(
+            launched(
+                tmp_path / str(rank), command, "--main_process_port", port, "--machine_rank", str(rank), changed=changed
+            )
+            for rank in range(nodes)
+        )
+    )
+    assert "sharded over 2 processes; student is whole on each while sampling" in output
+    status = RunFolder.open(tmp_path / "runs" / recipe).status
+    assert (status["status"], status["processes"]) == ("finished", 2)
 
 
 def test_recipe_of_one_gpu_starts_with_adapters(models: dict, tmp_path: Path) -> None:
@@ -93,11 +94,12 @@ def test_recipe_of_a_served_teacher_starts_with_a_server(models: dict, tmp_path:
     ports = [line[line.index("--port") + 1] for line in servers]
     addresses = load_config("configs/vlm-served.yaml").models.teacher.split(",")
     assert addresses == [f"http://127.0.0.1:{port}" for port in ports]
-    assert {tuple(line[4:-1]) for line in servers} == {("--dtype", "bfloat16", "--port")}
-    server = Server(tmp_path / "server", models["teacher"])
+    assert len({tuple(line[3:-1]) for line in servers}) == 1 and servers[0][-2] == "--port"
+    server = Server(tmp_path / "server", models["teacher"], options=servers[0][4:-2])
     try:
         changed = [*overrides(models, tmp_path / "runs"), f"models.teacher={server.address}"]
-        launched(command, changed, tmp_path / "ranks")
+        output_of(launched(tmp_path / "run", command, "--main_process_port", str(free_port()), changed=changed))
     finally:
         server.stop()
-    assert RunFolder.open(tmp_path / "runs" / "vlm-served").status["status"] == "finished"
+    run = RunFolder.open(tmp_path / "runs" / "vlm-served")
+    assert (run.status["status"], run.status["processes"]) == ("finished", 2)
