@@ -28,12 +28,13 @@ def without_rows(schema: pa.Schema) -> pa.Table:
 def view_sql(table: str, parts: list[TraceFile], header: Header, stored: set[str]) -> str:
     """Build CREATE VIEW over the files, without rows that a newer file replaces, plus derived columns."""
     plain = [part.file for part in parts if not part.hidden]
-    reads = [f"SELECT * FROM no_{table}"]  # has every column, including those that older files lack
-    reads += [f"SELECT * FROM {_parquet(plain)}"] if plain else []
+    reads = [f"SELECT * FROM {_parquet(plain)}"] if plain else []
     for part in parts:
         if part.hidden:
             pairs = ", ".join(str(pair) for pair in part.hidden)
             reads.append(f"SELECT * FROM {_parquet([part.file])} WHERE (step, process_rank) NOT IN ({pairs})")
+    if not parts or any(stored - part.columns for part in parts):  # columns that older files lack are NULL
+        reads.insert(0, f"SELECT * FROM no_{table}")  # only then, since it triples the time to plan a query
     derived = ""
     for name, sql in derived_columns(table, stored).items():
         sql = re.sub(r"\bregimes\.(\w+)", lambda match: _fact_sql(header, match[1]), sql)
