@@ -1,5 +1,6 @@
 import dataclasses
 import itertools
+import math
 import pickle
 import threading
 from dataclasses import replace
@@ -15,7 +16,7 @@ from workbench.distill.divergences import Divergence
 from workbench.distill.method import Loss, Regime
 from workbench.errors import TraceError
 from workbench.traces import schema
-from workbench.traces.parts import compact
+from workbench.traces.parts import compact, list_parts, write_part
 from workbench.traces.reader import Traces, open_traces
 from workbench.traces.schema import TracedRegime
 from workbench.traces.selection import Selection
@@ -256,6 +257,58 @@ def test_token_conditions_on_numbers_hold_for_one_token(run):
         for key, positions in expected.items():
             assert traces.matching_positions(text, key) == sorted(positions), text
     assert traces.matching_positions("step=1", keys[0]) == []
+
+
+@pytest.fixture(scope="module")
+def odd_traces(tmp_path_factory, make_batch):
+    """Four steps whose log-probs are partly infinite or missing; two are of an older workbench, which had no extremes.
+
+    Step 2 lacks the view self. Two steps, of which one is old, are merged.
+    """
+    folder = tmp_path_factory.mktemp("odd")
+    trace_writer, inf, nan = writer(folder), float("inf"), float("nan")
+    for step in range(4):
+        batch = make_batch(step, views={"student": ("student", "plain")}) if step == 2 else make_batch(step)
+        if step != 2:
+            batch.scores["self"].logprob[:3] = torch.tensor([nan, nan, nan])  # the first answer was not scored
+            batch.scores["self"].logprob[3:5] = torch.tensor([-inf, -3.0])
+            batch.scores["student"].logprob[3:5] = torch.tensor([-inf, -inf])  # differences: nan, inf
+        trace_writer.write(batch)
+        file = folder / "traces" / "rollouts" / f"step-{step:06d}-rank-0.parquet"
+        if step in (1, 3):
+            rows = pq.read_table(file)
+            old = rows.drop_columns([name for name in rows.column_names if name.startswith(("min_", "max_"))])
+            write_part(file, old, list_parts(file.parent)[-1].header)
+        if step == 1:
+            compact(folder)
+    return open_traces(folder)
+
+
+@pytest.mark.parametrize("field", ["information_gap", "abs_information_gap", "capability_gap"])
+def test_token_conditions_on_numbers_hold_where_a_scan_says_so(odd_traces, field):
+    column = f"abs({field.removeprefix('abs_')})" if field.startswith("abs_") else field
+    counts = set()
+    for operator, value in itertools.product((">", ">=", "<", "<=", "=", "!="), (-2.0, 0.0, 1.25)):
+        condition = f"{column} {'IS DISTINCT FROM' if operator == '!=' else operator} {value}"
+        for more, clause in (("", ""), (" token.regime=high", " AND regime = 'high'")):
+            scan = f"SELECT DISTINCT step, process_rank, rollout_idx FROM tokens WHERE {condition}{clause}"
+            expected = {tuple(row.values()) for row in odd_traces.sql(scan).to_pylist()}
+            keys, total = odd_traces.rollout_keys(f"token.{field}{operator}{value}{more}", limit=99)
+            assert (set(keys), total) == (expected, len(expected)), (condition, more)
+            counts.add(total)
+    assert len(counts) > 3, "the conditions hold for too few numbers of answers to tell"
+
+
+def test_extremes_of_a_gap_are_those_of_recorded_positions(odd_traces):
+    query = "SELECT min_information_gap, max_information_gap FROM rollouts WHERE step = 0 ORDER BY rollout_idx"
+    rows = [tuple(row.values()) for row in odd_traces.sql(query).to_pylist()]
+    assert rows[0] == rows[1] == (math.inf, -math.inf)  # not scored; without tokens
+    assert rows[2] == (None, None)  # a difference that is not a number: its tokens must be read
+    query = "SELECT information_gap FROM tokens WHERE (step, rollout_idx) = (0, 3)"
+    assert rows[3] == 2 * tuple(odd_traces.sql(query)["information_gap"].to_pylist())
+    assert odd_traces.sql("SELECT count(max_information_gap) AS n FROM rollouts WHERE step > 0").to_pylist() == [
+        {"n": 0}
+    ]
 
 
 def test_token_filters_hold_for_one_token(run):

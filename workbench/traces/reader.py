@@ -32,6 +32,9 @@ Key = tuple[int, int, int]  # step, process_rank, rollout_idx
 MEMORY = "512MB"  # limit for queries, which spill to disk beyond it
 _MOST_IDLE = 8  # idle cursors kept
 _MOST_REMEMBERED = 32  # cached results
+_LISTED = f"""{KEY}, example_id, sample_idx, domain, question, answer, sampled_by, finished, reward, num_positions,
+    mean_capability_gap AS capability_gap, mean_loss AS loss, mean_information_gap AS information_gap,
+    total_contribution AS contribution, regime_counts AS regimes"""  # columns of a listed rollout, besides its text
 _ATTEMPTS = 20  # a file may be merged away between listing and reading, at most every hundred steps
 
 
@@ -132,7 +135,7 @@ class Traces:
         direction = "DESC" if selection.descending else "ASC"
         order = f"value {direction} NULLS LAST, step {direction if selection.order == 'step' else 'DESC'}"
         query = f"""
-            WITH kept AS MATERIALIZED (SELECT {KEY}, {sql.value} AS value FROM {sql.rollouts} WHERE {sql.where}),
+            {sql.kept},
             page AS (SELECT * FROM kept ORDER BY {order}, process_rank, rollout_idx LIMIT $limit OFFSET $offset)
             SELECT {KEY}, total FROM (SELECT count(*) AS total FROM kept) LEFT JOIN page ON true
             ORDER BY {order}, process_rank, rollout_idx"""
@@ -144,22 +147,26 @@ class Traces:
     def rollouts_at(self, keys: Sequence[Key], *, probe: bool = False, brief: bool = False) -> pa.Table:
         """Return the rollouts with these keys, in this order. brief: only the beginnings of their texts."""
         values = ", ".join(f"({idx}, {', '.join(str(int(part)) for part in key)})" for idx, key in enumerate(keys))
+        text = "completion_preview AS completion" if brief else "completion"
         query = f"""
-            SELECT {KEY}, example_id, sample_idx, domain, question, answer,
-                   {"completion_preview AS " if brief else ""}completion, sampled_by, finished, reward, num_positions,
-                   mean_capability_gap AS capability_gap, mean_loss AS loss, mean_information_gap AS information_gap,
-                   total_contribution AS contribution, regime_counts AS regimes
-            FROM {PROBE if probe else ""}rollouts
+            SELECT {_LISTED}, {text} FROM {PROBE if probe else ""}rollouts
             JOIN (VALUES {values or "(NULL, NULL, NULL, NULL)"}) AS page(idx, {KEY}) USING ({KEY})
             ORDER BY page.idx"""
         return self._run((query, None), steps={key[0] for key in keys})[0]
+
+    def siblings(self, key: Key, *, probe: bool = False) -> pa.Table:
+        """Return the rollouts of a key's step to the same example, its own among them; none if it was not recorded."""
+        table = f"{PROBE if probe else ''}rollouts"
+        example = f"SELECT example_id FROM {table} WHERE ({KEY}) = {tuple(key)}"
+        query = f"SELECT {_LISTED}, completion FROM {table} WHERE step = {key[0]} AND example_id = ({example})"
+        return self._run((f"{query} ORDER BY rollout_idx, process_rank", None), steps={key[0]})[0]
 
     def count_rollouts(self, selection: Selection | str = "", *, before: Key | None = None) -> int:
         """Count the rollouts of a selection. before: only those that precede this key, newest first."""
         selection = _selection(selection)
         sql = SelectionSQL(selection, self.regimes, self.views)
-        precedes = "" if before is None else f" AND (-step, process_rank, rollout_idx) < {-before[0], *before[1:]}"
-        query = f"SELECT count(*) FROM {sql.rollouts} WHERE {sql.where}{precedes}"
+        precedes = "" if before is None else f" WHERE (-step, process_rank, rollout_idx) < {-before[0], *before[1:]}"
+        query = f"{sql.kept} SELECT count(*) FROM kept{precedes}"
         return self._run((query, sql.params), steps=_steps(selection))[0][0][0].as_py()
 
     def matching_positions(self, selection: Selection | str, key: Key) -> list[int]:

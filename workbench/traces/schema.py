@@ -22,6 +22,7 @@ VERSION = 7  # `workbench upgrade RUN` converts versions 5 and 6
 READABLE = (VERSION,)
 PREVIEW_LENGTH = 160  # characters
 HEADER_KEY = "workbench.traces"
+GAPS = {"capability_gap": ("teacher", "self"), "information_gap": ("self", "student")}  # between log-probs of two views
 PROBE = "probe_"  # prefix of the tables that hold probes
 _TYPE_NAMES = {"halffloat": "float16", "float": "float32", "double": "float64"}
 _DOCUMENT = Path(__file__).parents[2] / "docs" / "traces.md"
@@ -101,6 +102,11 @@ ROLLOUTS = (
     Column("mean_information_gap", _REAL, "nats", "mean over its positions; NULL if the method lacks one of the views"),
     Column("mean_loss", _REAL, "nats", "mean over its positions"),
     Column("total_contribution", _REAL, "nats", "its part of the step's loss"),
+    *(
+        Column(f"{kind}_{name}", _REAL, "nats", f"{word} of its positions; {none} if none has it, NULL: not known")
+        for name in GAPS
+        for kind, word, none in (("min", "smallest", "inf"), ("max", "largest", "-inf"))
+    ),
     Column("regime_counts", pa.map_(_TEXT, _WHOLE), "tokens", "positions in each regime that it has"),
     Column("token_types", pa.list_(_TEXT), "", "token types that its positions have"),
     Column("visibilities", pa.list_(_TEXT), "", "visibilities that its positions have"),

@@ -4,7 +4,7 @@ import re
 from collections.abc import Collection, Iterable
 
 from workbench.errors import TraceError, unknown
-from workbench.traces.schema import PROBE
+from workbench.traces.schema import GAPS, PROBE
 from workbench.traces.selection import CONTAINS, MATCHES, TEXT_FIELD, TOKEN, Condition, Selection
 
 KEY = "step, process_rank, rollout_idx"
@@ -25,7 +25,6 @@ _COLUMNS = {  # fields whose column has another name
     "abs_information_gap": "abs(mean_information_gap)",
     "grade": GRADE,
 }
-_OF_KEY = ("step", "process", "rollout")
 _LISTS = {  # columns of rollouts with all values that a label of their tokens has
     "regime": "map_keys(regime_counts)",
     "token_type": "token_types",
@@ -34,7 +33,7 @@ _LISTS = {  # columns of rollouts with all values that a label of their tokens h
 
 
 class SelectionSQL:
-    """The WHERE clause of a selection and its parameters; of rollouts, or with `of_tokens` of tokens alone.
+    """SQL of a selection and its parameters. `where` has the conditions on answers; with `of_tokens` those on tokens.
 
     regimes, views  names that the trace has. Raises TraceError for a condition on others.
     """
@@ -43,14 +42,11 @@ class SelectionSQL:
         self, selection: Selection, regimes: Collection[str], views: Collection[str], *, of_tokens: bool = False
     ) -> None:
         self.params: dict[str, str | float] = {}
+        self._of_tokens = selection.of_tokens
         self._prefix = PROBE if selection.source == "probes" else ""
         for condition in selection.of_tokens:
             _check_names(condition, regimes, views)
-        if of_tokens:
-            self.where = self._all(selection.of_tokens)
-        else:
-            has_token = [self._has_token(selection)] if selection.of_tokens else []
-            self.where = " AND ".join([*map(self._sql, selection.of_answers), *has_token]) or "true"
+        self.where = self._all(selection.of_tokens if of_tokens else selection.of_answers)
         self.value = column_of(selection.order)
 
     @property
@@ -63,18 +59,54 @@ class SelectionSQL:
         """Name of the table of tokens."""
         return f"{self._prefix}tokens"
 
-    def _has_token(self, selection: Selection) -> str:
-        """SQL: one token of the answer meets all conditions on tokens."""
-        first, *others = selection.of_tokens
-        name = first.field.removeprefix(TOKEN)
-        if not others and first.operator == "=" and name in _LISTS:
-            return f"list_contains({_LISTS[name]}, ${self._add(first.value)})"
-        keys = [item for item in selection.of_answers if item.field in _OF_KEY]  # so that other files are not read
-        where = self._all([*selection.of_tokens, *keys])
-        return f"({KEY}) IN (SELECT ({KEY}) FROM {self.tokens} WHERE {where})"
+    @property
+    def kept(self) -> str:
+        """WITH clause of `kept`: key and value of the selection's answers.
+
+        Where what is recorded of the whole answer does not decide, tokens of steps with such candidates are read.
+        """
+        possible, is_open = self._by_answer()
+        of_rollouts = f"{self.value} AS value FROM {self.rollouts} WHERE {self.where} AND {possible}"
+        if is_open == "false":
+            return f"WITH kept AS MATERIALIZED (SELECT {KEY}, {of_rollouts})"
+        where = self._all(self._of_tokens)
+        if (self.where, possible) != ("true", "true"):
+            where += " AND step IN (SELECT step FROM candidates WHERE is_open)"
+        has_token = f"({KEY}) IN (SELECT ({KEY}) FROM {self.tokens} WHERE {where})"
+        if is_open != "true":
+            has_token = f"NOT is_open OR {has_token}"
+        return f"""
+            WITH candidates AS MATERIALIZED (SELECT {KEY}, {is_open} AS is_open, {of_rollouts}),
+            kept AS MATERIALIZED (SELECT {KEY}, value FROM candidates WHERE {has_token})"""
+
+    def _by_answer(self) -> tuple[str, str]:
+        """SQL of an answer: whether it can have such a token, and whether its tokens must be read to know."""
+        is_single = len(self._of_tokens) == 1
+        # among several conditions a list of labels seldom excludes an answer, and takes time to read
+        bounds = [
+            bound for item in self._of_tokens if (is_single or item.operator != "=") and (bound := self._bound(item))
+        ]
+        possible = " AND ".join(f"({holds} OR {is_unknown})" for holds, is_unknown in bounds) or "true"
+        return possible, bounds[0][1] if is_single and bounds else str(bool(self._of_tokens)).lower()
+
+    def _bound(self, condition: Condition) -> tuple[str, str] | None:
+        """SQL of an answer: whether a token of it meets the condition, and whether that is unknown; None without."""
+        name, operator = condition.field.removeprefix(TOKEN), condition.operator
+        if operator == "=" and name in _LISTS:
+            return f"list_contains({_LISTS[name]}, ${self._add(condition.value)})", "false"
+        gap = name.removeprefix("abs_")
+        if gap not in GAPS or operator not in (">", ">=", "<", "<="):
+            return None
+        if operator[0] == "<" and gap != name:
+            return None
+        value = self._add(condition.value)
+        if operator[0] == "<":
+            return f"min_{gap} {operator} ${value}", f"min_{gap} IS NULL"
+        below = f" OR min_{gap} {operator.replace('>', '<')} -${value}" if gap != name else ""
+        return f"(max_{gap} {operator} ${value}{below})", f"max_{gap} IS NULL"
 
     def _all(self, conditions: Iterable[Condition]) -> str:
-        return " AND ".join(self._sql(condition) for condition in conditions)
+        return " AND ".join(self._sql(condition) for condition in conditions) or "true"
 
     def _sql(self, condition: Condition) -> str:
         value = condition.value

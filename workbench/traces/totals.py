@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from workbench.traces.schema import GAPS
+
 Columns = dict[str, Any]  # arrays and lists
 
 
 def sum_rollouts(positions: Columns, num_rollouts: int) -> Columns:
-    """Compute each rollout's mean gaps and loss, its part of the step's loss, regimes, token types, visibilities."""
+    """Compute each rollout's means, extremes, part of the step's loss, regimes, token types and visibilities."""
     index = np.asarray(positions["rollout_idx"], dtype=np.int64)
 
     def mean(values: np.ndarray | None) -> list[float | None]:
@@ -32,14 +34,36 @@ def sum_rollouts(positions: Columns, num_rollouts: int) -> Columns:
         if visibility is not None:
             visibilities[rollout_idx][visibility] = None
     return {
-        "mean_capability_gap": mean(_gap(positions, "teacher", "self")),
-        "mean_information_gap": mean(_gap(positions, "self", "student")),
+        "mean_capability_gap": mean(_gap(positions, *GAPS["capability_gap"])),
+        "mean_information_gap": mean(_gap(positions, *GAPS["information_gap"])),
         "mean_loss": mean(np.asarray(positions["loss"], dtype=np.float64)),
         "total_contribution": _sums(index, _contribution(positions), num_rollouts, empty=0.0).tolist(),
         "regime_counts": [list(entries.items()) for entries in regimes],
         "token_types": [list(entries) for entries in token_types],
         "visibilities": [list(entries) for entries in visibilities],
+        **_extremes(positions, index, num_rollouts),
     }
+
+
+def _extremes(positions: Columns, index: np.ndarray, num_rollouts: int) -> Columns:
+    """Each rollout's smallest and largest gaps.
+
+    Infinite if no position has the gap: -inf is the largest of none. NaN if a gap is NaN: its tokens must be read. None
+    if a view is missing.
+    """
+    columns: Columns = {}
+    for name, views in GAPS.items():
+        gap = _gap(positions, *views)
+        if gap is None:
+            columns |= {f"min_{name}": [None] * num_rollouts, f"max_{name}": [None] * num_rollouts}
+            continue
+        is_recorded = ~np.isnan([positions[f"logprob_{view}"] for view in views]).any(axis=0)
+        smallest, largest = (np.full(num_rollouts, start, dtype=np.float32) for start in (np.inf, -np.inf))
+        with np.errstate(invalid="ignore"):  # NaN
+            np.minimum.at(smallest, index[is_recorded], gap[is_recorded])
+            np.maximum.at(largest, index[is_recorded], gap[is_recorded])
+        columns |= {f"min_{name}": smallest, f"max_{name}": largest}
+    return columns
 
 
 def sum_aggregates(positions: Columns, domains: list[str]) -> Columns:
@@ -55,7 +79,7 @@ def sum_aggregates(positions: Columns, domains: list[str]) -> Columns:
         return [None] * len(keys) if values is None else _sums(group, values, len(keys))
 
     contribution = _contribution(positions)
-    capability, information = _gap(positions, "teacher", "self"), _gap(positions, "self", "student")
+    capability, information = _gap(positions, *GAPS["capability_gap"]), _gap(positions, *GAPS["information_gap"])
     is_dominated = None if capability is None or information is None else np.abs(information) > np.abs(capability)
     num_information_dominated: Any = total(is_dominated)
     columns: Columns = {
@@ -96,7 +120,8 @@ def _sums(index: np.ndarray, values: np.ndarray, count: int, empty: float = np.n
 def _gap(positions: Columns, above: str, below: str) -> np.ndarray | None:
     """Compute the float32 difference of two views, as the reader does; None if a view is missing."""
     names = f"logprob_{above}", f"logprob_{below}"
-    return positions[names[0]] - positions[names[1]] if positions.keys() >= set(names) else None
+    with np.errstate(invalid="ignore"):  # -inf - -inf
+        return positions[names[0]] - positions[names[1]] if positions.keys() >= set(names) else None
 
 
 def _contribution(positions: Columns) -> np.ndarray:
