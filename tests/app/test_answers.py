@@ -20,7 +20,7 @@ from workbench.app.tabs import answers
 from workbench.errors import RunError, TraceError
 from workbench.traces.selection import Selection
 
-FILTER, EXAMPLE, SOURCE, LISTED, WHERE, SHOWN, RELATED = 7, 8, 9, 10, 11, 12, 13
+FILTER, EXAMPLE, SOURCE, LISTED, WHERE, SHOWN = 7, 8, 9, 10, 11, 12
 
 
 def keys(listed: str) -> list[dict]:
@@ -172,10 +172,15 @@ def test_sort_by_heading_turns_direction_and_forgets_page(context: AppContext) -
 
 
 def test_related_answers_are_siblings_and_words_that_changed(context: AppContext) -> None:
-    drawn = answers.draw(context, "dopd", {"step": "2", "rollout": "3"})
-    opened = keys(drawn[RELATED])
+    related = answers.draw_related(context, "dopd", {"step": "2", "rollout": "3"})
+    opened = keys(related)
     assert {key["step"] for key in opened} == {2} and {"step": 2, "process": 0, "rollout": 3} in opened
-    assert drawn[RELATED].count('aria-selected="true"') == 1
+    assert related.count('aria-selected="true"') == 1
+    for address in ({"step": "2", "rollout": "999"}, {"step": "x", "rollout": "1"}, {"filter": "answer:/("}):
+        assert answers.draw_related(context, "dopd", address) == "", address
+    first = keys(answers.draw(context, "dopd", {})[LISTED])[0]
+    listed = answers.draw_related(context, "dopd", {name: str(value) for name, value in first.items()})
+    assert answers.draw_related(context, "dopd", {}) == listed != ""
     assert words_changed("tag A, <b>", "tag B, <b> now") == ("tag <del>A</del><ins>B</ins>, &lt;b&gt;<ins> now</ins>")
     assert words_changed("你好", "你好") == "你好"
 
@@ -204,10 +209,11 @@ def test_tokens_evaluation_source_lists_and_opens_its_answers(context: AppContex
     assert parse_qs(link) == {
         **{"run": ["dopd"], "tab": ["data"], "example": [row["example_id"]], "context": [row["context"]]}
     }
-    assert "This question over training" in card[RELATED]
+    assert "This question over training" in answers.draw_related(context, "dopd", opened)
     assert answers.step_selection(context, "dopd", {**address, **opened}, -1)["rollout"] == str(first["rollout"])
-    other = answers.draw(context, "dopd", {**address, "step": "3", "rollout": "0"})
-    assert "Step 3 was not evaluated" in other[SHOWN] and other[RELATED] == ""
+    missing = {**address, "step": "3", "rollout": "0"}
+    assert "Step 3 was not evaluated" in answers.draw(context, "dopd", missing)[SHOWN]
+    assert answers.draw_related(context, "dopd", missing) == ""
 
 
 def test_tokens_evaluation_of_run_without_traces_is_listed(context: AppContext) -> None:

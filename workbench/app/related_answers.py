@@ -10,7 +10,6 @@ from pathlib import Path
 from workbench.app.components import remount
 from workbench.app.questions import answers_to
 from workbench.traces.reader import Traces
-from workbench.traces.selection import Selection
 
 MAX_SIBLINGS = 16
 MAX_OVER_TRAINING = 40
@@ -18,16 +17,14 @@ _WORDS = re.compile(r"\s+|[^\W_]+|.", re.DOTALL)
 _SHOWN = 4000  # characters of an answer in a card
 
 
-def related_html(run_dir: Path, traces: Traces | None, key: Mapping | None, *, probe: bool) -> str:
+def related_html(run_dir: Path, traces: Traces, key: Mapping, *, probe: bool) -> str:
     """Siblings of an answer, and the answers to its question over training with what changed, as HTML."""
-    if traces is None or key is None:
-        return ""
     here = (key["step"], key["process"], key["rollout"])
-    rows = traces.rollouts_at([here], probe=probe).to_pylist()
-    if not rows:
+    siblings = traces.siblings(here, probe=probe).to_pylist()
+    if not siblings:
         return ""
-    parts = [_siblings(traces, rows[0], here), _over_training(run_dir, traces, rows[0]["example_id"])]
-    text = "".join(filter(None, parts)) if not probe else parts[1]
+    text = "" if probe else _siblings(siblings, here)
+    text += _over_training(run_dir, traces, siblings[0]["example_id"])
     return remount(f'<div class="wbu-related">{text}</div>') if text else ""
 
 
@@ -37,16 +34,14 @@ def question_html(run_dir: Path, traces: Traces | None, example: str) -> str:
     return remount(f'<div class="wbu-related">{text}</div>') if text else ""
 
 
-def _siblings(traces: Traces, row: Mapping, here: tuple) -> str:
+def _siblings(siblings: list[dict], here: tuple) -> str:
     """The step's answers to the same prompt, beside each other."""
-    selection = Selection.of(step=row["step"], example=row["example_id"]).sorted_by("rollout", descending=False)
-    keys, total = traces.rollout_keys(selection, limit=MAX_SIBLINGS)
-    if total < 2:
+    if len(siblings) < 2:
         return ""
-    siblings = traces.rollouts_at(keys).to_pylist()
-    cards = "".join(_sibling(item, here) for item in siblings)
+    cards = "".join(_sibling(item, here) for item in siblings[:MAX_SIBLINGS])
+    total = len(siblings)
     counted = f"{total}" if total <= MAX_SIBLINGS else f"the first {MAX_SIBLINGS} of {total}"
-    return f"<h3>Samples of this prompt <span>{counted} at step {row['step']:,}</span></h3>" + cards_html(
+    return f"<h3>Samples of this prompt <span>{counted} at step {here[0]:,}</span></h3>" + cards_html(
         cards, choose="samples of this prompt"
     )
 

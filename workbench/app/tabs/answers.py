@@ -100,7 +100,7 @@ COLUMNS = (
 
 
 def draw(context: AppContext, run: str | None, address: Mapping | None) -> tuple:
-    """Filters, search, example, source, list, position in the list, answer, answers related to it.
+    """Filters, search, example, source, list, position in the list, answer.
 
     Raises: TraceError for a wrong filter, with the place of what is wrong.
     """
@@ -119,12 +119,11 @@ def draw(context: AppContext, run: str | None, address: Mapping | None) -> tuple
         answer = executor.submit(draw_answer, answers, key_opened, selection, run or "", token)
         listed, position = draw_list(answers, selection, page_idx, total, key)
     fragment = empty_html(fault) if fault else answer.result()
-    related = "" if fault else _draw_related(run_dir, answers, key_opened, selection)
     order = f"{'-' if selection.descending else ''}{selection.order}"
     ordered = gr.Dropdown(orders(selection.source), value=order)
     boxes = [*_filter_boxes(choices, selection), str(selection.value_of("grade") or ""), ordered]
     search, source = str(address.get("filter") or ""), next((name for name in _SOURCE_PARAMS if address.get(name)), "")
-    return *boxes, search, str(address.get("example") or ""), source, listed, position, fragment, related
+    return *boxes, search, str(address.get("example") or ""), source, listed, position, fragment
 
 
 def answers_at(run_dir: Path, address: Mapping) -> Traces | EvaluationAnswers | None:
@@ -274,19 +273,21 @@ def draw_answer(
     )
 
 
-def _draw_related(
-    run_dir: Path, answers: Traces | EvaluationAnswers | None, key: dict | None, selection: Selection
-) -> str:
-    """Siblings of the open answer, and its question over training."""
-    if isinstance(answers, EvaluationAnswers):
-        if key is None:
+def draw_related(context: AppContext, run: str | None, address: Mapping | None) -> str:
+    """Siblings of the open answer, and its question over training; "" after an error, which `draw` shows."""
+    try:
+        run_dir = context.run_dir(run)
+        answers = answers_at(run_dir, address or {})
+        selection = select(address or {}, choices_of(answers))
+        key = key_of(address) or next(iter(_keys(answers, selection, page_of(address))[0]), None)
+        if answers is None or key is None:
             return ""
-        try:
+        if isinstance(answers, EvaluationAnswers):
             example = answers.get(key["step"], key["rollout"])["example_id"]
-        except TraceError:  # the answer's place has the message
-            return ""
-        return question_html(run_dir, TRACES.of(run_dir), example)
-    return related_html(run_dir, answers, key, probe=selection.source == "probes")
+            return question_html(run_dir, TRACES.of(run_dir), example)
+        return related_html(run_dir, answers, key, probe=selection.source == "probes")
+    except (WorkbenchError, OSError):
+        return ""
 
 
 def _counted(selection: Selection, count: int, total: int) -> str:
@@ -444,14 +445,15 @@ def build_tab(context: AppContext, shared: Shared) -> None:
     filters = [*boxes, grade, order]
     typed = [search, example]
     inputs = [shared.run, shared.address]
-    outputs = [*filters, *typed, source, listed, position, answer_view, related]
-    shared.on_show("answers", show_errors(partial(draw, context), len(outputs)), inputs, outputs)
+    outputs = [*filters, *typed, source, listed, position, answer_view]
+    quiet = {"show_progress": "hidden", "api_visibility": "private"}
+    drawn = shared.on_show("answers", show_errors(partial(draw, context), len(outputs)), inputs, outputs)
+    drawn.then(partial(draw_related, context), inputs, related, queue=False, **quiet)
     sync_to_url(shared, [box.input for box in filters], CHOICES["answers"], filters, ANSWER_PARAMS)
     events = [search.submit, search.blur, example.submit]
     sync_to_url(shared, events, {"filter": "", "example": ""}, typed, ANSWER_PARAMS)
     source.input(None, [shared.address, source], shared.address, js=SOURCE_JS)
     fold.click(None, js=FOLD)
-    quiet = {"show_progress": "hidden", "api_visibility": "private"}
     save.click(show_errors(partial(export, context)), inputs, link, **quiet)
     shared.address.change(lambda: gr.DownloadButton(visible=False), None, link, queue=False, **quiet)
     _connect(context, shared, listed, related, answer_view, back, forward)
