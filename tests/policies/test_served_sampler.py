@@ -1,13 +1,15 @@
 """A served sampler: a real server samples with the student's weights of each step; the run equals one without it."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
 from failures import raises
 from families import save_llama
-from servers import Server
+from servers import Server, free_port
 from small import picture, run_config
 
 from workbench.config.schema import RunConfig, SamplingConfig
@@ -18,9 +20,13 @@ from workbench.errors import ConfigError, PolicyError, RunError
 from workbench.policies import Completion, SamplingOptions
 from workbench.policies.autoregressive import AutoregressivePolicy
 from workbench.policies.loading import load_policy
+from workbench.policies.serving import door
 from workbench.policies.serving.addresses import Patience
+from workbench.policies.serving.engine import TransformersEngine, unique_weights
 from workbench.policies.serving.sampler import ServedSampler, require_same_start, sample_together
 from workbench.policies.serving.served import load_served
+from workbench.policies.serving.service import SamplerService
+from workbench.policies.serving.wire import unpack
 from workbench.runs.folder import RunFolder, checkpoint_path
 from workbench.traces.reader import open_traces
 from workbench.training.learner import check_engine
@@ -66,6 +72,44 @@ def test_samples_equal_those_of_the_student_after_each_update(student: Autoregre
             for weight in student.model.parameters():
                 weight.mul_(1.1)  # in place, as an optimizer does
         sampler.weights_changed()
+
+
+class Ending(TransformersEngine):
+    """An engine whose server ends for a reason."""
+
+    reason = ""
+
+    def fault(self) -> str:
+        return self.reason
+
+
+def test_weights_cross_in_the_data_types_in_which_the_server_keeps_them(
+    student: AutoregressivePolicy, models: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Ending.start(models["teacher"], dtype="bfloat16", device="cpu")
+    for module in engine.policy.model.modules():
+        if "Norm" in type(module).__name__:
+            module.float()
+    kept, port, bodies = unique_weights(engine.policy.model), free_port(), []
+    monkeypatch.setattr(door, "_terminable", nullcontext)  # signals are for the main thread
+    with ThreadPoolExecutor(1) as pool:
+        serving = pool.submit(door.serve, lambda: SamplerService(engine), "MODEL", "127.0.0.1", port)
+        try:
+            patience = Patience(timeout=60.0, wait=60.0)
+            sampler = ServedSampler(f"http://127.0.0.1:{port}", patience, run="run", image_options={})
+            send = sampler.client.send
+            monkeypatch.setattr(sampler.client, "send", lambda body, path: bodies.append(body) or send(body, path))
+            sampler.send_weights(student)
+        finally:
+            engine.reason = "the test is over."
+        with raises(RunError, engine.reason):
+            serving.result()
+    for name, weight in unique_weights(student.model).items():
+        assert kept[name].dtype == (torch.float32 if "norm" in name else torch.bfloat16), name
+        assert torch.equal(kept[name], weight.to(kept[name].dtype)), name
+    tensors = {name: value for body in bodies for name, value in unpack(body)[0].items()}
+    sizes = [sum(value.nbytes for value in weights.values()) for weights in (tensors, kept)]
+    assert sizes[0] == sizes[1] and not torch.equal(tensors["lm_head.weight"].float(), student.head.linear.weight)
 
 
 def test_runs_that_share_a_sampler_send_their_weights_again(models: dict, server: Server) -> None:

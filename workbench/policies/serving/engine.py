@@ -62,6 +62,9 @@ class Engine(Protocol):
     def shapes(self) -> dict[str, torch.Size]:
         """Shapes of all weights by name, of tied ones the first."""
 
+    def dtypes(self) -> dict[str, torch.dtype]:
+        """Data types in which it keeps the weights that `shapes` names; a wider one is converted when it is loaded."""
+
     def load(self, weights: dict[str, Tensor], *, last: bool) -> None:
         """Take some of the weights that `shapes` names. All have come with the last."""
 
@@ -109,6 +112,9 @@ class TransformersEngine:
 
     def shapes(self) -> dict[str, torch.Size]:
         return {name: value.shape for name, value in unique_weights(self.policy.model).items()}
+
+    def dtypes(self) -> dict[str, torch.dtype]:
+        return {name: value.dtype for name, value in unique_weights(self.policy.model).items()}
 
     @torch.no_grad()
     def load(self, weights: dict[str, Tensor], *, last: bool) -> None:

@@ -19,6 +19,7 @@ from workbench.distributed import ALONE, ProcessGroup
 from workbench.errors import ConfigError, PolicyError, UnavailableError
 from workbench.policies import Completion, Policy, SamplingOptions
 from workbench.policies.fsdp import class_name, single_policies, unsharded
+from workbench.policies.models import DTYPES
 from workbench.policies.serving.addresses import Patience, split_addresses
 from workbench.policies.serving.client import Answer, ConflictError, ServerClient
 from workbench.policies.serving.engine import unique_weights
@@ -56,8 +57,17 @@ class ServedSampler:
 
     @property
     def precision(self) -> str:
-        """Data type of the server's weights."""
+        """Data type of the server's weights, but for a few that it keeps in another."""
         return self.info["dtype"]
+
+    def _sendable(self, name: str, weight: Tensor) -> Tensor:
+        """A copy of a weight in host memory, in the server's data type for it if that is narrower.
+
+        The server would round it likewise, once it has come.
+        """
+        theirs = DTYPES[self.info["precisions"].get(name, self.precision)]
+        is_wider = weight.is_floating_point() and weight.dtype.itemsize > theirs.itemsize
+        return weight.detach().to("cpu", theirs if is_wider else weight.dtype, copy=True)
 
     def sample(
         self,
@@ -116,7 +126,7 @@ class ServedSampler:
         if self._sent == self._version:
             return
         if self._is_main:
-            self._send(_bundles(_weights(student)))
+            self._send(_bundles(_weights(student), self._sendable))
         elif student.shards is not None:
             for _ in _weights(student):
                 pass  # gathered for rank 0
@@ -196,15 +206,18 @@ def _saved(path: str, module: nn.Module) -> Iterator[tuple[str, Tensor]]:
             yield f"{path}.{key}", value.detach()
 
 
-def _bundles(parts: Iterable[dict[str, Tensor]]) -> Iterator[tuple[dict[str, Tensor], bool]]:
-    """Weights in host memory, about PART_BYTES at a time, and whether they are the last."""
+def _bundles(
+    parts: Iterable[dict[str, Tensor]], sendable: Callable[[str, Tensor], Tensor]
+) -> Iterator[tuple[dict[str, Tensor], bool]]:
+    """Weights as they are sent, about PART_BYTES at a time, and whether they are the last."""
     bundle: dict[str, Tensor] = {}
     size = 0
-    for name, value in (pair for part in parts for pair in part.items()):
+    for name, weight in (pair for part in parts for pair in part.items()):
+        value = sendable(name, weight)
         if bundle and size + value.nbytes > PART_BYTES:
             yield bundle, False
             bundle, size = {}, 0
-        bundle[name] = value.detach().to("cpu", copy=True)
+        bundle[name] = value
         size += value.nbytes
     yield bundle, True
 

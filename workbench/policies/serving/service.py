@@ -48,7 +48,7 @@ class TeacherService:
             "protocol": PROTOCOL,
             "model": str(policy.source),
             "class": type(policy.model).__name__,
-            "dtype": str(engine.dtype).removeprefix("torch."),
+            "dtype": short(engine.dtype),
             "engine": engine.name,
             "versions": engine.versions,
             "samples": engine.samples,
@@ -128,7 +128,15 @@ class SamplerService(TeacherService):
         super().__init__(engine)
         self.version = self._loading = ""
         self._loaded: set[str] = set()
-        self._shapes = engine.shapes()
+        self._shapes, dtypes = engine.shapes(), engine.dtypes()
+        self._precisions = {
+            name: short(dtype) for name, dtype in dtypes.items() if dtype != engine.dtype and dtype.is_floating_point
+        }
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """Facts for a run, in JSON types. precisions: of weights in another than `dtype`, by name."""
+        return super().info | {"precisions": self._precisions}
 
     def sample(self, request: SampleRequest) -> tuple[list[list[Completion]], list[Pin]]:
         """As for a teacher. Raises: OtherWeights if the weights are not those of the request."""
@@ -158,6 +166,11 @@ class SamplerService(TeacherService):
 
 class OtherWeights(PolicyError):
     """A sampler has other weights than a request asks for."""
+
+
+def short(dtype: torch.dtype) -> str:
+    """Name of a data type, as in configurations."""
+    return str(dtype).removeprefix("torch.")
 
 
 def _files_of(policy: AutoregressivePolicy) -> dict[str, bytes]:

@@ -79,6 +79,14 @@ class _Vllm:
         """Shapes of all weights by name, of tied ones the first."""
         return weight_shapes(self._model, **self._options)
 
+    def dtypes(self) -> dict[str, torch.dtype]:
+        """Data types of these weights: that of the engine, or float32 for all if vLLM keeps some in another.
+
+        vLLM's names of weights are not those of a model folder.
+        """
+        kept = {name for names in self.llm.collective_rpc(_floating_dtypes) for name in names}
+        return dict.fromkeys(self.shapes(), self.dtype if kept == {str(self.dtype)} else torch.float32)
+
     def _computed(self, work: Callable[[], R]) -> R:
         """Result of a call of vLLM. Raises: DeadEngineError if a worker has ended or hangs, or a pass failed."""
         try:
@@ -102,6 +110,11 @@ class _Vllm:
         executor = self.llm.llm_engine.model_executor
         if getattr(executor, "workers", None):
             executor.shutdown()
+
+
+def _floating_dtypes(worker: Any) -> list[str]:
+    """Data types of the weights of vLLM's model, in one of its workers."""
+    return sorted({str(value.dtype) for value in worker.get_model().parameters() if value.is_floating_point()})
 
 
 class VllmTeacher(_Vllm):

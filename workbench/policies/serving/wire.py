@@ -25,7 +25,7 @@ from workbench.policies import Completion, SamplingOptions
 from workbench.policies.encoding import Encoded, image_inputs
 from workbench.types import Prompt, Turn
 
-PROTOCOL = 2
+PROTOCOL = 3
 TEACHER, SAMPLER = "teacher", "sampler"  # kinds of servers, named after their commands
 TEMPLATE = ("system_prompt", "chat_template_kwargs", "image_processor")  # how a run encodes prompts
 DECODING = ("vocabulary", "stop_ids", "eos_ids", "never")  # how a run ends answers
