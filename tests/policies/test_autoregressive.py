@@ -164,14 +164,16 @@ def test_policy_evaluation_drops_finished_rows_unchanged(
 
 
 def test_policy_never_samples_image_placeholders(policy: AutoregressivePolicy, prompts: list[Prompt]) -> None:
-    placeholder = policy.model.config.image_token_id
-    bias = torch.zeros(policy.model.get_output_embeddings().weight.shape[0])
-    bias[placeholder] = 1e4
+    config, entries = policy.model.config, policy.model.get_output_embeddings().weight.shape[0]
+    start = getattr(config, "vision_start_token_id", entries)  # Qwen's position ids read the token after it
+    placeholders = [config.image_token_id, *([start] if start < entries else [])]
+    bias = torch.zeros(entries)
+    bias[placeholders] = 1e4
     handle = policy.model.get_output_embeddings().register_forward_hook(lambda _, __, logits: logits + bias)
     try:
         for temperature in (0.0, 1.0):
             ((item,),) = policy.sample(prompts[:1], [[1]], SamplingOptions(4, temperature=temperature))
-            assert placeholder not in item.ids
+            assert not set(placeholders).intersection(item.ids)
     finally:
         handle.remove()
 

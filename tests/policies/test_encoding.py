@@ -76,6 +76,13 @@ def test_encode_prepares_images_once_for_all_texts(policy: AutoregressivePolicy,
     assert prepared
 
 
+def test_picture_tokens_of_processor_that_requires_images_are_its_image_tokens(folders: dict[str, Path]) -> None:
+    encoder = load_policy(folders["paligemma"], "student").encoder
+    with pytest.raises(PolicyError):
+        encoder.encode(Prompt((), "what is this?"))
+    assert encoder.picture_tokens(Prompt((picture(1), picture(2)), "what is this?")) == 2 * 4
+
+
 def test_encode_keeps_images_in_their_turn(encoder: PromptEncoder) -> None:
     turns = (Turn("user", "one", (picture(1),)), Turn("assistant", "yes"))
     prompt = Prompt((picture(2),), "two", turns)

@@ -22,7 +22,7 @@ from workbench.errors import ConfigError, PolicyError
 from workbench.training.planning import depths, report
 from workbench.training.planning.command import plan_from_options
 from workbench.training.planning.devices import parse_memory, parse_picture
-from workbench.training.planning.dry_run import ACTIVATIONS, WEIGHTS
+from workbench.training.planning.dry_run import ACTIVATIONS, WEIGHTS, DryRun
 from workbench.training.planning.known_shapes import KnownShapes
 from workbench.training.planning.models import sizes_of, specs_of
 from workbench.training.planning.plan import Phase, Plan, least_bytes, plan_run
@@ -253,6 +253,11 @@ def test_micro_batches_by_tokens_are_planned_as_the_rows_that_fill_them(pairs, t
     assert planned.shape.micro_batch == plan.shape.micro_batch == 3
     assert planned.phases[3].memory == plan.phases[3].memory and planned.phases[3].name == "learn"
     assert len(report.describe_passes(planned)) == 2 and not report.describe_passes(plan)
+
+
+def test_ramp_keeps_its_numbers_for_models_that_read_rates_from_it() -> None:
+    with DryRun():
+        assert [rate.item() for rate in torch.linspace(0.0, 0.5, 3)] == [0.0, 0.25, 0.5]
 
 
 def test_shapes_that_are_known_are_those_that_torch_infers() -> None:

@@ -25,6 +25,9 @@ from workbench.policies.view_output import Head, ViewOutput
 from workbench.policies.vllm import Engine, Request, check_same_prompt, weights_of
 from workbench.types import DenoisingTrace, Prompt
 
+_PLACEHOLDERS = tuple(
+    f"{name}_token_id" for name in ("image", "video", "audio", "vision_start", "audio_start")
+)  # keys of a model's configuration
 LEAVING = 0.25  # share of finished rows at which they leave the batch
 
 
@@ -50,8 +53,8 @@ class AutoregressivePolicy(Passes):
                 f"{name}: neither the tokenizer nor generation_config has an end token, so answers would not end. Set "
                 "eos_token_id in the model's generation_config.json."
             )
-        # image placeholders are replaced by image features, so the student must not sample them
-        tokens = (getattr(model.config, name, None) for name in ("image_token_id", "video_token_id"))
+        # placeholders are replaced by features, and a start has one after it, so the student must not sample them
+        tokens = (getattr(model.config, name, None) for name in _PLACEHOLDERS)
         self.placeholders = [token for token in tokens if isinstance(token, int) and token < self.vocabulary]
         self.source: str | Path | None = None  # folder or hub name
         self.engine: Engine | None = None  # samples instead of the model

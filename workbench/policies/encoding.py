@@ -123,10 +123,16 @@ class PromptEncoder:
         self._kept_bytes = 0
 
     def picture_tokens(self, prompt: Prompt) -> int:
-        """Number of tokens that the images of a prompt cost. Raises PolicyError as `encode`."""
+        """Number of tokens that the images of a prompt cost, without their marks under a processor that takes no prompt
+        without images. Raises PolicyError as `encode`.
+        """
+        ids = self.encode(prompt)["input_ids"]
         bare = tuple(dataclasses.replace(turn, images=()) for turn in prompt.history)
-        texts = dataclasses.replace(prompt, key="", images=(), history=bare)
-        return self.encode(prompt)["input_ids"].shape[1] - self.encode(texts)["input_ids"].shape[1]
+        try:
+            texts = self.encode(dataclasses.replace(prompt, key="", images=(), history=bare))["input_ids"]
+        except PolicyError:  # PaliGemma's
+            return int((ids == self.processor.image_token_id).sum())
+        return ids.shape[1] - texts.shape[1]
 
     def open(self, source: Image.Image | Path) -> Image.Image:
         """Open an image as the processor gets it: upright, as RGB, of at most max_pixels pixels."""

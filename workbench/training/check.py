@@ -35,6 +35,7 @@ from workbench.policies import Completion, Policy, SamplingOptions
 from workbench.policies.autoregressive import AutoregressivePolicy
 from workbench.policies.by_domain import member
 from workbench.policies.fsdp import single_policies
+from workbench.policies.heads import output_layer
 from workbench.policies.image_size import reduced_size
 from workbench.policies.roles import describe_trained
 from workbench.policies.serving.served import ServedPolicy
@@ -271,7 +272,7 @@ def _agreement(learner: Learner) -> Iterator[Check]:
     models = {name: policy for name, policy in learner.policies.items() if isinstance(policy, AutoregressivePolicy)}
     shared = f"{student.vocabulary} entries shared by {', '.join(learner.policies)}"
     for name, policy in models.items():
-        padding = policy.model.get_output_embeddings().weight.shape[0] - student.vocabulary
+        padding = output_layer(policy.model).weight.shape[0] - student.vocabulary
         if padding:
             shared += f"; {padding} unused entries of {name} are left out"
     yield Check("vocabulary", OK, shared)

@@ -205,8 +205,8 @@ def _is_fake_flag(value: Tensor) -> bool:
 
 
 def _creates_floats(func: Any, args: tuple, kwargs: dict, leaves: list[Tensor]) -> bool:
-    """Whether an operation without tensors gives floating-point numbers."""
-    if leaves:
+    """Whether an operation without tensors gives floating-point numbers; not ramps, which models read as rates."""
+    if leaves or func._overloadpacket is _aten.linspace:
         return False
     dtype = kwargs.get("dtype") or next((value for value in args if isinstance(value, torch.dtype)), None)
     if dtype is not None:
