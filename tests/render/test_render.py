@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import math
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -26,6 +27,7 @@ from workbench.render import (
     render_tokens,
     token_view,
 )
+from workbench.render.html import _rounded
 from workbench.traces.reader import TracedRollout
 from workbench.traces.schema import TracedRegime, TracedView
 from workbench.types import Box
@@ -366,3 +368,10 @@ def test_token_view_recorded_answer_has_all_fields(tmp_path):
         first, second = token_view(traced, run="first").pictures
         assert first.crop == outline and output in first.note and second.crop is None and not second.note
     assert result.pictures[0].crop == Box(1.0, 1.0, 3.0, 3.0) and "first box" in result.pictures[0].note
+
+
+def test_numbers_have_the_four_decimals_of_round():
+    ties = [sign * idx * 0.00005 for idx in range(4001) for sign in (1, -1)]
+    values = [*ties, None, math.nan, math.inf, 1e300, 123456789.00005, 12345678901234.00005, -1e-9, 5]
+    rounded = [None if value is None or not math.isfinite(value) else round(value, 4) for value in values]
+    assert _rounded(values) == rounded

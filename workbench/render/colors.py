@@ -8,6 +8,8 @@ import math
 from collections.abc import Iterable
 from typing import NamedTuple
 
+import numpy as np
+
 from workbench.render.view import RegimeNote, TokenView
 
 INK_DARK, INK_LIGHT = "#12161b", "#ffffff"
@@ -129,19 +131,13 @@ def bar_range(gaps: Iterable[float | None]) -> tuple[float, float]:
     return reach[0], reach[1]
 
 
-def diverging_step(value: float | None, bound: float) -> int | None:
-    """Index into DIVERGING; the middle index for values near zero."""
-    if value is None:
-        return None
+def steps(values: list[float | None], bound: float, *, is_signed: bool) -> list[int | None]:
+    """Index of each value into DIVERGING, whose middle are values near zero, or GROWING, 0 for values up to zero."""
     half = len(DIVERGING) // 2
-    return half + max(-half, min(half, round(value / bound * half)))
-
-
-def growing_step(value: float | None, bound: float) -> int | None:
-    """Index into GROWING; 0 for values of zero or below."""
-    if value is None:
-        return None
-    return max(0, min(len(GROWING) - 1, round(value / bound * (len(GROWING) - 1))))
+    low, high = (-half, half) if is_signed else (0, len(GROWING) - 1)
+    numbers = np.array([0.0 if value is None else value for value in values])
+    indices = (np.clip(np.rint(numbers / bound * high), low, high) - low).astype(int).tolist()
+    return [None if value is None else idx for value, idx in zip(values, indices, strict=True)]
 
 
 def ink(background: str) -> str:

@@ -69,9 +69,8 @@ def _fills(view: TokenView, color_by: str) -> list[colors.Fill | None]:
     values = colors.values_of(view, color_by)
     bound = colors.scale_bound(_scaled(view, color_by))
     is_signed = color_by in colors.SIGNED
-    scale, step_of = (colors.DIVERGING, colors.diverging_step) if is_signed else (colors.GROWING, colors.growing_step)
-    steps = [step_of(value, bound) for value in values]
-    return [None if step is None else scale[step] for step in steps]
+    scale = colors.DIVERGING if is_signed else colors.GROWING
+    return [None if step is None else scale[step] for step in colors.steps(values, bound, is_signed=is_signed)]
 
 
 def _scaled(view: TokenView, quantity: str) -> list[float | None]:

@@ -1,5 +1,6 @@
 """Format numbers, explain a token's regime in words, and make token text visible."""
 
+import functools
 import math
 import re
 
@@ -16,14 +17,17 @@ _CONTROL_TOKEN = re.compile(
     r"<\|[^|<>]+\|>|</?s>|\[(?:SEP|CLS|PAD|MASK|UNK|EOS|BOS)\]|"
     r"<(?:eos|bos|pad|unk|mask|image|fake_token_around_image|global-img|(?:start|end)_of_\w+|row_\d+_col_\d+)>"
 )
+_MOST_TEXTS = 2**14  # whose visible form is remembered: an answer repeats its tokens
 _PICTURES = {" ": "·", "\n": "↵", "\r": "␍", "\t": "→"}
 
 
+@functools.lru_cache(_MOST_TEXTS)
 def is_control_token(text: str) -> bool:
     """Whether the text is a control token such as <|im_end|> or </s>."""
     return _CONTROL_TOKEN.fullmatch(text.strip()) is not None
 
 
+@functools.lru_cache(_MOST_TEXTS)
 def visible_text(text: str, *, special: bool = False) -> str:
     """A token's text with visible spaces, line breaks and invisible characters; control tokens in single guillemets."""
     if special or is_control_token(text):

@@ -117,7 +117,7 @@ class TokenView:
     thresholds: dict[str, float] = field(default_factory=dict)
     meta: dict[str, object] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def views(self) -> tuple[str, ...]:
         """Views that scored any token: student, self, teacher, then others in order of appearance."""
         names = dict.fromkeys(name for token in self.tokens for name in token.logprobs)
@@ -137,7 +137,7 @@ class TokenView:
         }
         return {name: [finite(getter(token)) for token in self.tokens] for name, getter in read.items()}
 
-    @property
+    @cached_property
     def all_regimes(self) -> dict[str, RegimeNote]:
         """The method's regimes, and further regimes of the tokens."""
         named = {name: RegimeNote(*note) for name, note in self.regimes.items()}
