@@ -3,6 +3,7 @@
 import html
 import json
 import re
+import shutil
 from pathlib import Path
 from urllib.parse import parse_qs
 
@@ -190,6 +191,16 @@ def test_export_writes_selected_answers_as_json_lines(context: AppContext) -> No
     rows = [json.loads(line) for line in Path(link.value["path"]).read_text(encoding="utf-8").splitlines()]
     assert len(rows) == 6 and {row["step"] for row in rows} == {2} and "6 answers" in link.label
     assert [row["length"] for row in rows] == sorted((row["length"] for row in rows), reverse=True)
+
+
+def test_export_of_evaluation_answers_needs_no_traces(context: AppContext, tmp_path: Path) -> None:
+    shutil.copytree(context.runs_dir / "dopd", tmp_path / "bare", ignore=shutil.ignore_patterns("traces"))
+    bare = AppContext(tmp_path, tmp_path)
+    link = answers.export(bare, "bare", {"evaluation": "1", "at_step": "2"})
+    rows = [json.loads(line) for line in Path(link.value["path"]).read_text(encoding="utf-8").splitlines()]
+    assert len(rows) == 12 and all(row["evaluation"] and row["step"] == 2 and row["confidence"] for row in rows)
+    with raises(TraceError, "No tokens are recorded"):
+        answers.export(bare, "bare", {})
 
 
 def test_tokens_evaluation_source_lists_and_opens_its_answers(context: AppContext) -> None:

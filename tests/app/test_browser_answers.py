@@ -87,9 +87,17 @@ def test_tokens_link_page_and_filter_survive_reload(visit) -> None:
     expect(page.locator("#answers-where")).to_contain_text("1–6 of 6")
     expect(page.locator("#answers-answer .wb-meta")).to_contain_text("step 2")
     expect(page).to_have_url(re.compile("at_step=2"))
+    page.locator("#answers-fold").click()
+    expect(page.locator("#answers-list")).to_be_hidden()
+    expect(page).to_have_url(re.compile("list=closed"))
     page.reload()
-    expect(page.locator("#answers-where")).to_contain_text("1–6 of 6")
     expect(page.locator("#answers-step input")).to_have_value("2")
+    expect(page.locator("#answers-fold")).to_contain_text("▸")
+    expect(page.locator("#answers-list")).to_be_hidden()
+    expect(page.locator("#answers-related")).to_contain_text("Samples of this prompt")
+    page.go_back()
+    expect(page.locator("#answers-where")).to_contain_text("1–6 of 6")
+    expect(page).not_to_have_url(re.compile("list=closed"))
 
 
 @pytest.fixture

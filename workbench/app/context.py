@@ -43,7 +43,7 @@ CHOICES = {  # by tab: the parameters that its lists and switches have in the ad
     "leakage": {"part": ""},
 }
 # parameters of the address that stay when another answer is opened
-PERSISTENT_PARAMS = ("with", "study", *(name for defaults in CHOICES.values() for name in defaults))
+PERSISTENT_PARAMS = ("with", "study", "list", *(name for defaults in CHOICES.values() for name in defaults))
 FORM_KEYS = ("start_from", "guide")  # of the form of a new run: what it starts from, and whether it shows the guide
 ANSWER_KEYS = (
     "step",

@@ -50,13 +50,17 @@ from workbench.app.live_updates import follow_run
 from workbench.app.related_answers import question_html, related_html
 from workbench.errors import TraceError, WorkbenchError
 from workbench.render import render_tokens
+from workbench.traces.parts import traces_folder
 from workbench.traces.reader import Traces
 from workbench.traces.selection import GRADES, TOKEN, Selection, parse_selection
 
 TALL = 640  # pixels above which the list scrolls
 MAX_EXPORTED = 10_000
-FOLD = """() => {
-    const isClosed = document.querySelector("#answers-body").classList.toggle("answers-closed");
+# the address has list=closed while the list is folded; SHOW_LIST folds it after every drawing
+FOLD = """(address) => ({ ...address, list: address?.list ? "" : "closed" })"""
+SHOW_LIST = """(address) => {
+    const isClosed = address?.list === "closed";
+    document.querySelector("#answers-body").classList.toggle("answers-closed", isClosed);
     document.querySelector("#answers-fold").textContent = isClosed ? "▸ List" : "◂ List";
 }"""
 
@@ -390,12 +394,14 @@ def sort_by(address: Mapping | None, field: str) -> dict:
 def export(context: AppContext, run: str | None, address: Mapping | None) -> gr.DownloadButton:
     """Write the selected answers, at most MAX_EXPORTED, as JSON lines. Returns the download link."""
     run_dir = context.run_dir(run)
-    traces = TRACES.of(run_dir)
-    if traces is None:
-        raise TraceError(NO_TRACES)
     address = address or {}
-    selection = select(address, choices_of(answers_at(run_dir, address)))
-    rows, total = answers_as_json(Answers(traces, run or ""), selection, MAX_EXPORTED)
+    answers, traces = answers_at(run_dir, address), TRACES.of(run_dir)
+    if answers is None:
+        raise TraceError(NO_TRACES)
+    selection = select(address, choices_of(answers))
+    # evaluations have answers also without traces
+    exported = Answers(traces or Traces(traces_folder(run_dir)), run or "")
+    rows, total = answers_as_json(exported, selection, MAX_EXPORTED)
     file = Path(_folder().name) / f"{run_dir.name}-answers.jsonl"
     file.write_text("".join(f"{row}\n" for row in rows), encoding="utf-8")
     left_out = f", the first of {total:,}: narrow the selection for the others" if total > len(rows) else ""
@@ -453,7 +459,8 @@ def build_tab(context: AppContext, shared: Shared) -> None:
     events = [search.submit, search.blur, example.submit]
     sync_to_url(shared, events, {"filter": "", "example": ""}, typed, ANSWER_PARAMS)
     source.input(None, [shared.address, source], shared.address, js=SOURCE_JS)
-    fold.click(None, js=FOLD)
+    fold.click(None, shared.address, shared.address, js=FOLD)
+    drawn.then(None, shared.address, js=SHOW_LIST)
     save.click(show_errors(partial(export, context)), inputs, link, **quiet)
     shared.address.change(lambda: gr.DownloadButton(visible=False), None, link, queue=False, **quiet)
     _connect(context, shared, listed, related, answer_view, back, forward)
