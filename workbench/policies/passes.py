@@ -27,6 +27,7 @@ from workbench.policies.encoding import (
     distinct,
     image_inputs,
 )
+from workbench.policies.growing import growing
 from workbench.policies.image_features import ImageFeatureCache, caching_enabled
 from workbench.policies.packing import pack, pack_inputs, packed_tokens
 from workbench.policies.pass_counts import add_pass, is_counting
@@ -237,7 +238,7 @@ class Passes:
         """Yield the hidden states that predict each row's next token, and receive that token."""
         if not self.shortcuts.cache:
             yield from self._states_without_cache(prompts)
-        cache = self._new_cache()
+        cache = growing(self._new_cache())
         if self.shortcuts.prompts:
             unique, rows = distinct(prompts)
             encoded = self._encoded(unique)
@@ -300,7 +301,7 @@ class Passes:
         with self._adapter_state():
             return model.get_image_features(**self._to_device(inputs), return_dict=True)
 
-    def _new_cache(self) -> Cache:
+    def _new_cache(self) -> DynamicCache:
         return DynamicCache(config=self.model.config)
 
     def _prefill(self, encoded: dict, cache: Cache) -> Float[Tensor, "B T D"]:
