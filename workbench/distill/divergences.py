@@ -76,30 +76,36 @@ def check_beta(beta: float | None) -> None:
 class _Kl(torch.autograd.Function):
     """KL(first || second) of logits (N, V), per position (N).
 
-    The gradients are explicit: p (log p - log q - KL) for the first, q - p for the second. Autograd would store and
-    read twice as many (N, V) arrays, which dominate time and memory with a large vocabulary.
+    The gradients are explicit: p (log p - log q - KL) for the first, q - p for the second. The forward pass computes
+    them a few positions at a time, while all their arrays are in the processor's cache, and keeps nothing else of shape
+    (N, V). Autograd would store and read four such arrays, which dominate time and memory with a large vocabulary.
     """
 
     @staticmethod
     def forward(ctx, first: Tensor, second: Tensor) -> Tensor:
-        first_logp = first.log_softmax(-1)
-        ratio = second.log_softmax(-1).neg_().add_(first_logp)
-        ratio.masked_fill_(first_logp == -torch.inf, 0.0)  # 0 * log(0 / x) is 0
-        mass = first_logp.exp_()
-        divergence = (mass * ratio).sum(-1)
-        ctx.save_for_backward(mass, ratio, divergence, second)
+        divergence = first.new_empty(len(first))
+        of_first, of_second = (
+            torch.empty_like(logits) if needed else None
+            for logits, needed in zip((first, second), ctx.needs_input_grad, strict=True)
+        )
+        for chunk in row_slices(first):
+            first_logp = first[chunk].log_softmax(-1)
+            ratio = second[chunk].log_softmax(-1).neg_().add_(first_logp)
+            ratio.masked_fill_(first_logp == -torch.inf, 0.0)  # 0 * log(0 / x) is 0
+            mass = first_logp.exp_()
+            divergence[chunk] = (mass * ratio).sum(-1)
+            if of_first is not None:
+                torch.mul(ratio.sub_(divergence[chunk].unsqueeze(-1)), mass, out=of_first[chunk])
+            if of_second is not None:
+                torch.sub(second[chunk].softmax(-1), mass, out=of_second[chunk])
+        ctx.save_for_backward(of_first, of_second)
         return divergence
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        mass, ratio, divergence, second = ctx.saved_tensors
-        of_first = of_second = None
-        if ctx.needs_input_grad[0]:
-            of_first = (ratio - divergence.unsqueeze(-1)).mul_(mass).mul_(grad.unsqueeze(-1))
-        if ctx.needs_input_grad[1]:
-            of_second = second.softmax(-1).sub_(mass).mul_(grad.unsqueeze(-1))
-        return of_first, of_second
+        of_first, of_second = ctx.saved_tensors
+        return tuple(None if of is None else of * grad.unsqueeze(-1) for of in (of_first, of_second))
 
 
 class _Jsd(torch.autograd.Function):
@@ -141,8 +147,10 @@ class _Jsd(torch.autograd.Function):
 
 
 def row_slices(logits: Float[Tensor, "N V"]) -> Iterator[slice]:
-    """Slices of a few positions, so that temporary arrays of a pass over (N, V) stay in the processor's cache."""
-    count = max(1, 2**21 // (4 * logits.shape[-1]))
+    """Slices of a few positions, so that temporary arrays of a pass over (N, V) stay in the processor's cache; on
+    another device all positions, where each operation costs a launch.
+    """
+    count = max(1, 2**21 // (4 * logits.shape[-1]) if logits.device.type == "cpu" else len(logits))
     return (slice(start, start + count) for start in range(0, logits.shape[0], count))
 
 
