@@ -101,6 +101,20 @@ def test_lora_of_a_role_leaves_other_adapters_at_their_start(models: dict, tmp_p
     assert moved and all("text_model" in name or "lm_head" in name for name in moved)
 
 
+def test_check_lora_of_a_role_beside_its_start_trains_that_role_alone(models: dict, tmp_path: Path) -> None:
+    """student@start is the student with its adapters off for a pass, which must not let all of them learn."""
+    values = {
+        "models__lora": {"rank": 2},
+        "models__train": ["language"],
+        "method": {"name": "dopd", "self_policy": "student@start"},
+    }
+    findings = {
+        check.name: check.finding for check in check_config(run_config(models, tmp_path, name="lora", **values))
+    }
+    assert ", vision 0 of " in findings["weights that are trained"]
+    assert findings["adapters"] == "in 14 layers: language 14"
+
+
 @pytest.mark.parametrize(
     ("values", "names"),
     [

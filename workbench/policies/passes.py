@@ -361,11 +361,14 @@ class Passes:
         if self.adapter != "off":
             yield
             return
+        learning = [(parameter, parameter.requires_grad) for parameter in self.model.parameters()]
         self.model.disable_adapters()
         try:
             yield
         finally:
-            self.model.enable_adapters()
+            self.model.enable_adapters()  # peft lets all adapters learn, also those that models.train leaves out
+            for parameter, learns in learning:
+                parameter.requires_grad_(learns)
 
     def _to_device(self, encoded: dict[str, Tensor]) -> dict[str, Tensor]:
         dtype = next(self.model.parameters()).dtype

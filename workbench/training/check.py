@@ -8,6 +8,7 @@ import math
 import os
 import re
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -37,7 +38,8 @@ from workbench.policies.by_domain import member
 from workbench.policies.fsdp import single_policies
 from workbench.policies.heads import output_layer
 from workbench.policies.image_size import reduced_size
-from workbench.policies.roles import describe_trained
+from workbench.policies.role_names import ROLES, VISION
+from workbench.policies.roles import describe_trained, roles
 from workbench.policies.serving.served import ServedPolicy
 from workbench.training.check_costs import describe_memory, describe_time
 from workbench.training.check_rows import count_pictures, describe_pictures, describe_rows, require_usable, split_rows
@@ -81,7 +83,7 @@ def check_config(config: RunConfig) -> list[Check]:
         raise DataError(
             f"none of the {len(examples)} examples of {config.data.train_text} has the columns that the contexts "
             f"{', '.join(method.contexts)} need; the first, {lacking[0][0].origin}, has no {lacking[0][1]}. Add the "
-            "columns, or choose other contexts."
+            "columns, or set method.privilege to evidence that they have, or to plain: none."
         )
     require_every_source(usable, config.data.train_sources)
     length, config = describe_steps(config, len(usable)), with_steps(config, len(usable))
@@ -144,7 +146,7 @@ def _learner_checks(
             _answers(result),
             _trained(learner),
             *_precision(config, learner),
-            *_adapters(learner),
+            *_adapters(config, learner),
             *_thinking(config, result, learner),
         ]
 
@@ -318,15 +320,17 @@ def _precision(config: RunConfig, learner: Learner) -> Iterator[Check]:
         )
 
 
-def _adapters(learner: Learner) -> Iterator[Check]:
-    """Say which part of the model the adapters are in: all-linear takes the vision tower in too."""
+def _adapters(config: RunConfig, learner: Learner) -> Iterator[Check]:
+    """Say which parts of the model learn by adapters: all-linear takes the vision tower in too."""
     model = learner.student.model
-    adapted = [name for name, module in model.named_modules() if hasattr(module, "get_delta_weight")]
-    if adapted:
-        vision = sum(bool(re.search(r"vision|visual|image|siglip|vit", name)) for name in adapted)
-        text = f"{len(adapted)} layers, {vision} of them in the vision tower or its projector"
-        remedy = ". Set models.lora.target_modules to a regular expression to leave these out" if vision else ""
-        yield Check("adapters", NOTE if vision else OK, text + remedy)
+    learning = {name for name, weight in model.named_parameters() if ".lora_" in name and weight.requires_grad}
+    layers = {(name.partition(".lora_")[0], role) for name, role in roles(model).items() if name in learning}
+    if layers:
+        by_role = Counter(role for _, role in layers)
+        text = f"in {len(layers)} layers: {', '.join(f'{role} {by_role[role]}' for role in ROLES if role in by_role)}"
+        is_note = VISION in by_role and not config.models.train
+        remedy = ". models.train=[language] leaves the others as they are" if is_note else ""
+        yield Check("adapters", NOTE if is_note else OK, text + remedy)
 
 
 def _by_policy(policy: Policy, prompts: list[Prompt]) -> list[tuple[AutoregressivePolicy, list[int]]]:
