@@ -6,6 +6,7 @@ import os
 import re
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from servers import Server
 from small import run_config
 from torch.distributed.tensor import DTensor
 
+import workbench.policies.serving.sampler
 from workbench.config.schema import LoraConfig, RunConfig, load_config
 from workbench.distributed import ProcessGroup, join
 from workbench.policies.fsdp import shard, unsharded_root
@@ -37,6 +39,10 @@ VALUES = {"sampling__max_completion_length": 8, "evaluation__every": 2, "trace__
 def work(file: str, sampler: str = "") -> None:
     """One of the ranks: train. sampler: process that is killed after the first step."""
     torch.set_num_threads(1)
+    completions_of = workbench.policies.serving.sampler.completions_of
+    workbench.policies.serving.sampler.completions_of = lambda *given: [  # as vLLM's
+        [replace(completion, entropies=None) for completion in completions] for completions in completions_of(*given)
+    ]
     config, group = load_config(file), join()
     if group.sharding is not None:
         compare_weights(config, group)

@@ -30,6 +30,7 @@ from workbench.policies.serving.wire import unpack
 from workbench.runs.folder import RunFolder, checkpoint_path
 from workbench.traces.reader import open_traces
 from workbench.training.learner import check_engine
+from workbench.training.metrics import sampled_precision
 from workbench.training.run import resume, train
 from workbench.types import Prompt
 
@@ -100,6 +101,8 @@ def test_weights_cross_in_the_data_types_in_which_the_server_keeps_them(
             send = sampler.client.send
             monkeypatch.setattr(sampler.client, "send", lambda body, path: bodies.append(body) or send(body, path))
             sampler.send_weights(student)
+            student.sampler = sampler
+            assert sampled_precision(student, "float32") == "bfloat16"  # by which a run judges sampler_logprob_gap
         finally:
             engine.reason = "the test is over."
         with raises(RunError, engine.reason):

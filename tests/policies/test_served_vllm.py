@@ -12,6 +12,7 @@ import pytest
 import torch
 import video_families
 from failures import raises
+from processes import launch
 from servers import Server
 from small import picture, run_config
 
@@ -30,6 +31,7 @@ if importlib.util.find_spec("vllm") is None:
 
 PATIENCE = Patience(timeout=300.0, wait=0.0)
 ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "0|1"}  # GiB; cores of two processes
+SHARDED = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 SAVE = {
     "qwen3_vl": video_families.save_qwen3_vl,
     "idefics3": families.save_idefics3,
@@ -136,6 +138,27 @@ def test_run_with_both_servers_equals_local_losses(serve: Callable[..., Server],
     train(config)
     gaps = [line["sampler_logprob_gap"] for line in RunFolder.open(config.run_dir).metrics("train")]
     assert len(gaps) == len(losses[0]) and max(gaps) < 1e-4
+
+
+def test_sharded_run_samples_ahead_with_weights_in_the_servers_precision(
+    serve: Callable[..., Server], tmp_path: Path
+) -> None:
+    models = {name: families.save_idefics3(tmp_path / name, seed) for seed, name in enumerate(("student", "teacher"))}
+    sampler = serve(models["student"], "--dtype", "bfloat16", command="sampler")
+    values = {"sampling__max_completion_length": 8, "sampling__ahead": 1, "training__learning_rate": 0.1}
+    config = run_config(models, tmp_path, sampling__server=sampler.address, trace__probes=0, **values)
+    (tmp_path / "config.yaml").write_text(config.to_yaml())
+    code = "import sys; from workbench.training.run import main; sys.exit(main(sys.argv[1:]))"
+    ended = launch(tmp_path / "ranks", code, str(tmp_path / "config.yaml"), environment=SHARDED)
+    assert not any(item.returncode for item in ended), [item.stderr[-2000:] for item in ended]
+    assert "sampler_logprob_gap" not in ended[0].stderr  # no warning of what is rounding in bfloat16
+    lines = RunFolder.open(config.run_dir).metrics("train")
+    assert [line.get("sampler_lag", 0.0) for line in lines] == [0.0, 1.0, 1.0, 1.0]
+    assert all(1e-4 < line["sampler_logprob_gap"] < 0.1 for line in lines[:3])
+    assert all(abs(line["ratio/mean"] - 1) > 0.01 for line in lines[1:])  # other weights would give such a gap
+    served = ServedSampler(sampler.address, PATIENCE, run="", image_options={})
+    assert served.precision == "bfloat16"
+    assert {name.rpartition(".")[2] for name in served.info["precisions"]} == {"bias"}  # in float32 on a CPU
 
 
 def test_run_whose_server_was_killed_resumes_to_the_same_losses(serve: Callable[..., Server], tmp_path: Path) -> None:

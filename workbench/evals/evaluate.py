@@ -28,7 +28,7 @@ from workbench.distributed import ALONE, ProcessGroup
 from workbench.evals.records import EvalRecord, save_records, summarize, tabulate
 from workbench.policies import Policy, SamplingOptions
 from workbench.policies.by_domain import covers
-from workbench.policies.fsdp import single_policies, unsharded_root
+from workbench.policies.fsdp import layer_by_layer, single_policies, unsharded_root
 from workbench.policies.serving.sampler import sample_together
 from workbench.policies.serving.served import ServedPolicy
 from workbench.runs.folder import RunFolder
@@ -167,13 +167,13 @@ class Evaluation:
         self, policy: Policy, examples: list[Example], contexts: Iterable[str], options: dict[str, Any]
     ) -> list[EvalRecord]:
         """Records of one policy; each rank evaluates a part of the examples."""
+        served = [single for single in single_policies([policy]) if single.sampler is not None]
 
-        def evaluate() -> list[EvalRecord]:
-            return self.process_group.map_ranks(
-                examples, lambda part, _: evaluate_policies([policy], part, contexts, **options)
-            )
+        def evaluate(part: list[Example], _: int) -> list[EvalRecord]:
+            with layer_by_layer(*served):  # a server's answers may lack entropies, which passes here then compute
+                return evaluate_policies([policy], part, contexts, **options)
 
-        return sample_together([policy], evaluate, self.process_group)
+        return sample_together([policy], lambda: self.process_group.map_ranks(examples, evaluate), self.process_group)
 
 
 @torch.no_grad()

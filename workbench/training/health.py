@@ -31,7 +31,7 @@ class HealthMonitor:
 
     learner        name of the learner; metrics of a peer are prefixed with it
     learning_rate  highest learning rate of the run
-    precision      dtype of the student's forward pass: float32, float16 or bfloat16
+    precision      dtype of the forward passes of student or sampler, the coarser one: float32, float16 or bfloat16
     """
 
     def __init__(self, learner: str = STUDENT, learning_rate: float = 0.0, precision: str = "float32") -> None:

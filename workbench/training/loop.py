@@ -73,6 +73,7 @@ from workbench.training.metrics import (
     prefix_by_learner,
     ratio_metrics,
     require_small_gap,
+    sampled_precision,
     sampler_logprob_gap,
     step_metrics,
     thinking_metrics,
@@ -255,7 +256,10 @@ class Trainer:
     def _build_health_monitors(self) -> list[HealthMonitor]:
         """A health monitor for each learner, with the metrics of earlier steps."""
         rate, precision = self.config.training.learning_rate, self.config.forward_dtype
-        monitors = [HealthMonitor(learner.name, rate, precision) for learner in self.learners]
+        monitors = [
+            HealthMonitor(learner.name, rate, sampled_precision(learner.student, precision))
+            for learner in self.learners
+        ]
         for line in self.folder.metrics("train"):
             metrics = {name: value for name, value in line.items() if name != "kind"}
             for monitor in monitors:

@@ -43,16 +43,19 @@ def ratio_metrics(method: Method, result: StepResult, step: int, clip: float) ->
     return metrics | ({"ratio/clipped": float((ratio > clip).double().mean())} if clip else {})
 
 
+def sampled_precision(student: Policy, precision: str) -> str:
+    """The coarser of the precisions of a student's forward passes and of its served sampler, if it has one."""
+    sampler = getattr(student, "sampler", None)
+    return precision if sampler is None else max((precision, sampler.precision), key=lambda name: NORMAL_GAP[name])
+
+
 def require_small_gap(gap: float, student: Policy, precision: str) -> None:
     """Raise UnavailableError if a served sampler's log-probs differ from the student's by more than rounding does.
 
     precision  of the student's forward passes
     """
-    sampler = getattr(student, "sampler", None)
-    if sampler is None:
-        return
-    coarser = max((precision, sampler.precision), key=lambda name: NORMAL_GAP[name])
-    if gap > NORMAL_GAP[coarser]:
+    coarser = sampled_precision(student, precision)
+    if getattr(student, "sampler", None) is not None and gap > NORMAL_GAP[coarser]:
         raise UnavailableError(
             f"log-probs of the sampler and of {student.name} differ by {gap:.1e} nats on average (sampler_logprob_gap; "
             f"up to {NORMAL_GAP[coarser]:g} is rounding in {coarser}), so it has other weights or computes otherwise. "

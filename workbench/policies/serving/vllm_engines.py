@@ -80,12 +80,13 @@ class _Vllm:
         return weight_shapes(self._model, **self._options)
 
     def dtypes(self) -> dict[str, torch.dtype]:
-        """Data types of these weights: that of the engine, or float32 for all if vLLM keeps some in another.
+        """Data types of these weights: that of the engine, or float32 where vLLM has one of that kind in another.
 
-        vLLM's names of weights are not those of a model folder.
+        vLLM joins some weights of a model folder, and keeps the ends of their names: weight, bias.
         """
-        kept = {name for names in self.llm.collective_rpc(_floating_dtypes) for name in names}
-        return dict.fromkeys(self.shapes(), self.dtype if kept == {str(self.dtype)} else torch.float32)
+        kept = [pair for pairs in self.llm.collective_rpc(_kinds_of_weights) for pair in pairs]
+        halved = {end for end, _ in kept} - {end for end, dtype in kept if dtype != str(self.dtype)}
+        return {name: self.dtype if _end(name) in halved else torch.float32 for name in self.shapes()}
 
     def _computed(self, work: Callable[[], R]) -> R:
         """Result of a call of vLLM. Raises: DeadEngineError if a worker has ended or hangs, or a pass failed."""
@@ -112,9 +113,14 @@ class _Vllm:
             executor.shutdown()
 
 
-def _floating_dtypes(worker: Any) -> list[str]:
-    """Data types of the weights of vLLM's model, in one of its workers."""
-    return sorted({str(value.dtype) for value in worker.get_model().parameters() if value.is_floating_point()})
+def _kinds_of_weights(worker: Any) -> list[tuple[str, str]]:
+    """Ends of names and data types of the weights of vLLM's model, in one of its workers."""
+    weights = worker.get_model().named_parameters()
+    return sorted({(_end(name), str(value.dtype)) for name, value in weights if value.is_floating_point()})
+
+
+def _end(name: str) -> str:
+    return name.rpartition(".")[2]
 
 
 class VllmTeacher(_Vllm):
