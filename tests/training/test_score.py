@@ -157,7 +157,7 @@ def test_rewards_other_than_0_and_1_are_annotations(score: Callable, rows: list[
 def test_row_that_cannot_be_scored_is_refused_or_counted(
     score: Callable, rows: list[dict], tmp_path: Path, values: dict, reason: str
 ) -> None:
-    with raises(DataError, f"1 x {reason}", "rows.jsonl:2", "--max-skipped"):
+    with raises(DataError, "1 of 3 rows", f"1 x {reason}", "rows.jsonl:2", "--max-skipped"):
         score([rows[0], rows[1] | values, rows[2]])
     assert not (tmp_path / "runs").exists()
     result = score([rows[0], rows[1] | values, rows[2]], max_skipped=1)

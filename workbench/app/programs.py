@@ -1,5 +1,6 @@
 """Commands of the workbench that the page runs to their end, so that the app never loads a model."""
 
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -9,6 +10,8 @@ from workbench.data.picture_bounds import as_variable
 from workbench.errors import ConfigError
 from workbench.runs.commands import copyable
 from workbench.runs.processes import child_environment
+
+_ERROR = re.compile(r"[A-Z]\w+: |file of weights: ")  # how the command line begins an error
 
 
 def run_program(context: AppContext, command: Sequence[str], seconds: float) -> subprocess.CompletedProcess[str]:
@@ -29,7 +32,8 @@ def run_program(context: AppContext, command: Sequence[str], seconds: float) -> 
 
 
 def error_of(done: subprocess.CompletedProcess[str]) -> ConfigError:
-    """The last line that a command printed as its error."""
-    errors = [line for line in done.stderr.splitlines() if line.strip()]
-    error = errors[-1] if errors else f"the command ended with exit code {done.returncode} and no message."
-    return ConfigError(error.partition(": ")[2] or error)
+    """The error that a command printed last, of one line or several: `DataError: 2 of 3 rows ...`."""
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    start = max((idx for idx, line in enumerate(lines) if _ERROR.match(line)), default=len(lines) - 1)
+    error = "\n".join(lines[start:]) if lines else f"the command ended with exit code {done.returncode} and no message."
+    return ConfigError(_ERROR.sub("", error))

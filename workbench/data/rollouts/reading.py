@@ -43,10 +43,7 @@ class RolloutFile:
     skipped: list[SkippedRow] = field(default_factory=list)
     notes: Counter[str] = field(default_factory=Counter)
     unread: set[str] = field(default_factory=set)  # columns of the file that are not used
-
-    @property
-    def num_rows(self) -> int:
-        return len(self.rows) + len(self.skipped)
+    num_rows: int = 0  # of the file; `skipped` also lists those of `rows` that turn out to lack an example or evidence
 
 
 def read_rollouts(
@@ -67,6 +64,7 @@ def read_rollouts(
     for file in files:
         for row in open_table(file).rows:
             _add(result, file, row, columns or {})
+    result.num_rows = len(result.rows) + len(result.skipped)
     if not result.num_rows:
         raise no_rows(source)
     return result

@@ -157,7 +157,8 @@ def _with_evidence(file: RolloutFile, pairs: Pairs, method: Method) -> Pairs:
         if problem is None:
             usable.append((row, example))
         else:
-            message = f"its example {show(example.id)}: {problem.message}"
+            remedy = "Give it by --data, or score without evidence by --privilege plain"
+            message = f"its example {show(example.id)}: {problem.message}. {remedy}"
             file.skipped.append(SkippedRow(row.origin, problem.reason, message))
     return usable
 
