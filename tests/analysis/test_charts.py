@@ -281,7 +281,7 @@ def test_headlines_hold_paired_intervals(tmp_path: Path) -> None:
         save_records(run, step, [*rows, record(step, "p", "privileged", 0.0, 0.25 + step / 4)])
     visible, privileged, confidence, loss, speed = headlines(run)
     # changes 1, 1, 0, -1: mean 0.25, standard deviation 0.957, margin 1.96 * 0.957 / 2 = 0.938
-    assert (visible.value, visible.change) == ("75.0%", "+25.0 pp [-68.8, +118.8]")
+    assert (visible.value, visible.change) == ("75.0%", "+25.0 pp [−68.8, +118.8]")
     assert visible.note == "4 questions that the image answers, steps 0 to 2"
     assert (privileged.value, privileged.change) == ("0.0%", ""), "one question has no interval"
     assert (confidence.title, confidence.value) == ("Over-confidence", "+75.0 pp")

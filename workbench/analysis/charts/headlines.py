@@ -8,6 +8,7 @@ import numpy as np
 from workbench.analysis.charts.recorded import recorded
 from workbench.analysis.evals import answers_of
 from workbench.evals.findings import Change, changes, questions
+from workbench.render.text import signed
 from workbench.types import PRIVILEGED, VISIBLE
 
 NEWEST = 20  # steps of which the median speed is taken
@@ -53,11 +54,11 @@ def headlines(run_dir: str | Path) -> list[Headline]:
 
 def _of_change(title: str, change: Change) -> Headline:
     where = f"{change.count:,} {questions(change.group)}"
-    value = f"{change.last:.1%}" if change.measure == "accuracy" else f"{100 * change.last:+.1f} pp"
+    value = f"{change.last:.1%}" if change.measure == "accuracy" else f"{signed(100 * change.last, 1)} pp"
     if change.first is None:
         return Headline(title, value, "", f"{where}, step {change.steps[1]}")
     interval = ""
     if change.difference is not None:
-        mean, low, high = (round(100 * number, 1) + 0.0 for number in change.difference)
-        interval = f"{mean:+.1f} pp [{low:+.1f}, {high:+.1f}]"
+        mean, low, high = (signed(100 * number, 1) for number in change.difference)
+        interval = f"{mean} pp [{low}, {high}]"
     return Headline(title, value, interval, f"{where}, steps {change.steps[0]} to {change.steps[1]}")

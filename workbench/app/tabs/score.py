@@ -77,7 +77,7 @@ def _fields() -> list[gr.components.Component]:
     contexts = ["", *OFFERED["method.privilege"]]
     return [
         text("rollouts", "Rollouts", f"What another trainer logged: {_NEEDED['rollouts']}"),
-        text("data", "Data", "Examples with images and evidence. empty: the rows of the file hold them"),
+        text("data", "Data", "Examples with images and evidence; empty: the rows of the file hold them"),
         text("student", "Student", "The model that sampled the answers: a folder, or a name on the hub"),
         text("teacher", "Teacher", "A model with the student's tokens"),
         gr.Dropdown(
@@ -92,7 +92,7 @@ def _fields() -> list[gr.components.Component]:
             contexts,
             value="",
             label="Privileged context",
-            info="What privileged views see. empty: the method's",
+            info="What privileged views see; empty: the method's choice",
             allow_custom_value=True,
             elem_id="score-privilege",
             min_width=200,
