@@ -110,7 +110,8 @@ def test_run_folder_creation_on_full_disk_leaves_nothing(tmp_path: Path) -> None
 
 def test_run_folder_of_failed_empty_run_is_replaced(tmp_path: Path) -> None:
     folder = create(tmp_path / "run")
-    (folder.path / "train.log").write_text("no such model")
+    for name in ("train.log", "examples.jsonl", "skipped.jsonl"):
+        (folder.path / name).write_text("no row has evidence")
     folder.update(status="failed", error="no such model")
     assert "error" not in create(folder.path).status
     folder.update(status="failed")

@@ -327,7 +327,7 @@ def _is_remains(path: Path) -> bool:
 
 def _failed_at_start(path: Path) -> bool:
     """Whether the folder belongs to a run that failed before its first step."""
-    first_files = {"config.yaml", "run.json", "train.log", "examples.jsonl", ".claim"}
+    first_files = {"config.yaml", "run.json", "train.log", "examples.jsonl", "skipped.jsonl", ".claim"}
     try:
         if not {file.name for file in path.iterdir()} <= first_files:
             return False
