@@ -2,6 +2,7 @@
 
 import re
 import socket
+from collections import Counter
 from pathlib import Path
 
 import gradio as gr
@@ -116,6 +117,18 @@ def test_build_app_places_and_views_are_in_order(context: AppContext) -> None:
     ]
     places = [block.label for block in app.blocks.values() if str(block.elem_id).startswith("place-")]
     assert tabs == TABS and places == ["Runs", "Training", "Answers", "Leakage", "Data"]
+
+
+def test_events_have_at_most_one_deferred_function(context: AppContext) -> None:
+    """Two would repeat each other for ever (Gradio 6.31: after a deferred call the event is dispatched again)."""
+    deferred = Counter(
+        target
+        for event in build_app(context).fns.values()
+        if event.fn is not None and event.trigger_mode == "always_last"
+        for target in event.targets
+        if target[0] is not None
+    )
+    assert len(deferred) > 20 and max(deferred.values()) == 1
 
 
 def test_callbacks_on_error_answer_for_every_output(context: AppContext) -> None:

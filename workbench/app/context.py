@@ -124,7 +124,9 @@ class Shared:
     def on_show(self, tab: str, draw: Callable, inputs: Sequence[Component], outputs: Sequence[Component]) -> Any:
         """Call `draw` when `tab` is open and run, theme or address has changed. Returns the event, for .then(...).
 
-        An error is shown in place of the tab's contents, so that nothing of another run stays.
+        An error is shown in place of the tab's contents, so that nothing of another run stays. No other function of the
+        server may have always_last on this event: after a deferred call Gradio (6.31) repeats the event, not the call,
+        so that two such functions call each other without end.
         """
         drawn = render_error_in_place(draw, outputs)
         return self.refresh_trigger[tab].change(

@@ -24,7 +24,8 @@ def follow_run(context: AppContext, shared: Shared, tab: str, table: str) -> Non
     timer = gr.Timer(POLL_S, active=False)
     quiet = {"show_progress": "hidden", "api_visibility": "private", "queue": False}
     trigger = shared.refresh_trigger[tab]
-    trigger.change(partial(start_following, context, table), shared.run, [news, shown_state, timer], **quiet)
+    in_order = {**quiet, "queue": True, "trigger_mode": "multiple"}  # see Shared.on_show
+    trigger.change(partial(start_following, context, table), shared.run, [news, shown_state, timer], **in_order)
     timer.tick(
         partial(poll, context, table, tab),
         [shared.run, shared.tab, shown_state],

@@ -4,7 +4,6 @@ The server draws the list; the browser (assets/sidebar.js) marks the run and the
 of run draws no list. Runs of a study are under the study's name.
 """
 
-from collections.abc import Mapping
 from html import escape
 from itertools import groupby
 
@@ -56,21 +55,7 @@ def build_sidebar() -> gr.HTML:
     )
 
 
-def choose_runs(event: gr.EventData, address: Mapping | None) -> tuple[str, dict]:
-    """The chosen run, and the address with the further ticked runs."""
-    rest = {name: value for name, value in (address or {}).items() if name != "with"}
-    further = event.key["with"]
-    return event.key["run"], rest | ({"with": further} if further else {})
-
-
 def connect_sidebar(shared: Shared) -> None:
-    """Choosing runs changes the page's run and address. Quick choices are all processed, in order."""
-    shared.sidebar.select(
-        choose_runs,
-        shared.address,
-        [shared.run, shared.address],
-        trigger_mode="multiple",
-        concurrency_limit=1,
-        show_progress="hidden",
-        api_visibility="private",
-    )
+    """Choosing runs changes the page's run and address, in the browser: a reply of the server would come too late."""
+    chosen = "(address) => workbenchSidebar.chosen(address)"
+    shared.sidebar.select(None, shared.address, [shared.run, shared.address], js=chosen)

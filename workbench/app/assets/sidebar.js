@@ -36,11 +36,15 @@ window.workbenchSidebar = (() => {
       [run, further] = [name, (ticked || "").split(",").filter(Boolean)];
       paint();
     },
+    chosen: (address) => { // the chosen run, and the address with the further ticked ones
+      const { with: before, ...rest } = address || {};
+      return [run, further.length ? { ...rest, with: further.join() } : rest];
+    },
     start: (element, trigger, watch) => {
       choose = (next, rest) => {
         [run, further] = [next, rest.filter((name) => name !== next)];
         paint();
-        trigger("select", { key: { run, with: further.join() } });
+        trigger("select");
       };
       element.addEventListener("click", (event) => {
         const button = event.target.closest("li button");

@@ -106,7 +106,7 @@ def build_tab(context: AppContext, shared: Shared) -> None:
     figures_and_notes = [component for components in (plots, asides) for _, component in sorted(components.items())]
     inputs, outputs = [shared.run, shared.theme], [about, *figures_and_notes, rows]
     shared.on_show("geometry", show_errors(partial(draw, context), len(outputs)), inputs, outputs)
-    shared.run.change(lambda: "", None, notice, show_progress="hidden", api_visibility="private")
+    shared.run.change(None, None, notice, js="() => ''")
     measuring = show_errors(partial(measure, context), len(outputs) + 1)
     button.click(
         measuring, inputs, [notice, *outputs], concurrency_limit=1, show_progress_on=about, api_visibility="private"

@@ -90,7 +90,8 @@ def build_panel(context: AppContext, shared: Shared, opener: gr.Button) -> None:
     )
     opened.then(drawing, shared.run, [words, link], **quiet)
     close.click(lambda: (False, gr.Column(visible=False)), None, [is_open, panel], **quiet)
-    shared.run.change(drawing, shared.run, [words, link], **quiet).then(lambda: "", None, notice, **quiet)
+    changed = shared.run.change(drawing, shared.run, [words, link], trigger_mode="multiple", **quiet)
+    changed.then(None, None, notice, js="() => ''")
     button.click(
         show_errors(partial(write, context), 2),
         [shared.run, answers, theme],
