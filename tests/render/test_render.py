@@ -343,7 +343,7 @@ def test_token_view_recorded_answer_has_all_fields(tmp_path):
         "step": 12,
         "rollout": 3,
         "example": "e7",
-        "length": "truncated at the maximum",
+        "length": "without an end token",
         "annotations": "gate open 1.00, lines<b> 0.25, unknown –",
     }
     assert "gate open 1.00, lines&lt;b&gt; 0.25" in render_tokens(result)

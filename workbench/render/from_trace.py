@@ -21,7 +21,7 @@ def token_view(traced: TracedRollout, *, run: str = "") -> TokenView:
     if sampler_step is not None and sampler_step != row["step"] - 1:
         meta["sampled"] = f"with the weights after step {sampler_step}"
     if row.get("finished") is False:
-        meta["length"] = "truncated at the maximum"
+        meta["length"] = "without an end token"
     elif row.get("finish_reason") == "stop_string":
         meta["length"] = "ended by a stop string"
     annotations = dict(row.get("annotations") or ())
