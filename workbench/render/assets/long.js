@@ -10,7 +10,7 @@
   if (window.workbenchTokens?.upgradeLong) return;
   const { dataOf, tokenAt, make, draw, number, signed, pin } = window.workbenchTokens;
 
-  const NEAR = 1500; // pixels around the screen in which chunks hold their tokens
+  const NEAR = 700; // pixels around the screen in which chunks hold their tokens
   const BINS = 400; // of the strip and the chart
   const [AGREED, SHORTEST] = [0.1, 12]; // nats between any two views; tokens of a stretch worth folding
 
@@ -62,9 +62,9 @@
     chunk.append(...nodes);
   };
 
-  const empty = (chunk) => {
+  const empty = (chunk, height) => {
     if (!chunk.firstChild || chunk.contains(document.activeElement)) return;
-    chunk.style.height = `${chunk.offsetHeight}px`;
+    chunk.style.height = `${height}px`;
     chunk.replaceChildren();
   };
 
@@ -116,7 +116,8 @@
     estimate(root, data, chunks);
     fillNear(root);
     const observer = new IntersectionObserver((entries) => {
-      for (const entry of entries) (entry.isIntersecting ? fill(root, entry.target) : empty(entry.target));
+      for (const { target, isIntersecting, boundingClientRect } of entries)
+        (isIntersecting ? fill(root, target) : empty(target, boundingClientRect.height)); // offsetHeight would lay out
     }, { rootMargin: `${NEAR}px 0px` });
     for (const chunk of chunks) observer.observe(chunk);
     /* The token of the next line (direction 1) or the line before, nearest to a token; undefined at the ends. */
