@@ -44,7 +44,7 @@ def _item(job: JobState) -> str:
 
 
 def build_sidebar() -> gr.HTML:
-    """The list's component, empty until the page is loaded. Its `select` event has the key `run` and `with`."""
+    """The list's component, empty until the page is loaded. Its `select` event carries no data."""
     return gr.HTML(
         "",
         label="runs",
