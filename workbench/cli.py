@@ -19,6 +19,7 @@ from workbench.app import command as app_command
 from workbench.app.arguments import parse
 from workbench.errors import ConfigError, WorkbenchError, cut
 from workbench.files.folders import reason
+from workbench.files.packages import importing
 from workbench.files.terminal import clean_output, print_colored
 
 
@@ -439,13 +440,8 @@ def _geometry(options: argparse.Namespace) -> None:
 
 def _module(name: str) -> Any:
     """Import a module of the package on demand, so that `--help` does not wait for torch."""
-    try:
+    with importing("this command needs", "app"):
         return importlib.import_module(f"workbench.{name}")
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"this command needs {error.name}, which is not installed. Run pip install "
-            "'vlm-distillation-workbench[app]', or in a clone pip install -e '.[app]'."
-        ) from None
 
 
 def _quiet() -> None:

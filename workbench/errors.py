@@ -82,14 +82,14 @@ def cut(text: object, length: int = 80) -> str:
 
 
 def unknown(what: str, value: object, allowed: Iterable[str]) -> str:
-    """Message for an unknown name: the value, the allowed names and the nearest one."""
+    """Message for an unknown name: the value, the allowed names and the nearest one; without any, to remove it."""
     allowed = sorted(allowed)
     value = cut(value)
     near = difflib.get_close_matches(value, allowed, n=3)
     # prefer a name with the same letters in another order
     near.sort(key=lambda name: (name[:1], sorted(name)) != (value[:1], sorted(value)))
     hint = f' Did you mean "{near[0]}"?' if near else ""
-    return f'{what} "{value}" is unknown. Allowed: {", ".join(allowed) or "none"}.{hint}'
+    return f'{what} "{value}" is unknown. Allowed: {", ".join(allowed) or "none. Remove it"}.{hint}'
 
 
 def require_one_of(what: str, value: object, allowed: Iterable[str], error: type[WorkbenchError] = ConfigError) -> None:

@@ -99,6 +99,10 @@ def test_load_config_other_method_has_its_own_defaults(file: Path) -> None:
         (["evaluation.contexts=plain"], "must be a list"),
         (["evaluation.tolerance=0.1"], 'grader "numeric" only'),
         (["models.teacher=null"], "needs a teacher: set models.teacher"),
+        (
+            ["method={name: exopd, reference: 'teacher:reference'}"],
+            'of domain "reference"; models.teachers has none. Set models.teachers.reference=FOLDER',
+        ),
         (["models.student=null"], "models.student must be text"),
         (["data.train="], "data.train"),
         (["data.train=[]"], "data.train"),

@@ -121,8 +121,10 @@ def test_template_argument_not_read_names_those_that_are(folders: dict, tmp_path
     for unread in ("content", "bos_token", "message", "raise_exception"):  # words of the template
         with raises(ConfigError, "student", unread, "Allowed: enable_thinking"):
             load_policy(folder, "student", chat_template_kwargs={unread: "x"})
-    with raises(ConfigError, "student", "enable_thinking", "none"):
+    with raises(ConfigError, "student", "enable_thinking", "Allowed: none. Remove it."):
         load_policy(folders["llava"], "student", chat_template_kwargs={"enable_thinking": False})
+    with raises(ConfigError, "teacher", "Remove it.", "models.teacher_chat_template_kwargs"):
+        load_policy(folders["llava"], "teacher", chat_template_kwargs={"enable_thinking": False})
     with raises(ConfigError, "messages"):
         load_policy(folder, "student", chat_template_kwargs={"messages": []})
 

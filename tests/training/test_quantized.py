@@ -2,6 +2,7 @@
 
 import importlib.util
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -61,8 +62,7 @@ def test_eight_bit_optimizer_resumes_to_equal_losses(models: dict, tmp_path: Pat
 def test_missing_package_is_named_before_models_load(
     values: dict, models: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "bitsandbytes" else find(name))
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)  # as if it were not installed
     with raises(ConfigError, "package bitsandbytes"):
         train(run_config(models, tmp_path, **values))
 

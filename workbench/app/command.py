@@ -3,7 +3,7 @@
 import argparse
 from typing import TYPE_CHECKING
 
-from workbench.errors import ConfigError
+from workbench.files.packages import importing
 
 if TYPE_CHECKING:
     from gradio import Blocks
@@ -51,14 +51,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def open_app(options: argparse.Namespace) -> "Blocks":
-    """Serve the page in a thread. Raises ConfigError if gradio is not installed."""
-    try:
+    """Serve the page in a thread. Raises ConfigError if gradio cannot be imported."""
+    with importing("this command needs", "app"):
         from workbench.app.server import serve  # noqa: PLC0415  (gradio: seconds, and an extra)
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"this command needs {error.name}, which is not installed. Run pip install "
-            "'vlm-distillation-workbench[app]', or in a clone pip install -e '.[app]'."
-        ) from None
     return serve(
         options.runs,
         configs=options.configs,

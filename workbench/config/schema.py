@@ -643,9 +643,8 @@ class RunConfig:
             _, _, domain = policy.partition(":")
             if domain and domain not in self.models.teachers:
                 raise ConfigError(
-                    unknown(
-                        f"method {self.method['name']} needs models.teachers of domain", domain, self.models.teachers
-                    )
+                    f'method {self.method["name"]} needs a teacher of domain "{domain}"; models.teachers has '
+                    f"{', '.join(self.models.teachers) or 'none'}. Set models.teachers.{domain}=FOLDER."
                 )
             if not domain and not self.models.teacher and not self.models.teachers:
                 raise ConfigError(

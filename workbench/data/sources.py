@@ -20,6 +20,7 @@ import pyarrow.parquet
 from workbench.data.arrow_rows import batch_rows
 from workbench.data.values import row_without_missing
 from workbench.errors import ConfigError, DataError, show, unknown
+from workbench.files.packages import importing
 from workbench.files.parsing import Malformed, parse_json
 
 _TABLES = (".csv", ".tsv")
@@ -237,13 +238,8 @@ def _open_hub(source: str, split: str | None) -> Table:
 
 
 def _require_library(source: str) -> Any:
-    try:
-        return importlib.import_module("datasets")  # an extra that takes a second to import
-    except ImportError:
-        raise ConfigError(
-            f'{source} needs the package "datasets", which is not installed. '
-            "Run `pip install vlm-distillation-workbench[data]`, or use a .jsonl or .parquet file."
-        ) from None
+    with importing(f"{source} needs", "data", ", or use a .jsonl or .parquet file"):
+        return importlib.import_module("datasets")  # takes a second
 
 
 def _arrow_rows(saved: Any, name: str) -> Iterator[Row]:

@@ -18,6 +18,7 @@ from typing import Any
 
 from workbench.errors import DataError, show
 from workbench.evals.benchmarks import BenchmarkResult, number
+from workbench.files.packages import importing
 from workbench.files.parsing import Malformed, decode, flatten, parse_json
 
 TOOL = "VLMEvalKit"
@@ -117,12 +118,8 @@ def _number_of(cell: Any) -> Any:
 
 
 def _sheet(file: Path) -> list[list[Any]]:
-    try:
+    with importing(f"{file} needs", None, ", or save the table as .csv beside it"):
         openpyxl: Any = importlib.import_module("openpyxl")
-    except ModuleNotFoundError:
-        raise DataError(
-            f"{file} needs the package openpyxl. Run pip install openpyxl, or save the table as .csv beside it."
-        ) from None
     try:
         book = openpyxl.load_workbook(file, read_only=True, data_only=True)
         return [list(row) for row in book.worksheets[0].values]

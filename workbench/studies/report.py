@@ -15,8 +15,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from workbench.errors import RunError
+from workbench.errors import ConfigError, RunError
 from workbench.files.atomic import replacing, write_text
+from workbench.files.packages import importing
 from workbench.studies.measures import (
     GAP_RECOVERED,
     OF_DOMAIN,
@@ -153,18 +154,13 @@ def write_report(study: Study) -> Path:
     table = study.folder / "table.md"
     write_text(table, markdown(results))
     try:
-        from workbench.studies.figures import figure  # noqa: PLC0415  (plotly is an extra)
-
-        write_text(
-            study.folder / "figure.html",
-            figure(results.comparisons, baseline=study.baseline, title=f"Study {study.name}").to_html(
-                include_plotlyjs=True
-            ),
-        )
-    except ModuleNotFoundError:
-        write_text(
-            study.folder / "figure.html", "The figure needs plotly: pip install 'vlm-distillation-workbench[app]'."
-        )
+        with importing("the figure needs", "app"):
+            from workbench.studies.figures import figure  # noqa: PLC0415  (plotly is an extra)
+    except ConfigError as error:
+        write_text(study.folder / "figure.html", str(error))
+        return table
+    drawn = figure(results.comparisons, baseline=study.baseline, title=f"Study {study.name}")
+    write_text(study.folder / "figure.html", drawn.to_html(include_plotlyjs=True))
     return table
 
 

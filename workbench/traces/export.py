@@ -8,21 +8,18 @@ removed: images are named by their content, and `origin` is only the name of the
 """
 
 import hashlib
+import importlib
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet
 
-from workbench.errors import ConfigError
+from workbench.files.packages import importing
 from workbench.traces.reader import Traces
 from workbench.traces.schema import TABLES, document
-
-try:
-    import datasets as hf_datasets
-except ImportError:  # the optional extra "data"
-    hf_datasets = None
 
 IMAGES = "images"
 
@@ -32,20 +29,17 @@ def write_dataset(traces: Traces, folder: Path, title: str) -> dict[str, int]:
 
     Raises: ConfigError if the package datasets is missing; TraceError if a trace cannot be read.
     """
-    if hf_datasets is None:
-        raise ConfigError(
-            'traces as a dataset need the package "datasets", which is not installed. '
-            "Run `pip install vlm-distillation-workbench[data]`."
-        )
+    with importing("traces as a dataset need", "data"):
+        library = importlib.import_module("datasets")
     pictures = _Pictures(traces.folder)
     counts = {}
     for table in TABLES:
         steps = traces.steps(table)
         if steps:
             parts = (_step(traces, table, step, pictures) for step in steps)
-            counts[table] = _write(folder / table / "train.parquet", parts)
+            counts[table] = _write(library, folder / table / "train.parquet", parts)
     if pictures.names:
-        counts[IMAGES] = _write(folder / IMAGES / "train.parquet", pictures.rows(), image="image")
+        counts[IMAGES] = _write(library, folder / IMAGES / "train.parquet", pictures.rows(), image="image")
     (folder / "columns.md").write_text(document(), "utf-8")
     (folder / "README.md").write_text(_card(title, traces.method, counts), "utf-8")
     return counts
@@ -98,13 +92,13 @@ def _step(traces: Traces, table: str, step: int, pictures: _Pictures) -> pa.Tabl
     return rows
 
 
-def _write(file: Path, parts: Iterator[pa.Table], image: str | None = None) -> int:
+def _write(library: Any, file: Path, parts: Iterator[pa.Table], image: str | None = None) -> int:
     """Write the parts to one Parquet file with the features of `datasets`. Returns the number of rows."""
     file.parent.mkdir(parents=True)
     first = next(parts)
-    features = hf_datasets.Features.from_arrow_schema(first.schema)
+    features = library.Features.from_arrow_schema(first.schema)
     if image is not None:
-        features[image] = hf_datasets.Image()
+        features[image] = library.Image()
     schema, count = features.arrow_schema, 0
     with pyarrow.parquet.ParquetWriter(file, schema, compression="zstd") as writer:
         for part in itertools.chain([first], parts):

@@ -19,13 +19,13 @@ from workbench.distill.ratio_clip import clip_ratio
 from workbench.distill.step import NonFiniteError
 from workbench.distributed import ALONE, ProcessGroup
 from workbench.errors import ConfigError
+from workbench.files.packages import importing, require_bitsandbytes
 from workbench.policies import Policy
 from workbench.policies.adapters import adapts_tied_weights, base_of
 from workbench.policies.autoregressive import AutoregressivePolicy
 from workbench.policies.dropout import enter_training_without_dropout, set_adapter_dropout
 from workbench.policies.fsdp import full_tensor, local_tensor, shard, single_policies
 from workbench.policies.loading import load_policies
-from workbench.policies.packages import require_bitsandbytes
 from workbench.policies.proven import agree
 from workbench.policies.roles import set_trained
 from workbench.policies.serving.addresses import Patience
@@ -391,11 +391,9 @@ def _adamw_8bit(groups: list[dict[str, Any]], **options: Any) -> torch.optim.Opt
 
 
 def adapter_config(lora: LoraConfig) -> object:
-    """Configuration of new adapters, for peft. Raises: ConfigError if peft is missing."""
-    try:
-        peft = importlib.import_module("peft")  # optional, and slow to import
-    except ModuleNotFoundError:
-        raise ConfigError("models.lora needs the package peft. Install 'vlm-distillation-workbench[lora]'.") from None
+    """Configuration of new adapters, for peft. Raises: ConfigError if peft cannot be imported."""
+    with importing("models.lora needs", "lora"):
+        peft = importlib.import_module("peft")  # slow
     return peft.LoraConfig(
         r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=lora.target_modules
     )

@@ -9,9 +9,9 @@ import re
 from workbench.config.models import check_models
 from workbench.config.schema import QUANTIZED, RunConfig
 from workbench.errors import ConfigError
+from workbench.files.packages import require_bitsandbytes
 from workbench.policies.adapters import add_adapter
 from workbench.policies.models import load_skeleton
-from workbench.policies.packages import require_bitsandbytes
 from workbench.policies.roles import set_trained
 from workbench.training.learner import adapter_config
 from workbench.training.prompts import Encoders

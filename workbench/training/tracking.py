@@ -8,6 +8,7 @@ from accelerate import Accelerator
 from workbench.config.schema import RunConfig
 from workbench.errors import ConfigError
 from workbench.evals.records import EvalRecord
+from workbench.files.packages import importing
 from workbench.files.parsing import flatten
 
 ANSWERS = 8  # per policy and context in a table of answers
@@ -15,7 +16,7 @@ COLUMNS = ("policy", "context", "question", "expected", "answer", "right", "conf
 
 
 def build_accelerator(config: RunConfig, run_dir: Path) -> Accelerator:
-    """Build the Accelerator. Raises ConfigError for a tracker that is not installed."""
+    """Build the Accelerator. Raises ConfigError for a tracker that is missing or cannot be imported."""
     training = config.training
     try:
         accelerator = Accelerator(log_with=training.report_to or None, project_dir=str(run_dir))
@@ -27,7 +28,8 @@ def build_accelerator(config: RunConfig, run_dir: Path) -> Accelerator:
             f"training.report_to: {', '.join(sorted(missing))} is not installed. Install it with pip, or leave it out."
         )
     if training.report_to:
-        accelerator.init_trackers("workbench", config=_scalars(config.to_dict()))
+        with importing(f"training.report_to={training.report_to} needs", None, ", or leave the tracker out"):
+            accelerator.init_trackers("workbench", config=_scalars(config.to_dict()))
     return accelerator
 
 

@@ -8,6 +8,7 @@ import torch
 
 from workbench.distributed import choose_device
 from workbench.errors import ConfigError, require_one_of
+from workbench.files.packages import importing
 from workbench.policies.models import DTYPES, QUANTIZED
 from workbench.policies.serving.engine import Engine, TransformersEngine
 from workbench.policies.serving.service import SamplerService, TeacherService
@@ -34,13 +35,8 @@ def serve_model(options: argparse.Namespace, *, samples: bool) -> None:
     Raises: ConfigError for an option or a missing package; RunError if the port is in use; PolicyError for the model.
     """
     require_one_of("--dtype", options.dtype, [name for name in DTYPES if name not in QUANTIZED])
-    try:
+    with importing("this command needs", "app"):
         door = importlib.import_module("workbench.policies.serving.door")  # Starlette and uvicorn are an extra
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"this command needs {error.name}, which is not installed. Run pip install "
-            "'vlm-distillation-workbench[app]', or in a clone pip install -e '.[app]'."
-        ) from None
     _check_engine(options)
     kind = SamplerService if samples else TeacherService
 

@@ -15,9 +15,9 @@ from PIL import Image
 from workbench.config.schema import RunConfig, build_config
 from workbench.distill.losses import score
 from workbench.errors import WorkbenchError
+from workbench.files.packages import missing_package
 from workbench.policies import SamplingOptions
 from workbench.policies.autoregressive import AutoregressivePolicy, load_policy
-from workbench.policies.packages import missing_package
 from workbench.policies.scope import out_of_scope
 from workbench.runs.checkpoints import list_checkpoints
 from workbench.runs.folder import RunFolder

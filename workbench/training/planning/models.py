@@ -13,6 +13,7 @@ from transformers.initialization import no_init_weights
 from workbench.config.schema import LoraConfig, ModelsConfig, RunConfig
 from workbench.distill.method import Method
 from workbench.errors import ConfigError, PolicyError
+from workbench.files.packages import missing_package
 from workbench.policies.adapters import add_adapter, base_of
 from workbench.policies.by_domain import is_by_domain
 from workbench.policies.heads import output_layer
@@ -147,6 +148,9 @@ def read_config(path: str | Path, name: str, *, trust_remote_code: bool = False)
     try:
         config = AutoConfig.from_pretrained(base, trust_remote_code=trust_remote_code)
     except (ImportError, OSError, ValueError, KeyError) as error:
+        remedy = missing_package(error)
+        if remedy is not None:
+            raise ConfigError(f'{name}: no configuration of "{path}": {remedy}.') from error
         line = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise PolicyError(
             f'{name}: no configuration of "{path}": {line} Name a folder with the config.json of the model, or a model '
@@ -173,7 +177,13 @@ def build(spec: ModelSpec, config: PretrainedConfig, models: ModelsConfig, run: 
         try:
             model = auto_class(config).from_config(config, dtype=DTYPES[spec.dtype], **options)
         except (ValueError, KeyError, ImportError) as error:
-            raise PolicyError(f'{spec.names[0]}: transformers cannot build "{spec.path}": {error}.') from error
+            remedy = missing_package(error)
+            if remedy is not None:
+                raise ConfigError(f'{spec.names[0]}: cannot build "{spec.path}": {remedy}.') from error
+            raise PolicyError(
+                f'{spec.names[0]}: transformers cannot build "{spec.path}": {error}. Correct its config.json, or plan '
+                "with another model."
+            ) from error
         model.tie_weights()
         model = model.requires_grad_(False).eval()
         if spec.lora is not None:
