@@ -10,6 +10,7 @@ from jinja2.nodes import Node
 from jinja2.parser import Parser
 
 from workbench.errors import ConfigError, PolicyError, show, unknown
+from workbench.types import STUDENT
 
 PARTS, TEXT = "parts", "text"  # content as a list of images and texts, or as one string
 PROBE = "Which WORKBENCHPROBE?"
@@ -65,7 +66,9 @@ def check_template_kwargs(processor: Any, kwargs: dict[str, Any], name: str) -> 
     allowed = _arguments(processor) if kwargs else ()
     for key in kwargs:
         if key not in allowed:
-            raise ConfigError(unknown(f"{name}: argument of the chat template (chat_template_kwargs)", key, allowed))
+            other = " Or give teachers theirs by models.teacher_chat_template_kwargs." if name != STUDENT else ""
+            what = f"{name}: argument of the chat template (models.chat_template_kwargs)"
+            raise ConfigError(unknown(what, key, allowed) + other)
 
 
 def _arguments(processor: Any) -> set[str]:
