@@ -21,6 +21,17 @@ def slow_queue(app: gr.Blocks) -> None:
     app._queue.progress_update_sleep_when_free = 10 * QUEUE_PAUSE_S
 
 
+def track_visible_progress(app: gr.Blocks) -> None:
+    """Keep the page from tracking the progress of events that show none.
+
+    After each change of an event's progress, Gradio's script updates every component that any event has tracked so
+    far, and searches the whole page for each: half the time of a tab's drawing.
+    """
+    for event in app.fns.values():
+        if event.show_progress == "hidden":
+            event.show_progress_on = []
+
+
 def find_event(app: gr.Blocks, path: str, number: object) -> Any:
     """Find the event of a request as Gradio does, by number, or else by name. None if the app has no such event."""
     if number is not None:

@@ -27,7 +27,7 @@ from workbench.app.context import (
     run_names,
     show_errors,
 )
-from workbench.app.gradio_private import plotly_module
+from workbench.app.gradio_private import plotly_module, track_visible_progress
 from workbench.app.guide import SECTIONS
 from workbench.app.sidebar import build_sidebar, connect_sidebar, sidebar_html
 from workbench.app.tabs import (
@@ -134,6 +134,7 @@ def build_app(context: AppContext) -> gr.Blocks:
             return first_paint(context, search)
 
         gr.api(load_first_paint, api_name="first_paint", queue=False, api_visibility="undocumented")
+    track_visible_progress(app)
     return app
 
 
