@@ -93,7 +93,7 @@ def test_policy_shared_prompts_equal_prompts_per_row(
     copies = [dataclasses.replace(prompt) for prompt in rows]  # equal, and no two the same object: nothing is shared
     policy.model.requires_grad_(True).train()  # no family here has dropout
     if recomputes:
-        policy.model.gradient_checkpointing_enable()
+        policy.model.activation_checkpointing_enable()
     matches = []
     for displayed in (rows, copies):
         policy.model.zero_grad()

@@ -57,7 +57,7 @@ class Learner:
         self._dropout = config.training.dropout
         set_adapter_dropout(model, config.models.lora.dropout)
         if config.models.gradient_checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         rule = {"lr": training.learning_rate, "weight_decay": training.weight_decay}
         groups, self._scales = self._parameter_groups(by_name, training)

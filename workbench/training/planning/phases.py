@@ -77,7 +77,7 @@ class PlannedStep:
             run.copied = {weight.shape for policy in policies.values() for weight in policy.model.parameters()}
         run.vocabularies = {policy.vocabulary for policy in policies.values()}
         if config.models.gradient_checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
         self.length, self.generations = config.sampling.max_completion_length, config.sampling.num_generations
         self.outputs: dict[str, ViewOutput] = {}
         most = max(sized.pictures for sized in self.student.planned_prompts.values())
