@@ -4,8 +4,10 @@ checkpoint in any number of processes.
 """
 
 import json
+import os
 import re
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -22,7 +24,7 @@ from workbench.distributed import LostProcess, ProcessGroup, Sharding, choose_de
 from workbench.errors import ConfigError
 from workbench.evals.records import load_records
 from workbench.runs.checkpoints import list_checkpoints
-from workbench.runs.folder import RunFolder
+from workbench.runs.folder import RunFolder, StopSignal
 from workbench.traces.reader import open_traces
 from workbench.training.learner import require_shardable
 from workbench.training.run import resume, train
@@ -310,3 +312,28 @@ def test_lockstep_failure_exits_and_others_report() -> None:
     for kind in (RuntimeError, torch.distributed.DistBackendError):
         with raises(LostProcess, "1 of 2 ranks", "rank 0 with: no peer. start again"), process_group.propagate_errors():
             raise kind("no peer\nin a file")
+    lost = "[/gloo/transport/tcp/pair.cc:553] Connection closed by peer. This is typically caused by a crash. 🏖️"
+    hung = "[/gloo/transport/tcp/unbound_buffer.cc:129] Timed out waiting 3000ms for send operation to complete. "
+    for message, what, reason in (
+        (lost, "exited unexpectedly", "with: Connection closed by peer. start again"),
+        (hung, "hangs (1 of 2 ranks", "with: Timed out waiting 3000ms for send operation to complete. start again"),
+    ):
+        with raises(LostProcess, what, reason), process_group.propagate_errors():
+            raise RuntimeError(message)
+
+
+def test_stop_signal_of_a_launched_run_outlasts_its_error() -> None:
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        for stays in (False, True):
+            with pytest.raises(LostProcess), StopSignal(stays=stays) as stop:
+                raise LostProcess("rank 1")
+            assert (signal.getsignal(signal.SIGTERM) == before[signal.SIGTERM]) is not stays
+        os.kill(os.getpid(), signal.SIGTERM)  # of the launcher, while the error is being printed
+        assert stop.requested
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    with StopSignal(stays=True):
+        pass
+    assert signal.getsignal(signal.SIGTERM) == before[signal.SIGTERM]

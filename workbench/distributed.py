@@ -25,9 +25,11 @@ import contextlib
 import logging
 import os
 import pickle
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -49,6 +51,7 @@ _FSDP_SETTINGS = {
     "TRANSFORMER_CLS_TO_WRAP": (None, "the layers are those of the model's text decoder"),
     "IGNORED_MODULES": (None, "all weights are sharded"),
 }
+_GLOO = re.compile(r"^\[\S+\] |\. This is typically caused by.*")  # what gloo adds to its messages
 BUCKET_BYTES = 25 * 2**20  # of gradients in one all-reduce, as in torch's DDP
 T = TypeVar("T")
 R = TypeVar("R")
@@ -87,6 +90,11 @@ class ProcessGroup:
     @property
     def is_main(self) -> bool:
         return self.rank == 0
+
+    def resume_command(self, run_dir: Path) -> str:
+        """What continues a run, in as many processes; follows "with"."""
+        command = f"-m workbench.training.run --resume {run_dir}"
+        return f"`workbench resume {run_dir}`" if self.size == 1 else f"the same launcher and `{command}`"
 
     @property
     def seed(self) -> tuple[int, ...]:
@@ -201,10 +209,12 @@ class ProcessGroup:
         return [other_value for _, other_value in received]
 
     def _lost(self, cause: Exception) -> LostProcess:
-        reason = str(cause).partition("\n")[0]
+        reason = _GLOO.sub("", str(cause).partition("\n")[0]).strip(" .")
+        what = f"exited unexpectedly (1 of {self.size} ranks; possibly out of memory or killed)"
+        if "timed out" in reason.lower():
+            what = f"hangs (1 of {self.size} ranks; the others have waited as long as they may)"
         return LostProcess(
-            f"a worker process exited unexpectedly (1 of {self.size} ranks; possibly out of memory or killed). All "
-            f"ranks stopped, rank {self.rank} with: {reason}. {self.remedy}"
+            f"a worker process {what}. All ranks stopped, rank {self.rank} with: {reason}. {self.remedy}"
         )
 
 

@@ -245,10 +245,14 @@ class ReadOnlyFolder(RunFolder):
 
 
 class StopSignal:
-    """Turn SIGTERM and SIGINT into a request to stop after the current step. A second signal interrupts at once."""
+    """Turn SIGTERM and SIGINT into a request to stop after the current step. A second signal interrupts at once.
 
-    def __init__(self) -> None:
-        self.requested = False
+    stays  also after an error: a launcher ends all processes by SIGTERM when one has failed, and the others have to
+           print why
+    """
+
+    def __init__(self, *, stays: bool = False) -> None:
+        self.requested, self._stays = False, stays
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "StopSignal":
@@ -257,7 +261,9 @@ class StopSignal:
                 self._before[number] = signal.signal(number, self._ask)
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, kind: type | None, *exception: object) -> None:
+        if kind is not None and self._stays:
+            return
         for number, handler in self._before.items():
             signal.signal(number, handler)
 

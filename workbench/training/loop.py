@@ -329,7 +329,8 @@ class Trainer:
                 self._stop_early()
                 break
             if stopping and not is_last:
-                log.info("stopped after step %d; continue with `workbench resume %s`", step, self.folder.path)
+                again = self.process_group.resume_command(self.folder.path)
+                log.info("stopped after step %d; continue with %s", step, again)
             if stopping:
                 break
         # Accelerator.end_training would also destroy the process group, which a later run of this process may use
@@ -632,10 +633,8 @@ class Trainer:
             if not self.process_group.broadcast_from_main(checkpoint.is_dir):
                 self._save(done)
             saved = f" The weights before that are in {checkpoint}."
-        again = f"continue: `workbench resume {self.folder.path}`"
-        if self.process_group.size > 1:
-            again = f"start again as before, with -m workbench.training.run --resume {self.folder.path}"
-        return RunError(f"{where}{error}{saved} When it is back, {again}")
+        again = self.process_group.resume_command(self.folder.path)
+        return RunError(f"{where}{error}{saved} When it is back, continue with {again}.")
 
     def _report(self, step: int, metrics: dict[str, float], bar: tqdm) -> None:
         """Update progress bar, warnings, run.json and trackers with the metrics of a step."""

@@ -57,8 +57,8 @@ def train(
     """
     process_group = join()
     process_group.remedy = (
-        "Only the steps since the newest checkpoint are lost. Start again as before, with "
-        f"-m workbench.training.run --resume {config.run_dir}"
+        "Only the steps since the newest checkpoint are lost. Continue with "
+        f"{process_group.resume_command(config.run_dir)}."
     )
     folder = RunFolder(config.run_dir) if process_group.is_main else ReadOnlyFolder(config.run_dir)
     try:
@@ -126,9 +126,9 @@ def _train_in(
     handler, before = folder.log_to_file(), folder.status.get("status")
     # status if the Trainer cannot be built: an earlier result of the run stays valid
     outcome = before if resume and before in ("finished", "stopped") else "failed"
-    again = f"workbench resume {folder.path}"
+    again = process_group.resume_command(folder.path)
     try:
-        with recorded_errors(folder, again, OUT_OF_MEMORY), StopSignal() as stop:
+        with recorded_errors(folder, again, OUT_OF_MEMORY), StopSignal(stays=process_group.size > 1) as stop:
             folder.update(
                 status="running",
                 error=None,
@@ -167,14 +167,14 @@ def recorded_errors(folder: RunFolder, again: str, out_of_memory: str) -> Iterat
     except torch.OutOfMemoryError as error:
         run_error = RunError(
             f"out of device memory: {str(error).splitlines()[0]} {out_of_memory} If another program used the memory, "
-            f"continue with `{again}`."
+            f"continue with {again}."
         )
         raise _noted(folder, run_error) from error
     except Exception as error:
         if isinstance(error, OSError) and error.errno in _DISK:
             run_error = RunError(
                 f"cannot read or write {error.filename or folder.path}: {reason(error)}. Free some space or check the "
-                f"permissions, then continue with `{again}`."
+                f"permissions, then continue with {again}."
             )
             raise _noted(folder, run_error) from error
         log.exception("unexpected error in the workbench or one of its packages")

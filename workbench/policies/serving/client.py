@@ -29,6 +29,7 @@ PAUSES_S = (0.2, 0.5, 1.0, 2.0, 5.0)  # between tries; the last one repeats
 LONGEST_PAUSE_S = 30.0  # that a server may request
 RETRY_AFTER = "Retry-After"  # header of an answer while the model is loading
 WAIT_KEYS = {TEACHER: "models.teacher_wait", SAMPLER: "sampling.server_wait"}
+TIMEOUT_KEYS = {TEACHER: "models.teacher_timeout", SAMPLER: "sampling.server_timeout"}
 _BUSY = (502, 503)
 UNAUTHORIZED = 401
 CONFLICT = 409  # a sampler has other weights
@@ -210,6 +211,11 @@ class ServerClient:
             return UnavailableError(
                 f"{self.name}: {address}: {failure} Expected it to serve within {self.patience.wait:g} s. Raise "
                 f"{WAIT_KEYS[self.kind]}, or start this again when the server logs that it serves."
+            )
+        if failure.hangs:
+            return UnavailableError(
+                f"{self.name}: {address} hangs: {failure}. End its process and start `workbench {self.kind}` with its "
+                f"model again. If it only takes longer, raise {TIMEOUT_KEYS[self.kind]}."
             )
         count = f"{tries} request{'s' * (tries != 1)}, {seconds:.0f} s after the first failure"
         return UnavailableError(

@@ -29,7 +29,7 @@ from workbench.training.scored.recorder import RolloutRecorder
 from workbench.types import Example, Rollout
 
 SCORED_FILE = "scored.jsonl"  # which row of the file each recorded rollout was
-_AGAIN = "workbench score, with a new --to"
+_AGAIN = "`workbench score` and a new --to"
 _OUT_OF_MEMORY = (
     "Score with training.micro_batch_size=1, models.dtype=bfloat16 or models.offload_teachers=true, or a file with "
     "fewer answers for each step."
