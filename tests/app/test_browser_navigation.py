@@ -5,8 +5,8 @@ import re
 import shutil
 from pathlib import Path
 
-from page_checks import SHOWS, click_tab, open_tab
-from playwright.sync_api import Page, expect
+from page_checks import SHOWS, click_tab, open_tab, settle
+from playwright.sync_api import Page, Route, expect
 
 from workbench.app.layout import place_of
 
@@ -61,14 +61,52 @@ def test_rows_arrow_keys_pressed_quickly_open_the_last(visit) -> None:
     page.locator("#answers-list tr[data-key]").first.click()
     expect(page).to_have_url(re.compile("rollout=0"))
     before = page.evaluate("history.length")
-    for count in (4, 1, 1, 1, 1):  # within the pause that the table waits for, then each after its answer
+    for count, pause in ((4, 0), (4, 170)):  # within the pause that the table waits for, and longer ones
         for _ in range(count):
             page.keyboard.press("ArrowDown")
+            page.wait_for_timeout(pause)
         key = json.loads(page.evaluate("document.activeElement.dataset.key"))
+        settle(page)
         expect_answer(page, "answers", key["step"], key["rollout"])
         expect(page.locator("#answers-list tr[aria-selected='true']")).to_be_focused()
     assert key == json.loads(page.locator("#answers-list tr[data-key]").nth(8).get_attribute("data-key"))
     assert page.evaluate("history.length") == before, "moving through a list adds no entries"
+
+
+def test_row_chosen_before_the_reply_of_back_stays_open(visit) -> None:
+    page = visit("run=dopd", "answers")
+    for row in (1, 2):
+        page.locator("#answers-list tr[data-key]").nth(row).click()
+        expect_answer(page, "answers", 4, row)
+    late: list[Route] = []
+    page.route("**/queue/join*", lambda route: late.append(route))
+    page.go_back()
+    page.wait_for_function("location.search.includes('rollout=1')")
+    while not late:  # the request that reads the address
+        page.wait_for_timeout(20)
+    page.locator("#answers-list tr[data-key]").nth(3).click()
+    expect(page).to_have_url(re.compile("rollout=3"))
+    page.unroute("**/queue/join*")  # which lets them go on
+    settle(page)
+    expect_answer(page, "answers", 4, 3)
+
+
+OPENED = """([kept, fixed, columns, key, address]) => {
+    window.workbenchChosenKey = key;
+    return workbenchApp.opened(kept, fixed, columns, address);
+}"""
+
+
+def test_opened_row_address_has_kept_parameters_and_those_of_its_key(visit) -> None:
+    page = visit("run=dopd", "studies")
+    columns = {"step": "last_step", "rollout": "rollout", "process": "process", "example": "id"}
+    address = {"with": "opd", "token": "9", "filter": "", "example": "old"}
+    for key, result in (
+        ({"last_step": 0, "rollout": 3, "process": 0, "id": "7"}, {"step": "0", "rollout": "3", "example": "7"}),
+        ({"last_step": 12, "rollout": 0, "process": 1, "id": None}, {"step": "12", "rollout": "0", "process": "1"}),
+    ):
+        opened = page.evaluate(OPENED, [["with", "filter", "panels"], {"probe": "1"}, columns, key, address])
+        assert opened == {"with": "opd", "probe": "1", **result}
 
 
 def chosen_runs(page: Page) -> list[str]:

@@ -121,7 +121,3 @@ def test_compare_run_missing_raises_and_untraced_shows_message(context: AppConte
         draw(context, other="gone")
     drawn = draw(context, other="begun")
     assert "no recorded example in common" in drawn[LISTED] and drawn[VIEWS] == ""
-
-
-def test_compare_example_chosen_keeps_second_run() -> None:
-    assert compare.chosen_example({"with": "opd", "step": "3"}, {"example": "e"}) == {"with": "opd", "example": "e"}

@@ -61,11 +61,3 @@ def test_leakage_confidence_explained_and_gap_in_points(context: AppContext) -> 
     row = next(row for row in measured.accuracy(context.run_dir("dopd")).rows if row["step"] == 4)
     assert signed(100 * row["overconfidence"], 1) in drawn[TABLE]
     assert drawn[OVER].layout.xaxis.title.text.startswith("points: confidence minus accuracy")
-
-
-def test_worst_address_row_clicked_has_token(context: AppContext) -> None:
-    assert leakage.worst_address({"regime": "HT"}, {"step": 3, "process": 0, "rollout": 4, "position": 7}) == {
-        "step": "3",
-        "rollout": "4",
-        "token": "7",
-    }

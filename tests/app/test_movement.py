@@ -56,17 +56,5 @@ def test_draw_shares_by_domain_has_panel_each(context: AppContext) -> None:
     assert len(many.data) == 3 * len(item.data), "three probes, each of a domain of its own"
 
 
-def test_moved_address_token_chosen_has_last_probed_step(context: AppContext) -> None:
-    address = movement.moved_address(
-        context, "dopd", {"panels": "token_type", "regime": "HT"}, {"process": 0, "rollout": 2, "position": 5}
-    )
-    assert address == {"panels": "token_type", "step": "4", "rollout": "2", "probe": "1", "token": "5"}
-    assert movement.probe_address({"step": "2"}, {"process": 0, "rollout": 1}) == {
-        "step": "2",
-        "rollout": "1",
-        "probe": "1",
-    }
-
-
 def test_movement_no_probes_names_config_key(context: AppContext) -> None:
     assert "trace.probes" in draw(context, "begun")[MAP]

@@ -130,9 +130,12 @@ def transitions(
 
 
 def most_moved(run: str | Path | Traces, *, limit: int = 50) -> Table:
-    """Probe tokens with the most regime changes, each with the path of its regimes (column `way`)."""
+    """Probe tokens with the most regime changes.
+
+    Each has the path of its regimes (column `way`), and the last step whose answer has it (`last_step`).
+    """
     columns = ["rollout", "process", "position", "token", "token_type", "visibility", "example", "changes", "way"]
-    columns += ["information_gap"]
+    columns += ["information_gap", "last_step"]
     traces = traces_of(run)
     if traces is None:
         return table([], columns, run="", empty=NO_PROBES)
@@ -146,7 +149,7 @@ def most_moved(run: str | Path | Traces, *, limit: int = 50) -> Table:
                any_value(r.example_id) AS example,
                CAST(sum(CAST(changed AS INT)) - 1 AS BIGINT) AS changes,
                string_agg(m.regime, ' → ' ORDER BY m.step) FILTER (changed) AS way,
-               avg(information_gap) AS information_gap
+               avg(information_gap) AS information_gap, max(m.step) AS last_step
         FROM moved AS m JOIN probe_rollouts AS r USING ({_KEY})
         GROUP BY m.process_rank, m.rollout_idx, m.position
         HAVING changes > 0 ORDER BY changes DESC, process, rollout, position LIMIT $limit"""

@@ -140,25 +140,29 @@ class Shared:
             queue=drawn is draw,
         )
 
-    def on_choose(self, rows: gr.HTML, address_of: Callable[[Mapping | None, Mapping], dict]) -> None:
-        """Open the address that `address_of` makes of the present one and the chosen row's key.
+    def on_choose(
+        self,
+        rows: gr.HTML,
+        columns: Mapping[str, str],
+        *,
+        keeps: Sequence[str] = (),
+        but: str = "",
+        fixed: Mapping[str, str] | None = None,
+        tab: str = "",
+    ) -> None:
+        """Open a chosen row. Runs in the browser: a busy server may reply to two quick choices in either order.
 
-        Quick choices are all processed, in order. With always_last Gradio would repeat the first of them: it keeps no
-        later event's data.
+        columns  parameter of the address -> column of the row's key that has its value
+        keeps    parameters of the present address that stay, beside the persistent ones
+        but      tab whose choices are dropped, as in `persistent_params`
+        fixed    parameters with a fixed value
+        tab      tab that the row opens; "" = the open one
         """
-
-        def choose(event: gr.EventData, address: dict) -> dict:
-            return address_of(address, event.key)
-
-        rows.select(
-            show_errors(choose),
-            self.address,
-            self.address,
-            trigger_mode="multiple",
-            concurrency_limit=1,
-            show_progress="hidden",
-            api_visibility="private",
-        )
+        values = [[*persistent_names(but), *keeps], fixed or {}, columns]
+        opened = f"workbenchApp.opened(...{json.dumps(values)}, address)"
+        js = f"(address) => [{opened}, {json.dumps(tab)}]" if tab else f"(address) => {opened}"
+        outputs = [self.address, self.tab] if tab else self.address
+        rows.select(None, self.address, outputs, js=js)
 
 
 def further_runs(address: Mapping | None, run: str | None) -> list[str]:
@@ -167,17 +171,18 @@ def further_runs(address: Mapping | None, run: str | None) -> list[str]:
     return list(dict.fromkeys(name for name in names if name and name != run))
 
 
+def persistent_names(but: str = "") -> list[str]:
+    """Names of the parameters that stay in the address when another answer is opened; `but` as in persistent_params."""
+    return [name for name in PERSISTENT_PARAMS if name not in CHOICES.get(but, {})]
+
+
 def persistent_params(address: Mapping | None, but: str = "") -> dict:
     """Parameters that stay in the address when another answer is opened: ticked runs, study, and each tab's choices.
 
     but  tab whose choices are dropped: the answer may be outside its filters
     """
-    dropped = CHOICES.get(but, {})
-    return {
-        name: value
-        for name, value in (address or {}).items()
-        if name in PERSISTENT_PARAMS and name not in dropped and value
-    }
+    names = persistent_names(but)
+    return {name: value for name, value in (address or {}).items() if name in names and value}
 
 
 def choice(address: Mapping | None, tab: str, name: str, allowed: Sequence[str] | None = None) -> str:

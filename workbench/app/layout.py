@@ -116,6 +116,7 @@ def build_app(context: AppContext) -> gr.Blocks:
             theme = gr.Textbox("light", visible="hidden", elem_id="app-theme-name")
             tab = gr.Textbox("", visible="hidden")
             address = gr.JSON({}, visible="hidden")
+            reply = gr.JSON(visible="hidden")  # the address as the server has read it: see open_address
             listed_runs = gr.Textbox("", visible="hidden")  # mark of the listed runs
             triggers = {name: gr.Textbox("", visible="hidden", elem_id=f"app-trigger-{name}") for name in TABS}
         with gr.Row(elem_id="app-body"):
@@ -128,7 +129,7 @@ def build_app(context: AppContext) -> gr.Blocks:
                 places = _build_places(context, shared, first_tab(run_names(context)))
         runs_toggle.click(None, js="() => workbenchSidebar.toggle()")
         guide.click(None, tab, js=f"(tab) => workbenchApp.guide(({json.dumps(SECTIONS)})[tab])")
-        _connect(context, app, shared, places, refresh, toggle, search, back, listed_runs, alert)
+        _connect(context, app, shared, places, refresh, toggle, search, back, reply, listed_runs, alert)
 
         def load_first_paint(search: str) -> str:  # gr.api needs annotated parameters
             return first_paint(context, search)
@@ -181,6 +182,7 @@ def _connect(
     toggle: gr.Button,
     search: gr.Textbox,
     back: gr.Textbox,
+    reply: gr.JSON,
     listed_runs: gr.Textbox,
     alert: gr.HTML,
 ) -> None:
@@ -215,15 +217,16 @@ def _connect(
     refreshed.then(None, js="() => workbenchApp.refresh()").then(**draw_open_tab)
     outputs = [run, tab, address, theme]
     for event in (app.load, back.change):
-        opened = event(
-            show_errors(partial(open_address, context), len(outputs)),
+        replied = event(
+            show_errors(partial(open_address, context)),
             [search, theme],
-            outputs,
+            reply,
             js="() => workbenchApp.start()",
             api_visibility="private",
             show_progress="hidden",
         )
-        opened.then(None, js="() => workbenchApp.open()").then(**draw_open_tab)
+        open_reply = "(...values) => workbenchApp.open(...values)"
+        replied.then(None, [reply, *outputs], [*outputs, reply], js=open_reply).then(**draw_open_tab)
 
 
 def page_style() -> dict:
@@ -295,7 +298,7 @@ def alert_html(context: AppContext, run: str | None, tab: str) -> str:
     return note(f"{state.name} {ended}: {state.error or 'no error was recorded.'}", "error")
 
 
-def open_address(context: AppContext, search: str, theme: str) -> tuple:
+def open_address(context: AppContext, search: str, theme: str) -> list:
     """Run, name of the tab to open, the address's other known parameters, and the theme."""
     names = run_names(context)
     params = read_address(search)
@@ -306,7 +309,7 @@ def open_address(context: AppContext, search: str, theme: str) -> tuple:
             gr.Warning(escape(message), title="Run not found")
     tab = params["tab"] if params.get("tab") in TABS else first_tab(names)
     address = {key: params[key] for key in ADDRESS_KEYS if key in params}
-    return requested_run(params, names), tab, address, theme
+    return [requested_run(params, names), tab, address, theme]
 
 
 def _title(context: AppContext) -> str:

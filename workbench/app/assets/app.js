@@ -15,6 +15,8 @@ window.workbenchApp = (() => {
   let pinned = null; // parameters of the address for the pinned token, which the server does not need
   let keys = 0, paused = ""; // key presses in a form, and their number when the user last paused
   let acts = 0, pushed = 0; // presses of the user, and their number at the newest entry of the browser's history
+  // when the server was asked to read an address: that address, the number of presses, and whether one changed the page
+  let asked = { search, acts, isOvertaken: false };
   const lastOf = {}; // by place: the view that was open last
   const stored = () => { try { return localStorage.getItem("workbench-theme"); } catch { return null; } };
   const isDark = () => {
@@ -89,14 +91,19 @@ window.workbenchApp = (() => {
     box.dispatchEvent(new Event("input", { bubbles: true }));
   });
   return {
-    start: () => [search, paint(isDark())],
+    start: () => { asked = { search, acts, isOvertaken: false }; return [search, paint(isDark())]; },
     toggle: () => {
       const theme = paint(!document.body.classList.contains("dark"));
       forced = null;
       try { localStorage.setItem("workbench-theme", theme); } catch { /* storage is disabled */ }
       return theme;
     },
-    open: () => { isOpen = true; },
+    // run, tab, address and theme as the server read them, or as they are if the user has gone on meanwhile; then null
+    // for the reply, which is used once
+    open: (reply, ...present) => {
+      isOpen = true;
+      return [...(reply && asked.search === search && !asked.isOvertaken ? reply : present), null];
+    },
     guide: (section) => { // the section of the open tab, in a page of its own
       const root = (window.gradio_config?.root || "").replace(/\/$/, "");
       window.open(`${root}/guide/reading-the-pictures#${section || ""}`, "_blank", "noopener");
@@ -133,6 +140,16 @@ window.workbenchApp = (() => {
       });
       return next;
     },
+    // the address that opens a row: parameters that stay, and those that the columns of its key give
+    opened: (kept, fixed, columns, address) => {
+      const next = {};
+      for (const name of kept) if (address?.[name]) next[name] = address[name];
+      for (const [name, column] of Object.entries(columns)) {
+        const value = window.workbenchChosenKey[column] ?? "";
+        if (value !== "" && !(name === "process" && value === 0)) next[name] = String(value); // process 0 is the default
+      }
+      return { ...next, ...fixed };
+    },
     run: (chosen) => chosen || new URLSearchParams(location.search).get("run"),
     // writes the address, and changes the trigger of the open tab, which draws it
     show: (tabs, run, tab, theme, address, ...triggers) => {
@@ -143,8 +160,10 @@ window.workbenchApp = (() => {
       const isOther = (...names) => before && names.some((name) =>
         JSON.stringify(page[name]) !== JSON.stringify(before[name]));
       if (isOther("run", "address")) pinned = null;
+      if (isOther("run", "tab", "address") && acts > asked.acts) asked.isOvertaken = true;
       write(isOther("run", "tab", "address"));
-      return tabs.map((name, k) => name === tab ? JSON.stringify([run, theme, address, refreshes]) : triggers[k]);
+      const drawn = { ...address, list: undefined }; // a folded list draws nothing
+      return tabs.map((name, k) => name === tab ? JSON.stringify([run, theme, drawn, refreshes]) : triggers[k]);
     },
   };
 })();

@@ -1,6 +1,7 @@
 /* A table whose rows can be chosen by mouse, Enter or arrow keys. Each table component calls workbenchRows once.
  *
- * A row has its key as JSON in data-key; choosing it sends {key} to Python, which draws the chosen row. */
+ * A row has its key as JSON in data-key. Choosing it leaves the key in window.workbenchChosenKey for listeners in the
+ * browser, which get no data from Gradio, and sends {key} to those in Python. */
 window.workbenchRows = (element, trigger, watch, sortEvent) => {
   const rowsOf = () => [...element.querySelectorAll("[data-key]")];
   const exact = (cell) => {
@@ -10,7 +11,10 @@ window.workbenchRows = (element, trigger, watch, sortEvent) => {
   let paused; // several keys in a row choose the last row only
   const choose = (row, pause = 0) => {
     clearTimeout(paused);
-    const select = () => trigger("select", { key: JSON.parse(row.dataset.key) });
+    const select = () => {
+      window.workbenchChosenKey = JSON.parse(row.dataset.key);
+      trigger("select", { key: window.workbenchChosenKey });
+    };
     if (pause) paused = setTimeout(select, pause); else select();
   };
 

@@ -56,16 +56,18 @@ from workbench.traces.selection import GRADES, TOKEN, Selection, parse_selection
 
 TALL = 640  # pixels above which the list scrolls
 MAX_EXPORTED = 10_000
-# the address has list=closed while the list is folded; SHOW_LIST folds it after every drawing
+# the address has list=closed while the list is folded
 FOLD = """(address) => ({ ...address, list: address?.list ? "" : "closed" })"""
 SHOW_LIST = """(address) => {
-    const isClosed = address?.list === "closed";
-    document.querySelector("#answers-body").classList.toggle("answers-closed", isClosed);
+    const [body, isClosed] = [document.querySelector("#answers-body"), address?.list === "closed"];
+    if (!body) return; // the tab was never open
+    body.classList.toggle("answers-closed", isClosed);
     document.querySelector("#answers-fold").textContent = isClosed ? "▸ List" : "◂ List";
 }"""
 
 PAGE_SIZE = 20
 _SOURCE_PARAMS = ("probe", "evaluation")
+_ROW_PARAMS = (*_SOURCE_PARAMS, "example", "filter", "list_page")  # stay in the address when a row is opened
 KEY = ("step", "process", "rollout")
 # parameter of the address -> field of the selection; choices come from the run
 FILTERS = {
@@ -305,11 +307,7 @@ def _counted(selection: Selection, count: int, total: int) -> str:
 
 def address_of_row(address: Mapping | None, key: Mapping) -> dict:
     """The address that opens a row's answer."""
-    params = {
-        name: value
-        for name, value in (address or {}).items()
-        if name in (*_SOURCE_PARAMS, "example", "filter", "list_page")
-    }
+    params = {name: value for name, value in (address or {}).items() if name in _ROW_PARAMS}
     return (
         persistent_params(address)
         | params
@@ -460,7 +458,8 @@ def build_tab(context: AppContext, shared: Shared) -> None:
     sync_to_url(shared, events, {"filter": "", "example": ""}, typed, ANSWER_PARAMS)
     source.input(None, [shared.address, source], shared.address, js=SOURCE_JS)
     fold.click(None, shared.address, shared.address, js=FOLD)
-    drawn.then(None, shared.address, js=SHOW_LIST)
+    for changed in (drawn.then, shared.address.change):
+        changed(None, shared.address, js=SHOW_LIST)
     save.click(show_errors(partial(export, context)), inputs, link, **quiet)
     shared.address.change(lambda: gr.DownloadButton(visible=False), None, link, queue=False, **quiet)
     _connect(context, shared, listed, related, answer_view, back, forward)
@@ -503,8 +502,8 @@ def _connect(
     def sort(event: gr.EventData, address: dict) -> dict:
         return sort_by(address, event.field)
 
-    shared.on_choose(listed, address_of_row)
-    shared.on_choose(related, address_of_row)
+    for rows in (listed, related):
+        shared.on_choose(rows, {name: name for name in KEY}, keeps=_ROW_PARAMS)
     listed.sort(show_errors(sort), shared.address, shared.address, **quiet)
     answer_view.turn(show_errors(turn), inputs, shared.address, **quiet)
     back.click(show_errors(partial(page, -1)), inputs, shared.address, **quiet)

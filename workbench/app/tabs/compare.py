@@ -31,7 +31,6 @@ from workbench.app.context import (
     Shared,
     choice,
     further_runs,
-    persistent_params,
     sentence,
     show_errors,
     sync_to_url,
@@ -226,11 +225,6 @@ def draw_difference(first: Path, second: Path) -> str:
     )
 
 
-def chosen_example(address: Mapping | None, key: Mapping) -> dict:
-    """The address that shows an example."""
-    return persistent_params(address) | {"example": str(key["example"])}
-
-
 def build_tab(context: AppContext, shared: Shared) -> None:
     """All ticked runs on common questions, flips, accuracies, configurations, then the answers to one example."""
     follow_run(context, shared, "compare", "rollouts")
@@ -271,7 +265,7 @@ def build_tab(context: AppContext, shared: Shared) -> None:
     shared.on_show("compare", drawing, [shared.run, shared.address], outputs)
     sync_to_url(shared, [layout.input], CHOICES["compare"], [layout])
     for rows in (flipped, listed):
-        shared.on_choose(rows, chosen_example)
+        shared.on_choose(rows, {"example": "example"})
 
 
 def _csv_button(context: AppContext, shared: Shared, label: str, name: str, csv_of: Callable) -> None:

@@ -29,7 +29,6 @@ from workbench.app.context import (
     AppContext,
     Shared,
     note,
-    persistent_params,
     render_error_in_place,
     sentence,
     show_errors,
@@ -357,11 +356,6 @@ def listed_example(
     return example, examples
 
 
-def example_address(address: Mapping | None, key: Mapping) -> dict:
-    """The address that shows an example."""
-    return persistent_params(address) | {"example": str(key["id"])}
-
-
 def build_tab(context: AppContext, shared: Shared) -> None:
     """Examples with their evidence, a form for the user's own image, and scores under every view."""
     css = read_asset("data.css")
@@ -399,7 +393,7 @@ def build_tab(context: AppContext, shared: Shared) -> None:
     def add_box(event: gr.EventData, dropped: str, lines: str) -> str:
         return with_box(dropped, lines, event.corners)
 
-    shared.on_choose(listed, example_address)
+    shared.on_choose(listed, {"example": "id"})
     shown_boxes = [form.file, form.boxes]
     gr.on([form.file.change, form.boxes.change], show_errors(preview), shown_boxes, form.picture, **quiet)
     form.picture.box(show_errors(add_box), shown_boxes, form.boxes, **quiet)

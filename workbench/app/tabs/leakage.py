@@ -19,14 +19,13 @@ from workbench.analysis.table import Table, has_gaps, table
 from workbench.app.components import (
     TRACES,
     Column,
-    answer_address,
     aside_html,
     fragment_component,
     plot_component,
     rows_component,
     rows_html,
 )
-from workbench.app.context import CHOICES, AppContext, Shared, choice, persistent_params, show_errors, sync_to_url
+from workbench.app.context import CHOICES, AppContext, Shared, choice, show_errors, sync_to_url
 from workbench.app.live_updates import follow_run
 from workbench.app.verdict_tiles import tiles_html
 from workbench.evals.findings import INTERVALS
@@ -223,18 +222,6 @@ def entropies(traces: Traces | None, run_dir: Path) -> Table:
     )
 
 
-def worst_address(address: Mapping | None, key: Mapping) -> dict:
-    """The address of a worst case in Answers."""
-    return persistent_params(address, but="answers") | answer_address(
-        int(key["step"]), int(key["rollout"]), process=int(key["process"]), token=int(key["position"])
-    )
-
-
-def error_address(address: Mapping | None, key: Mapping) -> dict:
-    """The address of an evaluated question and its context in Data."""
-    return persistent_params(address) | {"example": str(key["example"]), "context": str(key["context"])}
-
-
 def build_tab(context: AppContext, shared: Shared) -> None:
     """Tiles, charts, confident errors, evidence-driven tokens, details."""
     follow_run(context, shared, "leakage", "rollouts")
@@ -275,11 +262,6 @@ def build_tab(context: AppContext, shared: Shared) -> None:
         **quiet,
     )
 
-    def open_case(event: gr.EventData, address: dict) -> tuple:
-        return worst_address(address, event.key), "answers"
-
-    def open_error(event: gr.EventData, address: dict) -> tuple:
-        return error_address(address, event.key), "data"
-
-    worst.select(show_errors(open_case, 2), shared.address, [shared.address, shared.tab], **quiet)
-    errors.select(show_errors(open_error, 2), shared.address, [shared.address, shared.tab], **quiet)
+    case = {"step": "step", "rollout": "rollout", "process": "process", "token": "position"}
+    shared.on_choose(worst, case, but="answers", tab="answers")
+    shared.on_choose(errors, {"example": "example", "context": "context"}, tab="data")

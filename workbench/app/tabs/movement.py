@@ -10,7 +10,6 @@ from workbench.analysis.table import NO_PROBES, Table
 from workbench.app.components import (
     TRACES,
     Column,
-    answer_address,
     empty_html,
     evenly_spaced,
     fragment_component,
@@ -20,7 +19,7 @@ from workbench.app.components import (
     rows_component,
     rows_html,
 )
-from workbench.app.context import CHOICES, AppContext, Shared, choice, persistent_params, show_errors, sync_to_url
+from workbench.app.context import CHOICES, AppContext, Shared, choice, show_errors, sync_to_url
 from workbench.app.live_updates import follow_run
 from workbench.render import render_movement
 from workbench.traces.reader import Traces
@@ -46,7 +45,7 @@ PROBE_COLUMNS = (
     Column("tokens", "", "number"),
     Column("changes", "regime changes", "number"),
 )
-MOVED_KEY = ("process", "rollout", "position")
+MOVED_KEY = ("process", "rollout", "position", "last_step")
 MOVED_COLUMNS = (
     Column("token", kind="token"),
     Column("token_type", "token type", "short"),
@@ -157,23 +156,6 @@ def draw_moved(traces: Traces) -> str:
     )
 
 
-def probe_address(address: Mapping | None, key: Mapping) -> dict:
-    """The address that shows a probe; the step stays, so that its answer opens at the same step."""
-    step = str((address or {}).get("step") or "")
-    parts = {"step": step, "rollout": str(key["rollout"]), "process": str(key["process"] or ""), "probe": "1"}
-    return persistent_params(address) | {name: value for name, value in parts.items() if value}
-
-
-def moved_address(context: AppContext, run: str | None, address: Mapping | None, key: Mapping) -> dict:
-    """The address of a moved token's answer at the last probed step."""
-    traces = TRACES.of(context.run_dir(run))
-    steps = traces.steps("probe_rollouts") if traces is not None else []
-    last = steps[-1] if steps else 0
-    return persistent_params(address, but="answers") | answer_address(
-        last, int(key["rollout"]), process=int(key["process"]), probe=True, token=int(key["position"])
-    )
-
-
 def build_tab(context: AppContext, shared: Shared) -> None:
     """A probe over training, flow between two steps, shares over steps, moved tokens."""
     follow_run(context, shared, "movement", "probe_rollouts")
@@ -197,7 +179,6 @@ def build_tab(context: AppContext, shared: Shared) -> None:
             shares = plot_component("shares over steps", elem_id="movement-shares")
     moved = rows_component("tokens with regime changes", elem_id="movement-moved")
 
-    quiet = {"show_progress": "hidden", "api_visibility": "private"}
     boxes = [value, first, last, visibility, split, measure]
     outputs = [*boxes, listed, fragment, heatmap, flow, shares, moved]
     shared.on_show(
@@ -208,8 +189,8 @@ def build_tab(context: AppContext, shared: Shared) -> None:
     )
     sync_to_url(shared, [box.input for box in boxes], CHOICES["movement"], boxes)
 
-    def open_token(event: gr.EventData, run: str, address: dict) -> tuple:
-        return moved_address(context, run, address, event.key), "answers"
-
-    shared.on_choose(listed, probe_address)
-    moved.select(show_errors(open_token, 2), [shared.run, shared.address], [shared.address, shared.tab], **quiet)
+    probe = {"rollout": "rollout", "process": "process"}
+    # the step stays, so that the probe's answer opens at the same step
+    shared.on_choose(listed, probe, keeps=["step"], fixed={"probe": "1"})
+    token = {"step": "last_step", **probe, "token": "position"}
+    shared.on_choose(moved, token, but="answers", fixed={"probe": "1"}, tab="answers")
