@@ -75,6 +75,35 @@ REFERENCES = """() => {
     return found;
 }"""  # of the visible figures: references to their own areas, clips and gradients, and those that lead elsewhere
 
+# Notes the events that the page asks of the server's queue, until the stream of their results has their last message.
+EVENTS = """(() => {
+    const [open, ended, send] = [new Set(), new Set(), window.fetch.bind(window)];
+    window.openEvents = open;
+    const read = async (stream) => {
+        let text = '';
+        for await (const chunk of stream.pipeThrough(new TextDecoderStream())) {
+            const lines = (text + chunk).split('\\n');
+            text = lines.pop();
+            for (const line of lines.filter(line => line.startsWith('data:'))) {
+                const { msg, event_id: id } = JSON.parse(line.slice(5));
+                if (msg === 'close_stream') open.clear();
+                else if (msg === 'process_completed') { ended.add(id); open.delete(id); }
+            }
+        }
+    };
+    window.fetch = async (...request) => {
+        const response = await send(...request);
+        if (/queue\\/join/.test(response.url) && response.ok)
+            response.clone().json().then(({ event_id: id }) => { if (!ended.has(id)) open.add(id); });
+        if (/queue\\/data/.test(response.url) && response.ok) {
+            const [stream, copy] = response.body.tee();
+            read(copy).catch(() => open.clear()); // the server has gone
+            return new Response(stream, response);
+        }
+        return response;
+    };
+})()"""
+
 SHOW = """query => { history.replaceState(null, "", `?${query}`); dispatchEvent(new PopStateEvent("popstate")); }"""
 
 
@@ -132,6 +161,7 @@ class Watched:
         self.errors: list[str] = []
         expect.set_options(timeout=PATIENCE_MS)
         self.page.set_default_timeout(PATIENCE_MS)
+        self.page.add_init_script(EVENTS)
         self.pending = _PENDING[self.page] = set()
         self.page.on("request", self._note)
         for event in ("requestfinished", "requestfailed"):
@@ -176,11 +206,10 @@ def settle(page: Page) -> None:
     Chromium may not report the end of a request; what a test then asserts has a patience of its own.
     """
     end, quiet = time.monotonic() + SETTLE_S, 0
-    while quiet < 24 and time.monotonic() < end:
+    while quiet < 5 and time.monotonic() < end:
         page.evaluate("new Promise(done => setTimeout(done, 40))")  # after what the page has to do
-        pending = [request.url for request in _PENDING[page]]
-        # Gradio may leave its stream of events open
-        quiet = 0 if any("/queue/data" not in url for url in pending) else quiet + (1 if pending else 6)
+        asked = any("/queue/data" not in request.url for request in _PENDING[page])  # whose stream Gradio leaves open
+        quiet = 0 if asked or page.evaluate("window.openEvents.size") else quiet + 1
 
 
 @contextmanager
