@@ -3,8 +3,9 @@
 import os
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from app_process import Server
@@ -61,6 +62,17 @@ def kept() -> Iterator[list[Watched]]:
         item.close()
 
 
+FAILED = pytest.StashKey[bool]()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo) -> Generator[None, Any, Any]:
+    """Note whether the test itself failed, for fixtures that end after it."""
+    report = yield
+    item.stash[FAILED] = report.failed
+    return report
+
+
 @pytest.fixture
 def visit(
     request: pytest.FixtureRequest, visitor: BrowserContext, address: str, kept: list[Watched]
@@ -88,10 +100,9 @@ def visit(
         page.locator(SHOWS[tab]).first.wait_for()
         return page
 
-    failed = request.session.testsfailed
     yield open_tab
     faults += [fault for item in kept for fault in item.faults("$^")]
-    if faults or request.session.testsfailed > failed:
+    if faults or request.node.stash.get(FAILED, False):
         close_kept()
     assert faults == []
 
