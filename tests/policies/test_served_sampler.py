@@ -1,5 +1,7 @@
 """A served sampler: a real server samples with the student's weights of each step; the run equals one without it."""
 
+import json
+import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -213,6 +215,19 @@ def test_sampler_in_place_of_teacher_and_another_model_are_refused(
     with raises(PolicyError, "400", "weight"):
         attached(student, other, "run").send_weights(student)
     other.kill()
+
+
+def test_sampler_that_reads_other_ids_raises(server: Server, models: dict, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(models["student"], tmp_path / "swapped"))
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    vocabulary["red"], vocabulary["green"] = vocabulary["green"], vocabulary["red"]
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    swapped = load_policy(folder, "student")
+    attached(swapped, server, "swapped")
+    assert len(sampled(swapped, [[1]])[0]) == 1  # the first prompt has neither word
+    with raises(PolicyError, server.address, 'prompt "b"', "other token ids"):
+        sampled(swapped, [[1], [2]])
 
 
 def test_unsupported_settings_raise(models: dict, tmp_path: Path) -> None:
