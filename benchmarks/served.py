@@ -2,7 +2,7 @@
 
     python -m benchmarks served step [--student FOLDER --teacher FOLDER] [--prompts 8] [--generations 4] [--tokens 32]
     python -m benchmarks served ahead [the same options]
-    python -m benchmarks served wire [--rows 512] [--width 5120]
+    python -m benchmarks served wire [--rows 512] [--width 5120] [--layers 64]
 
 step: dopd with crops, once with the teacher in the run's process and once behind `workbench teacher` on this machine,
 by turns; processor time, the server's by the system's count. The student's share of a step is what its local step takes
@@ -13,7 +13,7 @@ server, and wall time, which is only worth something if the machine has two idle
 least the sum of the two processes' times, ahead the larger one: this ratio does not depend on what else runs.
 
 wire: processor time of both ends together for hidden states in bfloat16, through the real server and client, against a
-small part of a read: one of the three matrix products of the MLP of one layer of that width.
+part of a read: the three matrix products of each layer's MLP at that width, without attention and vision tower.
 """
 
 import argparse
@@ -160,6 +160,7 @@ def measure_wire() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=512, help="answer tokens of a request")
     parser.add_argument("--width", type=int, default=5120)
+    parser.add_argument("--layers", type=int, default=64, help="of the model that is read")
     parser.add_argument("--repeats", type=int, default=20)
     args = parser.parse_args()
     hidden, port = torch.randn(args.rows, args.width).bfloat16(), _free_port()
@@ -184,7 +185,7 @@ def measure_wire() -> None:
     wire /= args.rows
     print(f"{machine()}, {args.rows} tokens of width {args.width}, processor time of both ends")
     print(f"wire {1e6 * wire:.1f} us a token; a product with {args.width} x {5 * args.width} {1e6 * product:.0f} us")
-    print(f"share of that product, a third of the MLP of each layer: {wire / product:.3%}")
+    print(f"share of the MLPs of {args.layers} layers, three products each: {wire / (3 * args.layers * product):.3%}")
 
 
 def _free_port() -> int:
