@@ -14,6 +14,8 @@ processes, collectives, shards and their all-gathers (FSDP2). Ours, and why:
     GradientReduction    DistributedDataParallel takes one forward call; a pass is several (training/gradients)
     Rounds               FSDP2 needs equally many passes on all ranks; ragged batches have others (policies/fsdp)
     scattering           accelerate's loading broadcasts each weight whole to every rank (policies/scattering)
+    layer_memory         gloo all-gathers into a copy, and autocast keeps a copy of every layer (policies/layer_memory)
+    requested_sharding   with accelerate's own settings, it and transformers would wrap the models as well
     --resume             torchrun's restarts would begin at step 0; ours begins at the newest checkpoint
 
 Python objects travel over gloo, which detects a lost rank; gradients use the device's backend (NCCL or gloo). If one
