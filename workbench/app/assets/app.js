@@ -146,7 +146,8 @@ window.workbenchApp = (() => {
       for (const name of kept) if (address?.[name]) next[name] = address[name];
       for (const [name, column] of Object.entries(columns)) {
         const value = window.workbenchChosenKey[column] ?? "";
-        if (value !== "" && !(name === "process" && value === 0)) next[name] = String(value); // process 0 is the default
+        const isDefault = name === "process" && value === 0;
+        if (value !== "" && !isDefault) next[name] = String(value);
       }
       return { ...next, ...fixed };
     },
