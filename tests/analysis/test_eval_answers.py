@@ -8,8 +8,11 @@ import pytest
 from failures import raises
 
 from workbench.analysis.eval_answers import EvaluationAnswers
+from workbench.analysis.query import open_answers
+from workbench.cli import main
 from workbench.errors import TraceError
 from workbench.evals.records import EvalRecord
+from workbench.traces.reader import NoTraces
 from workbench.traces.selection import parse_selection
 
 
@@ -89,3 +92,17 @@ def test_evaluation_written_later_is_seen(answers: EvaluationAnswers) -> None:
 def test_page_of_run_without_evaluations_says_why(tmp_path: Path) -> None:
     page = EvaluationAnswers(tmp_path).page(parse_selection("", "evaluation"), page_idx=0, size=5)
     assert page.rows == [] and "evaluation" in page.empty
+
+
+def test_open_answers_without_traces_has_evaluations_alone(
+    answers: EvaluationAnswers, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    opened = open_answers(answers.run_dir, runs_dir=tmp_path.parent)
+    assert opened.count("in:evaluation") == 5 and opened.evaluated(20, 0)["answer"] == "redder"
+    with raises(NoTraces, "No tokens are recorded"):
+        opened.select()
+    assert main(["answers", str(tmp_path), "--where", "in:evaluation grade=incorrect", "--json"]) in (0, None)
+    assert [json.loads(line)["answer"] for line in capsys.readouterr().out.splitlines()] == ["redder", "Blue cross"]
+    (tmp_path / "bare").mkdir()
+    with raises(NoTraces, "holds no traces"):
+        open_answers(tmp_path / "bare")

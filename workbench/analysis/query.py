@@ -19,10 +19,11 @@ from workbench.analysis import tokens
 from workbench.analysis.addresses import DEFAULT_BASE, AnswerAddress, name_in
 from workbench.analysis.eval_answers import EvaluationAnswers
 from workbench.analysis.quotes import CheckedQuote, check_quotes, quote_answer, quote_tokens
+from workbench.analysis.table import NO_TRACES
 from workbench.errors import DataError, TraceError
 from workbench.files.folders import reason
 from workbench.runs.folder import find_run_dir
-from workbench.traces.reader import TracedRollout, Traces, open_traces
+from workbench.traces.reader import NoTraces, TracedRollout, Traces, open_traces
 from workbench.traces.selection import ALL_ANSWERS, Selection, parse_selection
 
 MAX_LISTED = 500  # answers of one call
@@ -48,10 +49,18 @@ def open_answers(run_dir: str | Path, *, runs_dir: str | Path = "runs", base: st
     runs_dir  folder that the app shows; a run in it is named in addresses as on the page
     base      address of the app
 
-    Raises: RunError if the folder does not exist; TraceError if it holds no traces or a file is damaged.
+    A run without traces has the answers of its evaluations alone.
+
+    Raises: RunError if the folder does not exist; TraceError if it holds no answers or a file is damaged.
     """
     name, _ = name_in(run_dir, runs_dir)
-    return Answers(open_traces(run_dir), name, base)
+    try:
+        traces = open_traces(run_dir)
+    except NoTraces:
+        if not EvaluationAnswers(Path(run_dir)).choices()["step"]:
+            raise
+        return Answers(Path(run_dir), None, name, base)
+    return Answers(traces.folder.parent, traces, name, base)
 
 
 def check_document(file: str | Path, *, runs_dir: str | Path = "runs") -> list[CheckedQuote]:
@@ -67,22 +76,31 @@ def check_document(file: str | Path, *, runs_dir: str | Path = "runs") -> list[C
 
     def rollout_at(address: AnswerAddress) -> TracedRollout:
         if address.run not in opened:
-            opened[address.run] = Answers(open_traces(find_run_dir(runs_dir, address.run)), address.run)
+            run_dir = find_run_dir(runs_dir, address.run)
+            opened[address.run] = Answers(run_dir, open_traces(run_dir), address.run)
         return opened[address.run].traced(address)
 
     return check_quotes(document, rollout_at)
 
 
 class Answers:
-    """Answers of one run. Each call sees the steps that are complete now, also while the run trains."""
+    """Answers of one run. Each call sees the steps that are complete now, also while the run trains.
 
-    def __init__(self, traces: Traces, run: str, base: str = DEFAULT_BASE) -> None:
-        self.traces, self.run, self.base = traces, run, base
+    traces  None for a run without them, which has evaluations alone
+    run     the run's name in addresses
+    base    address of the app
+    """
+
+    def __init__(self, run_dir: Path, traces: Traces | None, run: str, base: str = DEFAULT_BASE) -> None:
+        self.evaluation = EvaluationAnswers(run_dir)
+        self._traces, self.run, self.base = traces, run, base
 
     @property
-    def evaluation(self) -> EvaluationAnswers:
-        """Answers of the run's evaluations."""
-        return EvaluationAnswers(self.traces.folder.parent)
+    def traces(self) -> Traces:
+        """Training answers and probes. Raises NoTraces if none are recorded."""
+        if self._traces is None:
+            raise NoTraces(f"run {self.run}: {NO_TRACES}")
+        return self._traces
 
     def count(self, selection: Selection | str = ALL_ANSWERS) -> int:
         """Number of answers that match. Raises TraceError, as parse_selection."""

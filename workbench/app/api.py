@@ -24,7 +24,6 @@ from starlette.routing import Route
 from workbench.analysis.addresses import read_params
 from workbench.analysis.leakage import verdicts
 from workbench.analysis.query import MAX_LISTED, Answers, plain_values
-from workbench.analysis.table import NO_TRACES
 from workbench.app.components import TRACES
 from workbench.app.context import AppContext
 from workbench.app.gradio_private import is_logged_in
@@ -128,12 +127,9 @@ def _verdicts(context: AppContext, params: Mapping[str, str], base: str) -> list
 
 
 def _open(context: AppContext, name: str | None, base: str) -> Answers:
-    """The answers of a run. Raises RunError if it does not exist, NoTraces if none are recorded."""
-    name = _name(name)
-    traces = TRACES.of(context.run_dir(name))
-    if traces is None:
-        raise NoTraces(f"run {name}: {NO_TRACES}")
-    return Answers(traces, name, base)
+    """The answers of a run. Raises RunError if it does not exist."""
+    run_dir = context.run_dir(_name(name))
+    return Answers(run_dir, TRACES.of(run_dir), name or "", base)
 
 
 def _name(name: str | None) -> str:

@@ -50,7 +50,6 @@ from workbench.app.live_updates import follow_run
 from workbench.app.related_answers import question_html, related_html
 from workbench.errors import TraceError, WorkbenchError
 from workbench.render import render_tokens
-from workbench.traces.parts import traces_folder
 from workbench.traces.reader import Traces
 from workbench.traces.selection import GRADES, TOKEN, Selection, parse_selection
 
@@ -397,9 +396,7 @@ def export(context: AppContext, run: str | None, address: Mapping | None) -> gr.
     if answers is None:
         raise TraceError(NO_TRACES)
     selection = select(address, choices_of(answers))
-    # evaluations have answers also without traces
-    exported = Answers(traces or Traces(traces_folder(run_dir)), run or "")
-    rows, total = answers_as_json(exported, selection, MAX_EXPORTED)
+    rows, total = answers_as_json(Answers(run_dir, traces, run or ""), selection, MAX_EXPORTED)
     file = Path(_folder().name) / f"{run_dir.name}-answers.jsonl"
     file.write_text("".join(f"{row}\n" for row in rows), encoding="utf-8")
     left_out = f", the first of {total:,}: narrow the selection for the others" if total > len(rows) else ""
