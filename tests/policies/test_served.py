@@ -103,6 +103,10 @@ def test_check_names_server_and_finds_its_pictures(server: Server, models: dict,
     findings = {check.name: check.finding for check in checks}
     assert str(models["teacher"]) in findings["served teacher"]
     assert any(name.startswith("pictures reach teacher") for name in findings)
+    student, head = (load_policy(models[name], name).model for name in ("student", "teacher"))
+    # four float32 numbers for each weight of the student, one for each of the teacher's head and none for its others
+    expected = 4 * (4 * student.num_parameters() + head.get_output_embeddings().weight.numel()) / 1e9
+    assert float(findings["memory"].split()[2]) == pytest.approx(expected, rel=0.02)
 
 
 @pytest.mark.parametrize("method", ["dopd", "opd"])

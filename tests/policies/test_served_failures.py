@@ -239,8 +239,9 @@ def test_hung_server_raises_after_timeout_and_restarted_one_answers_all_that_wai
 
 def test_token_is_needed(models: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     server = Server(tmp_path, models["teacher"], **{TOKEN: "secret"})
-    with raises(PolicyError, "401", TOKEN):
+    with raises(PolicyError, "401", TOKEN) as caught:
         connected(server.address)
+    assert type(caught.value).__name__ == "RefusedError"  # as the command line prints it
     monkeypatch.setenv(TOKEN, "secret")
     assert connected(server.address).forward(PROMPTS, ANSWERS).hidden.shape[0] == 5
     server.kill()

@@ -9,7 +9,7 @@ import os
 import re
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -116,7 +116,8 @@ def check_config(config: RunConfig) -> list[Check]:
     sampling_s = (time.perf_counter() - started) / len(learners)
     checks = [_evidence(len(with_teacher), len(usable), lacking), *_placeholders(examples)]
     checks += [*_domains(examples, skipped), *row_checks]
-    checks += [Check("length", OK, length), *_sources(config, examples, usable), _memory(config, device)]
+    checks += [Check("length", OK, length), *_sources(config, examples, usable)]
+    checks += [_memory(config, device, learners.values())]
     checks += _leaks(usable, method.learner_context)
     checks += _prepared(method, usable, learners[STUDENT])
     for name, learner in learners.items():
@@ -199,8 +200,11 @@ def _row_checks(
     return usable_rows[0], checks
 
 
-def _memory(config: RunConfig, device: torch.device) -> Check:
-    finding, is_enough = describe_memory(config, device)
+def _memory(config: RunConfig, device: torch.device, learners: Iterable[Learner]) -> Check:
+    policies = [policy for learner in learners for policy in single_policies(learner.policies.values())]
+    served = {policy.source: policy.head.linear for policy in policies if isinstance(policy, ServedPolicy)}
+    heads = sum(weight.nbytes for head in served.values() for weight in head.parameters())
+    finding, is_enough = describe_memory(config, device, heads)
     return Check("memory", OK if is_enough else NOTE, finding)
 
 

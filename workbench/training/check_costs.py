@@ -20,10 +20,13 @@ def describe_time(config: RunConfig, num_answers: int, sampling_s: float, scorin
     )
 
 
-def describe_memory(config: RunConfig, device: torch.device) -> tuple[str, bool]:
-    """What a run needs of the device's memory at least, and whether the device has it."""
+def describe_memory(config: RunConfig, device: torch.device, served_heads: int) -> tuple[str, bool]:
+    """What a run needs of the device's memory at least, and whether the device has it.
+
+    served_heads  bytes of the heads of served teachers, which is all that a run has of them
+    """
     try:
-        least = least_bytes(config)
+        least = least_bytes(config, served_teacher="") + served_heads
     except WorkbenchError as error:
         return f"not counted: {error}", False
     total = device_bytes(device)

@@ -43,7 +43,7 @@ class ConflictError(PolicyError):
     """A sampler has other weights than a request names."""
 
 
-class _RefusedError(PolicyError):
+class RefusedError(PolicyError):
     """An answer with another status than 200. by_workbench: it has a sentence of a server of this workbench."""
 
     def __init__(self, message: str, status: int, *, by_workbench: bool) -> None:
@@ -107,7 +107,7 @@ class ServerClient:
             info = json.loads(self._persist("GET", "/info", (address,), parse=bytes, starts=True)[0])
         except ValueError:
             info = None
-        except _RefusedError as error:
+        except RefusedError as error:
             if error.status == UNAUTHORIZED and error.by_workbench:
                 raise
             info = None
@@ -251,7 +251,7 @@ class ServerClient:
         except (OSError, http.client.HTTPException) as error:
             if isinstance(error, http.client.BadStatusLine) and not isinstance(error, ConnectionError):
                 message = f"{self.name}: {address} answers, but not by HTTP. {self._start}, or correct the address."
-                raise _RefusedError(message, 0, by_workbench=False) from None
+                raise RefusedError(message, 0, by_workbench=False) from None
             reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
             raise _Failed(reason, refused=isinstance(error, ConnectionRefusedError)) from None
         finally:
@@ -262,7 +262,7 @@ class ServerClient:
             raise ConflictError(_sentence(answer) or f"{self.name}: {address}{path} answers with status {status}")
         if status != 200:
             sentence = _sentence(answer)
-            raise _RefusedError(
+            raise RefusedError(
                 f"{self.name}: {address}{path} answers with status {status}: "
                 + (sentence or f"not by a {self.kind} of the workbench. {self._start}, or correct the address."),
                 status,

@@ -87,7 +87,7 @@ class ModelSpec:
 def specs_of(config: RunConfig, method: Method, served_teacher: str | None = None) -> list[ModelSpec]:
     """Models that `build_learner` loads, in its order, and those of servers.
 
-    served_teacher  the model that the servers of teachers hold
+    served_teacher  the model that the servers of teachers hold; "" = leave them out
 
     Raises: ConfigError if it is missing, or no teacher is served.
     """
@@ -105,6 +105,8 @@ def specs_of(config: RunConfig, method: Method, served_teacher: str | None = Non
         elif name.startswith("teacher"):
             dtype = models.teacher_dtype or models.dtype
             for path in _paths_of_teacher(name, models, method):
+                if is_served(path) and served_teacher == "":
+                    continue
                 if is_served(path) and served_teacher is not None:
                     specs.append(ModelSpec((name,), served_teacher, SERVED_DTYPE, server=path))
                 else:
@@ -122,7 +124,7 @@ def _check_served_teacher(config: RunConfig, served_teacher: str | None) -> None
             f"{key}={address} is served, and a plan asks no server. Name the model that it holds by --served-teacher, "
             "a folder with its config.json."
         )
-    if served_teacher is not None and not addresses:
+    if served_teacher and not addresses:
         raise ConfigError(
             f"--served-teacher {served_teacher} is the model behind an address, and models.teacher is "
             f"{config.models.teacher}. Set models.teacher=http://127.0.0.1:8000, or leave --served-teacher out."
