@@ -38,7 +38,8 @@ def _main(arguments: list[str] | None) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
-        return options.run(options) or 0
+        with importing("this command needs"):
+            return options.run(options) or 0
     except WorkbenchError as error:
         if error.print_anyway or os.environ.get("RANK", "0") == "0":  # else rank 0 prints it
             print(_bounded(f"{type(error).__name__}: {error}"), file=sys.stderr)

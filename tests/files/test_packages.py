@@ -80,12 +80,13 @@ def test_errors_of_our_own_pass() -> None:
         raise ConfigError("as it was")
 
 
-def test_command_names_a_broken_package(tmp_path: Path) -> None:
-    (tmp_path / "pandas.py").write_text("raise RuntimeError('built for another numpy')")
-    command = [sys.executable, "-m", "workbench", "report", str(tmp_path)]
+@pytest.mark.parametrize(("command", "package"), [(["report", "run"], "pandas"), (["answers", "run"], "duckdb")])
+def test_command_names_a_broken_package(command: list[str], package: str, tmp_path: Path) -> None:
+    (tmp_path / f"{package}.py").write_text("raise RuntimeError('built for another numpy')")
+    command = [sys.executable, "-m", "workbench", *command]
     result = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(tmp_path)}, capture_output=True, text=True)
     assert result.returncode == 2
-    assert result.stderr.startswith("ConfigError: this command needs the package pandas, which is installed but")
+    assert result.stderr.startswith(f"ConfigError: this command needs the package {package}, which is installed but")
     assert "built for another numpy" in result.stderr
 
 
