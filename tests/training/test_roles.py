@@ -9,13 +9,17 @@ from failures import raises
 from families import FAMILIES, TEXT_FAMILIES
 from safetensors.torch import load_file
 from small import run_config
+from transformers import AutoModelForCausalLM, LlamaConfig
 from video_families import VIDEO_FAMILIES
 
+from workbench.config.schema import LoraConfig
 from workbench.errors import ConfigError
+from workbench.policies.adapters import add_adapter
 from workbench.policies.autoregressive import load_policy
-from workbench.policies.roles import describe_trained, roles
+from workbench.policies.roles import describe_trained, roles, set_trained
 from workbench.runs.folder import checkpoint_path
 from workbench.training.check import check_config
+from workbench.training.learner import adapter_config
 from workbench.training.run import train
 
 ONE_STEP = {
@@ -81,6 +85,34 @@ def test_train_roles_moves_only_them(
         else:
             assert not step.any()
     assert all(any(moved[name].any() for name in moved if by_name[name] == role) for role in trained)
+
+
+def test_frozen_embeddings_stay_and_all_else_moves_as_before(models: dict, tmp_path: Path, everything: dict) -> None:
+    moved = steps(models, tmp_path, "frozen", models__freeze_embeddings=True)
+    (embeddings,) = (name for name in moved if "embed_tokens" in name)
+    assert not moved.pop(embeddings).any() and everything[embeddings].any()
+    for name, step in moved.items():
+        torch.testing.assert_close(step, everything[name], rtol=1e-4, atol=1e-7)
+
+
+def test_frozen_embeddings_keep_a_tied_head(tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_config(
+        LlamaConfig(
+            hidden_size=8,
+            intermediate_size=8,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            vocab_size=16,
+            tie_word_embeddings=True,
+        )
+    )
+    set_trained(model, (), (), "student", freeze_embeddings=True)
+    assert not model.lm_head.weight.requires_grad and model.model.norm.weight.requires_grad
+    total = model.num_parameters()
+    assert describe_trained(model) == f"language {total - 16 * 8:,} of {total:,}"
+    add_adapter(model, adapter_config(LoraConfig(rank=2, target_modules=".*embed_tokens")))
+    with raises(ConfigError, "models.freeze_embeddings", "models.lora.target_modules"):
+        set_trained(model, (), (), "student", freeze_embeddings=True)
 
 
 def test_learning_rate_of_a_role_scales_its_step_alone(

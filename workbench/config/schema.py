@@ -104,6 +104,9 @@ class ModelsConfig:
         list,
         Option(f"Parts of the students to train, of {', '.join(ROLES)}. [] = all. The others stay as they are"),
     ] = field(default_factory=list)
+    freeze_embeddings: Annotated[
+        bool, Option("Leave the embeddings of tokens, and a head that is tied to them, as they are")
+    ] = False
     device: Annotated[
         str | None,
         Option("Device for all models, e.g. cuda:1. null = first available accelerator, otherwise CPU"),
@@ -676,10 +679,10 @@ class RunConfig:
             raise ConfigError(
                 "training.learning_rates needs a training.learning_rate above 0, whose schedule it scales."
             )
-        if self.training.update_mask and (trained or rates):
+        if self.training.update_mask and (trained or rates or self.models.freeze_embeddings):
             raise ConfigError(
-                "training.update_mask names the weights to train, and so do models.train and training.learning_rates. "
-                "Set one of them."
+                "training.update_mask names the weights to train, and so do models.train, models.freeze_embeddings and "
+                "training.learning_rates. Set one of them."
             )
 
     @property

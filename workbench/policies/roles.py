@@ -31,7 +31,9 @@ def roles(model: nn.Module) -> dict[str, str]:
     return by_name
 
 
-def set_trained(model: nn.Module, trained: Sequence[str], rates: Iterable[str], name: str) -> dict[str, str]:
+def set_trained(
+    model: nn.Module, trained: Sequence[str], rates: Iterable[str], name: str, *, freeze_embeddings: bool
+) -> dict[str, str]:
     """Require a gradient of the weights of some roles, and return the role of each weight by its name.
 
     Of a model with adapters, only these are trained.
@@ -39,14 +41,25 @@ def set_trained(model: nn.Module, trained: Sequence[str], rates: Iterable[str], 
     trained  roles, empty = all (models.train)
     rates    roles with a learning rate of their own (training.learning_rates)
     name     of the policy, for messages
+    freeze_embeddings  leave those of tokens as they are, and a head that shares their matrix
 
     Raises: ConfigError for a role, in either, of which the model has no weight to train.
     """
     by_name, what = roles(model), "adapters" if has_adapter(model) else "weights"
-    trainable = {key for key in by_name if "lora_" in key or what == "weights"}
+    frozen = _ids(model.get_input_embeddings()) if freeze_embeddings else set()
+    trainable = {
+        key
+        for key, parameter in model.named_parameters()
+        if ("lora_" in key or what == "weights") and id(parameter) not in frozen
+    }
     for key, parameter in model.named_parameters():
         parameter.requires_grad_(key in trainable and by_name[key] in (trained or ROLES))
     present = {by_name[key] for key in trainable}
+    if not present:
+        raise ConfigError(
+            f"{name}: all {what} of {type(model).__name__} are of embeddings, which models.freeze_embeddings=true "
+            "leaves as they are. Remove it, or change models.lora.target_modules."
+        )
     for option, chosen in (("models.train", trained), ("training.learning_rates", rates)):
         for role in chosen:
             if role not in present:

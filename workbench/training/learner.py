@@ -53,7 +53,13 @@ class Learner:
         self.seed = () if name == STUDENT else (name,)  # seed suffix of its random draws, which differ between peers
         model = self.student.model
         training = config.training
-        by_name = set_trained(model, config.models.train, training.learning_rates, self.name)
+        by_name = set_trained(
+            model,
+            config.models.train,
+            training.learning_rates,
+            self.name,
+            freeze_embeddings=config.models.freeze_embeddings,
+        )
         self._dropout = config.training.dropout
         set_adapter_dropout(model, config.models.lora.dropout)
         if config.models.gradient_checkpointing:

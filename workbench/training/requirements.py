@@ -28,8 +28,9 @@ def require_models(config: RunConfig) -> None:
     check_models(config)
     _require_packages(config)
     _require_processors(config)
-    if config.models.train or config.training.learning_rates or config.models.lora.rank:
-        for name, path in config.models.learners.items():
+    models = config.models
+    if models.train or models.freeze_embeddings or config.training.learning_rates or models.lora.rank:
+        for name, path in models.learners.items():
             _require_trained(config, name, path)
 
 
@@ -65,4 +66,5 @@ def _require_trained(config: RunConfig, name: str, path: str) -> None:
                 f"({key}): {str(error).splitlines()[0][:200]} Set it to all-linear, or to a regular expression of "
                 "whole names of modules."
             ) from error
-    set_trained(model, models.train, config.training.learning_rates, name)
+    rates = config.training.learning_rates
+    set_trained(model, models.train, rates, name, freeze_embeddings=models.freeze_embeddings)

@@ -219,16 +219,17 @@ def build_shallow(spec: ModelSpec, models: ModelsConfig, depths: Depths, run: Dr
 
 
 @lru_cache(maxsize=32)
-def _sizes(spec: ModelSpec, train: tuple[str, ...], attention: str | None, trust_remote_code: bool) -> Sizes:
+def _sizes(
+    spec: ModelSpec, train: tuple[str, ...], freeze_embeddings: bool, attention: str | None, trust_remote_code: bool
+) -> Sizes:
     models = ModelsConfig(
-        train=list(train),
         attn_implementation=attention,
         trust_remote_code=trust_remote_code,
         lora=spec.lora or LoraConfig(),
     )
     model = build_shallow(spec, models, Depths(), DryRun())
     if spec.learns:
-        set_trained(model, train, (), STUDENT)
+        set_trained(model, train, (), STUDENT, freeze_embeddings=freeze_embeddings)
     trained = {id(weight) for weight in model.parameters() if weight.requires_grad}
     quantized = _quantized(model) if spec.dtype in QUANTIZED else frozenset()
     sizes = {id(weight): _bytes(weight, spec.dtype * (id(weight) in quantized)) for weight in _tensors(model)}
@@ -251,6 +252,7 @@ def sizes_of(spec: ModelSpec, models: ModelsConfig) -> Sizes:
     return _sizes(
         replace(spec, without_adapter=frozenset(), server=""),
         tuple(models.train),
+        models.freeze_embeddings,
         models.attn_implementation,
         models.trust_remote_code,
     )

@@ -71,7 +71,8 @@ class PlannedStep:
         self.student, self.phase = policies[STUDENT], ""
         residency.prepare(policies)
         model = self.student.model
-        set_trained(model, config.models.train, config.training.learning_rates, STUDENT)
+        frozen = config.models.freeze_embeddings
+        set_trained(model, config.models.train, config.training.learning_rates, STUDENT, freeze_embeddings=frozen)
         self.trained = [weight for weight in model.parameters() if weight.requires_grad]
         if config.training.mixed_precision == "bf16":
             run.copied = {weight.shape for policy in policies.values() for weight in policy.model.parameters()}
