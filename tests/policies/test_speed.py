@@ -11,6 +11,7 @@ import pytest
 import torch
 from failures import raises
 from small import example, run_config, step_with_gradients
+from transformers.models.timm_wrapper.modeling_timm_wrapper import TimmWrapperModelOutput
 
 import workbench.policies.sampling
 from workbench.data.contexts import build_prompt
@@ -157,6 +158,24 @@ def test_image_features_serve_every_prompt_of_the_image(policy: AutoregressivePo
     assert len(looks) == seen <= 3
     if policy.model.config.model_type in ("idefics3", "llava", "gemma3", "qwen2_vl", "qwen2_5_vl", "qwen3_vl"):
         assert seen == 2  # the third prompt's picture was the second's other one
+
+
+def test_image_features_of_a_timm_tower_are_cached(idefics3: AutoregressivePolicy, prompts: list) -> None:
+    """Its output class has a required field."""
+    look = idefics3.model.get_image_features
+
+    def features(**inputs: torch.Tensor) -> TimmWrapperModelOutput:
+        output = look(**inputs)
+        return TimmWrapperModelOutput(last_hidden_state=output.last_hidden_state, pooler_output=output.pooler_output)
+
+    with torch.no_grad():
+        alone = logprobs(idefics3, prompts[:2])
+        idefics3.model.get_image_features = functools.wraps(look)(features)
+        try:
+            with cached_image_features():
+                assert torch.equal(logprobs(idefics3, prompts[:2]), alone)
+        finally:
+            del idefics3.model.get_image_features
 
 
 def test_sampling_in_row_chunks_is_equal(

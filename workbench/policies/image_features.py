@@ -9,7 +9,7 @@ import contextlib
 import itertools
 from collections.abc import Callable, Hashable, Iterator
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 
 import torch
 from jaxtyping import Float
@@ -67,7 +67,8 @@ class ImageFeatureCache:
     def __init__(self, image_token: int) -> None:
         self._image_token = image_token
         self._apart = True  # whether the images of one prompt can be encoded separately
-        self._output, self._one_tensor = BaseModelOutputWithPooling, True
+        self._output: type = BaseModelOutputWithPooling
+        self._one_tensor = True
 
     def inputs(
         self, prompts: list[Prompt], encoded: list[Encoded], rows: list[int], encode: Callable, weights: Hashable
@@ -82,7 +83,8 @@ class ImageFeatureCache:
         pooled = torch.cat(layers[0]) if self._one_tensor else list(layers[0])  # in the family's form
         deeper = {"deepstack_features": [list(layer) for layer in layers[1:]]} if len(layers) > 1 else {}
         grids = [encoded[row][GRID] for row in rows if GRID in encoded[row]]  # M-RoPE needs them for positions
-        shared = {"mm_encoder_outputs": {"image": self._output(pooler_output=pooled, **deeper)}}
+        required = {field.name: None for field in fields(self._output) if field.default is MISSING}  # of timm's towers
+        shared = {"mm_encoder_outputs": {"image": self._output(**required | {"pooler_output": pooled} | deeper)}}
         return shared | ({GRID: torch.cat(grids).to(pooled[0].device)} if grids else {})
 
     def _features(

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import Cache, DynamicCache
 from transformers.cache_utils import LinearAttentionCacheLayerMixin
-from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.utils import ModelOutput
 
 from workbench.policies.encoding import (
     GRID,
@@ -294,7 +294,7 @@ class Passes:
             prompts, encoded, rows, self._image_features, (id(self.model), self.adapter)
         )
 
-    def _image_features(self, pictures: Encoded) -> BaseModelOutputWithPooling:
+    def _image_features(self, pictures: Encoded) -> ModelOutput:
         model = self.model if hasattr(self.model, "get_image_features") else self.model.base_model  # the latter in Emu3
         parameters = inspect.signature(model.get_image_features).parameters
         inputs = {name: value for name, value in pictures.items() if name in parameters}

@@ -86,7 +86,8 @@ def _random(config: PretrainedConfig, seed: int) -> nn.Module:
     model = auto_class(config).from_config(config)
     for parameter in model.parameters():
         if parameter.ndim > 1:
-            nn.init.normal_(parameter, std=STD)
+            # in a deep tower of small kernels nothing of the image would be left at STD
+            nn.init.normal_(parameter, std=max(STD, parameter[0].numel() ** -0.5) if parameter.ndim == 4 else STD)
         elif not parameter.any():
             # of a zero gate nothing would pass, and a shortcut could hold for a zero scale alone
             nn.init.constant_(parameter, 0.5) if parameter.numel() == 1 else nn.init.normal_(parameter, std=STD)

@@ -84,7 +84,13 @@ CORRECTIONS: dict[str, Correction] = {
         literals=tuple(f"<|visual token {code:06d}|>" for code in range(_NUM_CODES)),
     ),
     "ernie4_5_vl_moe": Correction(config=_mrope(3, 3, 2)),
-    "fast_vlm": Correction(processor_of="llava", image_processor_of="llava"),
+    "fast_vlm": Correction(  # the smallest tower of timm of its kind
+        config={"vision_config.architecture": "fastvit_t8", "vision_config.hidden_size": 768},
+        image_processor={"size": {"shortest_edge": 64}, "crop_size": {"height": 64, "width": 64}},
+        processor={"patch_size": 32, "num_additional_image_tokens": 0},
+        processor_of="llava",
+        image_processor_of="llava",
+    ),
     "falcon_h1": Correction(config={"mamba_d_ssm": 64, "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 16}),
     "fuyu": Correction(literals=("|SPEAKER|", "|NEWLINE|"), placeholder=""),
     "gemma3": Correction(config={"mm_tokens_per_image": 4}, placeholder="<|boi_token|>"),
@@ -106,6 +112,7 @@ CORRECTIONS: dict[str, Correction] = {
         placeholder="<|image_start_token|><|image_token|><|image_end_token|>",
     ),
     "idefics": Correction(config={"additional_vocab_size": 0}),
+    "inkling_mm_model": Correction(image_processor={"size": {"height": 40, "width": 40}}),
     "janus": Correction(config={"vq_config.base_channels": 32}),
     "kosmos-2": Correction(processor_of="Kosmos2Processor"),
     "kosmos-2.5": Correction(processor_of="Kosmos2_5Processor"),
@@ -127,6 +134,19 @@ CORRECTIONS: dict[str, Correction] = {
     "muse_spark": Correction(config={"out_hidden_size": 256}),
     "paddleocr_vl": Correction(config=_mrope(2, 3, 3)),
     "paligemma": Correction(image_processor={"image_seq_length": 16}),
+    "perception_lm": Correction(
+        config={
+            "vision_config.architecture": "vit_pe_lang_large_patch14_448",
+            "vision_config.model_args": {
+                "embed_dim": 64,
+                "depth": 2,
+                "num_heads": 4,
+                "img_size": [56, 56],
+                "global_pool": "",
+            },
+        },
+        processor={"patch_size": 14, "pooling_ratio": 1},
+    ),
     "qianfan_ocr": Correction(placeholder="<image>"),
     "qwen2_5_omni_thinker": Correction(
         config={**_mrope(2, 3, 3), "vision_start_token_id": 100},

@@ -7,6 +7,7 @@ import os
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable
+from importlib.metadata import distributions
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -16,7 +17,6 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
 )
-from transformers.utils import is_torchvision_available
 
 from workbench.errors import ConfigError, cut
 from workbench.training.families.trial import FAILED, FAST, MISSING, OUT, PLAIN, REFUSED, Outcome, try_family
@@ -34,6 +34,7 @@ TEXT_TYPES = (
     "falcon_h1",
     "lfm2",
 )
+_BESIDE = ("torchvision", "timm", "scipy")  # packages that some families need
 _ORDER = (FAST, PLAIN, REFUSED, FAILED, MISSING, OUT)
 _MEANING = {
     FAST: "trains; a prompt passes once for all its answers, and an image is encoded once",
@@ -48,10 +49,11 @@ _MEANING = {
 _INTRODUCTION = """# Model families
 
 Written by `workbench families --write docs/families.md` with {packages},
-{torchvision} torchvision. For each model type, a small random model is built from its default configuration, loaded,
-checked, trained (one step of OPD, two of DOPD with a crop), saved, loaded again and resumed. Its log-probs in float32
-are those of `generate` in transformers within 1e-4 nats: with an image, padded on the left, and for two answers to one
-prompt."""
+with {extras}.
+
+For each model type, a small random model is built from its default configuration, loaded, checked, trained (one step of
+OPD, two of DOPD with a crop), saved, loaded again and resumed. Its log-probs in float32 are those of `generate` in
+transformers within 1e-4 nats: with an image, padded on the left, and for two answers to one prompt."""
 
 
 def check_types(model_types: Iterable[str]) -> None:
@@ -122,9 +124,10 @@ def format_page(outcomes: list[Outcome]) -> str:
     counts = Counter(outcome.status for outcome in outcomes)
     image_types = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
     packages = f"transformers {transformers.__version__} and torch {torch.__version__.partition('+')[0]}"
-    torchvision = "with" if is_torchvision_available() else "without"
+    versions = {entry.name: entry.version for entry in distributions()}
+    extras = ", ".join(f"{name} {versions[name]}" for name in _BESIDE if name in versions) or "no package beside them"
     lines = [
-        *_INTRODUCTION.format(packages=packages, torchvision=torchvision).splitlines(),
+        *_INTRODUCTION.format(packages=packages, extras=extras).splitlines(),
         "",
         "| status | image-text types | meaning |",
         "|---|--:|---|",
