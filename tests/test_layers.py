@@ -33,7 +33,6 @@ ROOMS = (
 ENTRIES = {("training/run.py", "workbench.cli")}  # the module that torchrun starts is the command line
 COMPUTING = {
     "__init__.py",  # the face comes last
-    "cli.py",
     "methods/__init__.py",  # finds the files beside it
     "files/packages.py",  # looks for packages that an error names
     "policies/processors.py",  # imports classes of transformers that ask for packages of other parts

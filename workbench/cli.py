@@ -442,7 +442,7 @@ def _geometry(options: argparse.Namespace) -> None:
 def _module(name: str) -> Any:
     """Import a module of the package on demand, so that `--help` does not wait for torch."""
     with importing("this command needs", "app"):
-        return importlib.import_module(f"workbench.{name}")
+        return wb._imported(f"workbench.{name}")
 
 
 def _quiet() -> None:
