@@ -1,8 +1,10 @@
 """Unusable rows: `check` lists them, `eval` leaves them out, and both count and name them, as training does."""
 
+import itertools
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from failures import raises
@@ -10,6 +12,7 @@ from PIL import Image
 from small import run_config
 
 import workbench.data.images
+import workbench.training.check_rows
 from workbench.cli import main
 from workbench.data.examples import load_examples
 from workbench.distill.usable import Tally, filter_encodable
@@ -71,10 +74,26 @@ def test_check_unusable_row_is_a_note(kind: str, models: dict, tmp_path: Path) -
 def test_check_covers_all_rows_or_states_time_limit(models: dict, tmp_path: Path) -> None:
     policies = load_policies(["student"], student=models["student"], teacher=None, max_completion_length=8)
     examples = load_examples(write(tmp_path, *[{}] * 20, BAD["torn"][0], {"question": "a<image>"}))
-    usable, skipped, num_shown = split_rows(examples, [(policies["student"], "plain")])
-    assert (len(usable), [entry.id for entry, _ in skipped], num_shown) == (20, ["21", "22"], 22)
-    usable, skipped, num_shown = split_rows(examples, [(policies["student"], "plain")], seconds=0.0)
-    assert (len(usable), [item.id for item, _ in skipped], num_shown) == (21, ["22"], 1)  # what texts alone tell
+    views = [(policies["student"], "plain")]
+    rows = split_rows(examples, views)
+    assert (len(rows.usable), [entry.id for entry, _ in rows.skipped], rows.num_tried) == (20, ["21", "22"], 22)
+    rows = split_rows(examples, views, seconds=0.0)
+    assert (len(rows.usable), [item.id for item, _ in rows.skipped], rows.num_tried) == (21, ["22"], 1)
+
+
+def test_check_samples_for_rows_that_it_encoded(models: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the first rows are too long and take all of its time."""
+    clock = SimpleNamespace(monotonic=itertools.count(0.0, 9.0).__next__)
+    monkeypatch.setattr(workbench.training.check_rows, "time", clock)
+    data = str(write(tmp_path, *[BAD["long"][0]] * 3, {}, *[BAD["long"][0]] * 9))
+    config = run_config(models, tmp_path, method={"name": "opd"}, data={"train": data})
+    checks = {item.name: item for item in check_config(config)}
+    assert checks["answers"].finding.split()[2] == "2"  # to one question
+    assert "5 of 13 are skipped" in checks["rows of data.train"].finding
+    assert "the first 6 of 13" in checks["rows of data.train"].finding
+    data = str(write(tmp_path, *[BAD["long"][0]] * 9, {}))
+    with raises(DataError, "prompt is too long: 6", "the first 6 of 10"):
+        check_config(run_config(models, tmp_path, method={"name": "opd"}, data={"train": data}))
 
 
 def test_check_counts_changed_images(models: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

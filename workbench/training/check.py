@@ -42,7 +42,7 @@ from workbench.policies.role_names import ROLES, VISION
 from workbench.policies.roles import describe_trained, roles
 from workbench.policies.serving.served import ServedPolicy
 from workbench.training.check_costs import describe_memory, describe_time
-from workbench.training.check_rows import count_pictures, describe_pictures, describe_rows, require_usable, split_rows
+from workbench.training.check_rows import count_pictures, describe_pictures, split_rows
 from workbench.training.filter import split_by_teacher
 from workbench.training.learner import Learner, attach_engine, attach_sampler, autocast, build_learner, check_engine
 from workbench.training.length import describe_steps, with_steps
@@ -90,14 +90,14 @@ def check_config(config: RunConfig) -> list[Check]:
     learners = {name: build_learner(config, method, name, device=str(device)) for name in config.models.learners}
     attach_engine(list(learners.values()), config)
     attach_sampler(list(learners.values()), config, f"check-{os.getpid()}")
-    usable, row_checks = _row_checks(config, method, learners, usable, data)
+    usable, tried, row_checks = _row_checks(config, method, learners, usable, data)
     sampling, started = config.sampling.options, time.perf_counter()
     with autocast(config, str(device)):
         sampled = {
             name: tuple(
                 sample_rollouts(
                     learner.student,
-                    usable[:NUM_EXAMPLES],
+                    tried,
                     context=method.learner_context,
                     sampling=sampling,
                     num_generations=2,
@@ -119,7 +119,7 @@ def check_config(config: RunConfig) -> list[Check]:
     checks += [Check("length", OK, length), *_sources(config, examples, usable)]
     checks += [_memory(config, device, learners.values())]
     checks += _leaks(usable, method.learner_context)
-    checks += _prepared(method, usable, learners[STUDENT])
+    checks += _prepared(method, tried, learners[STUDENT])
     for name, learner in learners.items():
         others = tuple(rollouts for other, rollouts in sampled.items() if other != name)
         learner_checks = _learner_checks(config, learner, Batch(sampled[name]), others, sampling_s)
@@ -180,24 +180,25 @@ def _evidence(total: int, num_usable: int, lacking: list) -> Check:
 
 def _row_checks(
     config: RunConfig, method: Method, learners: dict[str, Learner], examples: list[Example], data: RunData
-) -> tuple[list[Example], list[Check]]:
-    """Examples that training would use, and the checks about skipped examples and changed images."""
+) -> tuple[list[Example], list[Example], list[Check]]:
+    """Examples that training would use, those to sample answers for, and the checks about rows and images."""
     views = [
         (learner.policies[view.policy], view.context) for learner in learners.values() for view in method.views.values()
     ]
     students = [learner.student for learner in learners.values()]
     before = count_pictures()
-    usable_rows = split_rows(examples, views, students if method.dataset_fraction > 0.0 else ())
-    require_usable(*usable_rows[:2], config.data.train_text)
-    checks = [Check("rows of data.train", *describe_rows(*usable_rows))]
+    references = students if method.dataset_fraction > 0.0 else ()
+    rows = split_rows(examples, views, references, at_least=NUM_EXAMPLES)
+    rows.require_usable(config.data.train_text)
+    checks = [Check("rows of data.train", *rows.describe())]
     for chosen, eval_examples in data.evaluation:
         eval_views = [(student, context) for student in students for context in chosen.contexts]
-        finding = describe_rows(*split_rows(eval_examples, eval_views))
+        finding = split_rows(eval_examples, eval_views).describe()
         checks.append(Check(f"rows of {'data.held_out' if data.num_held_out else chosen.key}", *finding))
     if held_out := data.describe_held_out(config.data.held_out):
         checks.append(Check("held out", OK, held_out))
     checks += [Check("pictures", *line) for line in describe_pictures(before)]
-    return usable_rows[0], checks
+    return rows.usable, rows.usable[: min(rows.num_encoded, NUM_EXAMPLES)], checks
 
 
 def _memory(config: RunConfig, device: torch.device, learners: Iterable[Learner]) -> Check:
@@ -242,12 +243,12 @@ def _domains(examples: list[Example], skipped: list[tuple[Example, str]]) -> Ite
         yield Check("teacher of each domain", NOTE, text)
 
 
-def _prepared(method: Method, usable: list[Example], learner: Learner) -> Iterator[Check]:
+def _prepared(method: Method, tried: list[Example], learner: Learner) -> Iterator[Check]:
     """Run the method's preparation on a few examples."""
     if method.sampling_patch is not None:
-        prepared = method.sampling_patch.build(learner.student, iter(usable[:NUM_EXAMPLES]), 0)
+        prepared = method.sampling_patch.build(learner.student, iter(tried), 0)
         facts = ", ".join(f"{name}: {fact}" for name, fact in prepared.facts.items())
-        yield Check(f"prepared, of {NUM_EXAMPLES} examples", OK, facts)
+        yield Check(f"prepared, of {len(tried)} examples", OK, facts)
 
 
 def _tokens(result: StepResult, learner: Learner) -> Iterator[Check]:

@@ -3,6 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Collection, Iterable
+from dataclasses import dataclass
 
 from workbench.data import images
 from workbench.distill.usable import Problem, Views, encoding_problem, text_problem
@@ -11,46 +12,69 @@ from workbench.policies import Policy
 from workbench.types import Example
 
 SECONDS = 10.0  # time limit for opening images and encoding prompts; later rows get text checks only
+PATIENCE = 6
 NOTE, OK = "note", "ok"
 
 
+@dataclass(frozen=True)
+class Rows:
+    """Rows that training would use, and those that it would skip with their problem.
+
+    num_tried    number of rows, from the first, that were encoded for every view; the texts of all were checked
+    num_encoded  number of `usable` rows among them, which are its first
+    """
+
+    usable: list[Example]
+    skipped: list[tuple[Example, Problem]]
+    num_tried: int
+    num_encoded: int
+
+    def describe(self) -> tuple[str, str]:
+        """Status and text of one row of the table."""
+        total = len(self.usable) + len(self.skipped)
+        extent = f"all {total:,}"
+        if self.num_tried < total:
+            extent = f"the first {self.num_tried:,} of {total:,}, and the texts of the others"
+        if not self.skipped:
+            return OK, f"checked {extent}: every view can encode them"
+        reasons = Counter(problem.reason for _, problem in self.skipped)
+        example, problem = self.skipped[0]
+        listed = ", ".join(f"{reason}: {count:,}" for reason, count in reasons.items())
+        return NOTE, (
+            f"{len(self.skipped):,} of {total:,} are skipped ({listed}; checked {extent}); "
+            f"first: {example.origin or example.id}: {problem.message}"
+        )
+
+    def require_usable(self, data: str) -> None:
+        """Raise DataError with all reasons if no row that was encoded can be used."""
+        if not self.num_encoded:
+            raise DataError(f"no usable example in {data}: {self.describe()[1]}")
+
+
 def split_rows(
-    examples: Iterable[Example], views: Views, reference_students: Collection[Policy] = (), *, seconds: float = SECONDS
-) -> tuple[list[Example], list[tuple[Example, Problem]], int]:
-    """Usable examples, the others with their problem, and the number of examples encoded for every view."""
-    usable, skipped, num_shown, end = [], [], 0, time.monotonic() + seconds
+    examples: Iterable[Example],
+    views: Views,
+    reference_students: Collection[Policy] = (),
+    *,
+    seconds: float = SECONDS,
+    at_least: int = 0,
+) -> Rows:
+    """Split rows by whether training would use them.
+
+    at_least  number of usable rows to encode before the time limit counts, for at most PATIENCE times as long
+    """
+    usable, skipped, num_tried, num_encoded, start = [], [], 0, 0, time.monotonic()
     for example in examples:
-        in_time = not num_shown or time.monotonic() < end
+        passed = time.monotonic() - start
+        in_time = not num_tried or passed < seconds or (len(usable) < at_least and passed < PATIENCE * seconds)
         problem = (encoding_problem if in_time else text_problem)(example, views, reference_students)
-        num_shown += in_time
+        num_tried += in_time
+        num_encoded += in_time and problem is None
         if problem is None:
             usable.append(example)
         else:
             skipped.append((example, problem))
-    return usable, skipped, num_shown
-
-
-def describe_rows(usable: list[Example], skipped: list[tuple[Example, Problem]], num_shown: int) -> tuple[str, str]:
-    """Status and text of one row of the table."""
-    total = len(usable) + len(skipped)
-    extent = (
-        f"all {total:,}" if num_shown == total else f"the first {num_shown:,} of {total:,}, and the texts of the others"
-    )
-    if not skipped:
-        return OK, f"checked {extent}: every view can encode them"
-    reasons = Counter(problem.reason for _, problem in skipped)
-    example, problem = skipped[0]
-    listed = ", ".join(f"{reason}: {count:,}" for reason, count in reasons.items())
-    return NOTE, (
-        f"{len(skipped):,} of {total:,} are skipped ({listed}; checked {extent}); "
-        f"first: {example.origin or example.id}: {problem.message}"
-    )
-
-
-def require_usable(usable: list[Example], skipped: list[tuple[Example, Problem]], data: str) -> None:
-    """Raises DataError with all reasons if no example can be used."""
-    if not usable:
-        raise DataError(f"no usable example in {data}: {describe_rows(usable, skipped, len(skipped))[1]}")
+    return Rows(usable, skipped, num_tried, num_encoded)
 
 
 def describe_pictures(before: dict[str, int]) -> list[tuple[str, str]]:
