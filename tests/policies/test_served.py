@@ -16,7 +16,7 @@ from workbench.policies.loading import load_policy
 from workbench.policies.serving.addresses import Patience
 from workbench.policies.serving.served import ServedPolicy
 from workbench.runs.folder import RunFolder
-from workbench.training.check import check_config, is_good
+from workbench.training.check import NOTE, check_config, is_good
 from workbench.training.run import resume, train
 from workbench.types import Prompt, Turn
 
@@ -103,6 +103,8 @@ def test_check_names_server_and_finds_its_pictures(server: Server, models: dict,
     findings = {check.name: check.finding for check in checks}
     assert str(models["teacher"]) in findings["served teacher"]
     assert any(name.startswith("pictures reach teacher") for name in findings)
+    references = {check.name: check for check in checks}["reference answers in view teacher"]
+    assert references.status == NOTE and "uniform guess: -3.00" in references.finding  # random weights; ln(401) / 2
     student, head = (load_policy(models[name], name).model for name in ("student", "teacher"))
     # four float32 numbers for each weight of the student, one for each of the teacher's head and none for its others
     expected = 4 * (4 * student.num_parameters() + head.get_output_embeddings().weight.numel()) / 1e9

@@ -18,7 +18,7 @@ import workbench.training.check
 from workbench.config.schema import RunConfig
 from workbench.errors import DataError
 from workbench.policies.autoregressive import AutoregressivePolicy, load_policy
-from workbench.training.check import NOTE, OK, Check, check_config, is_good, verdict
+from workbench.training.check import NOTE, OK, Check, check_config, describe_references, is_good, verdict
 from workbench.training.check_costs import describe_time
 from workbench.training.learner import Learner, build_learner
 
@@ -262,3 +262,10 @@ def test_check_counts_memory_of_weights_gradients_and_moments(models: dict, tmp_
     sizes = [load_policy(models[name], name).model.num_parameters() for name in ("student", "teacher")]
     assert row.status == OK
     assert float(row.finding.split()[2]) == pytest.approx(4 * (4 * sizes[0] + sizes[1]) / 1e9, rel=0.02)
+
+
+def test_reference_answers_are_unlikely_with_a_norm_or_a_position_lost() -> None:
+    """Half of uniform over 49,152 entries is -ln(49152) / 2 = -5.40; the means are those of a real model."""
+    for mean, is_likely in ((-1.6, True), (-4.1, True), (-5.5, False), (-10.3, False), (-75.0, False)):
+        text, result = describe_references(torch.tensor([mean - 1.0, mean + 1.0]), 49_152)
+        assert result is is_likely and f"{mean:.2f} nats" in text and "guess: -5.40" in text
