@@ -3,6 +3,7 @@
 import gc
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from playwright.sync_api import Browser, BrowserContext, Playwright, sync_playwr
 os.environ["HF_HUB_OFFLINE"] = "1"  # nothing in the suite may reach for a network
 os.environ["OMP_NUM_THREADS"] = "1"  # of what tests start too: as many tests run as there are cores
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # each process that a test starts would compile the workbench anew
+sys.dont_write_bytecode = False  # as would this one at its next start
 os.environ.setdefault("WORKBENCH_CACHE", tempfile.mkdtemp(prefix="workbench-"))  # proofs of models, of this suite alone
 torch.set_num_threads(1)
 shapes.install()
