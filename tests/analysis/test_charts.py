@@ -333,3 +333,12 @@ def test_curves_of_run_without_metrics_are_empty(runs: Path, tmp_path: Path) -> 
     drawn = curves([tmp_path / "dopd"], ["loss"])
     assert isinstance(drawn, Curves) and drawn.frame.empty
     assert chart_figure(drawn, LOSS)["layout"]["meta"]["notes"] == ["The ticked runs have not recorded this yet."]
+
+
+def test_chart_title_of_long_unit_has_lines_that_fit_its_height(dopd: Path) -> None:
+    """At 12 pixels a letter takes some six, so that thirty fit the 180 pixels beside the axis."""
+    name = "eval/overconfidence/student/plain/all"
+    unit = unit_of(name)
+    assert unit == "confidence minus accuracy, share"
+    figure = chart_figure(curves([dopd], [name]), Chart("over", "Over-confidence", "quality", (name,)))
+    assert figure["layout"]["yaxis"]["title"]["text"].split("<br>") == ["confidence minus accuracy,", "share"]

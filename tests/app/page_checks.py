@@ -44,6 +44,8 @@ OUTSIDE = """tab => {
     const box = one => one.getBoundingClientRect();
     const isScrolled = one => ['auto', 'scroll'].includes(getComputedStyle(one).overflowX);
     const scrolls = one => one && (isScrolled(one) || scrolls(one.parentElement));
+    const isCut = (inner, outer) => inner.left < outer.left - 1 || inner.right > outer.right + 1
+        || inner.top < outer.top - 1 || inner.bottom > outer.bottom + 1;
     const name = one => `${one.tagName} ${one.className?.baseVal ?? one.className} ${one.textContent.slice(0, 40)}`;
     const result = [...document.querySelectorAll(`#app-header *, #app-runs *, ${tab} *`)]
         .filter(one => one.checkVisibility() && !one.closest('svg') && box(one).width > 0)
@@ -53,7 +55,7 @@ OUTSIDE = """tab => {
         if (!plot.checkVisibility()) continue;
         const [card, texts] = [box(plot), [...plot.querySelectorAll('.legendtext, .annotation-text')]];
         for (const text of [...texts, ...plot.querySelectorAll('.gtitle, .xtitle, .ytitle, .xtick text, .ytick text')])
-            if (box(text).left < card.left - 1 || box(text).right > card.right + 1) result.push(`cut: ${name(text)}`);
+            if (isCut(box(text), card)) result.push(`cut: ${name(text)}`);
         texts.forEach((text, k) => texts.slice(k + 1).forEach(other => {
             const [a, b] = [box(text), box(other)];
             const isApart = (a, b) => a.right <= b.left + 1 || a.bottom <= b.top + 3;

@@ -13,6 +13,7 @@ value, number of seeds, low and high.
 """
 
 import math
+import textwrap
 from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import Any
@@ -29,6 +30,7 @@ from workbench.analysis.style import CURVES, DASHES, MAX_SINGLE_TICKS, MUTED, es
 
 Figure = dict[str, Any]
 HEIGHT = 250
+MAX_Y_TITLE = 30  # characters of a line beside the axis, which the figure's height has room for
 MAX_MARKERS = 40  # points of a curve that has a marker at each
 WRONG = {"light": "#c0392b", "dark": "#ff7b6b"}
 SYMBOLS = {"checkpoint": "triangle-up", "evaluation": "circle-open", "not finite": "x"}
@@ -176,7 +178,8 @@ def _layout(curves: Curves, names: tuple[str, ...], meta: dict, theme: str, *, l
         ends = [int(step) for part in parts for step in (part["step"].min(), part["step"].max()) if step == step]
         is_short = not ends or max(ends) - min(ends) <= MAX_SINGLE_TICKS
         x_axis |= {"tickformat": ",d", **({"dtick": 1} if is_short else {})}
-    y_axis: dict[str, Any] = {"title": {"text": escaped(", ".join(units))}}
+    y_title = "<br>".join(map(escaped, textwrap.wrap(", ".join(units), MAX_Y_TITLE)))
+    y_axis: dict[str, Any] = {"title": {"text": y_title}, "automargin": True}
     if log:
         y_axis |= {"type": "log", "exponentformat": "e"}
     elif bool(units) and all("share" in unit for unit in units):

@@ -26,7 +26,8 @@ window.workbenchFigures = (() => {
     const text = value === null || value === undefined ? "" : String(value);
     return /[",\n\r]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
   };
-  const bare = (html) => new DOMParser().parseFromString(html || "", "text/html").body.textContent;
+  const bare = (html) =>
+    new DOMParser().parseFromString((html || "").replaceAll("<br>", " "), "text/html").body.textContent;
   const list = (values) => Array.from(values?._inputArray ?? values ?? []);
   /* Rows of what a figure draws: a row per point, cell or link. */
   const rowsOf = (data, layout) => {
