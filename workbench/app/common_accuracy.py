@@ -12,7 +12,7 @@ from workbench.render.text import NONE, signed
 
 MAX_FLIPS = 200  # rows on the page; the CSV file has all
 READING = (
-    "Student, context plain, newest evaluation of each run. Intervals: 95 %, paired over questions, normal; they are "
+    "Student, context plain, newest evaluation of each run. Intervals: 95%, paired over questions, normal; they are "
     "too narrow for a few flips and do not cover another seed."
 )
 
@@ -37,7 +37,7 @@ def draw_common(runs: Sequence[Path]) -> str:
         Column("count", "common", "number"),
         Column("accuracy", kind="share"),
         Column("difference", f"difference to {baseline}", "points"),
-        Column("interval", "95 % interval", "right-text"),
+        Column("interval", "95% interval", "right-text"),
         Column("gained", FLIPS[0], "number"),
         Column("lost", FLIPS[1], "number"),
     )
