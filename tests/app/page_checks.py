@@ -210,8 +210,9 @@ def settle(page: Page) -> None:
     end, quiet = time.monotonic() + SETTLE_S, 0
     while quiet < 5 and time.monotonic() < end:
         page.evaluate("new Promise(done => setTimeout(done, 40))")  # after what the page has to do
-        asked = any("/queue/data" not in request.url for request in _PENDING[page])  # whose stream Gradio leaves open
-        quiet = 0 if asked or page.evaluate("window.openEvents.size") else quiet + 1
+        # Gradio leaves the stream of its queue open
+        is_pending = any("/queue/data" not in request.url for request in _PENDING[page])
+        quiet = 0 if is_pending or page.evaluate("window.openEvents.size") else quiet + 1
 
 
 @contextmanager
