@@ -1,11 +1,13 @@
 """Former keys of recipes, overrides, studies and stored runs are refused with their present names."""
 
+import re
 from pathlib import Path
 
 import pytest
 import yaml
 from failures import raises
 
+from workbench.config.foreign import FOREIGN
 from workbench.config.renamed import RENAMED, RENAMED_STUDY_KEYS, upgrade_config
 from workbench.config.schema import describe_config, load_config, resumed_config
 from workbench.errors import ConfigError
@@ -48,6 +50,26 @@ def test_present_names_exist(key: str) -> None:
 @pytest.mark.parametrize("method", list_methods())
 def test_present_keys_differ_from_former_ones(method: str) -> None:
     assert RENAMED.keys().isdisjoint(describe_config(method))
+
+
+def test_key_of_another_trainer_names_ours(recipe: Path) -> None:
+    current = describe_config()
+    assert FOREIGN.keys().isdisjoint(current)
+    for key, ours in FOREIGN.items():
+        named = re.findall(r"\b(?:models|data|training|sampling|evaluation)\.[a-z_.]+", ours) or [ours]
+        assert all(any(name == each or each.startswith(f"{name}.") for each in current) for name in named), ours
+        for written in (key, f"training.{key}"):
+            with raises(ConfigError, f'"{written}"', ours):
+                load_config(recipe, [f"{written}=1"])
+
+
+def test_key_of_another_section_names_its_own(recipe: Path) -> None:
+    with raises(ConfigError, '"training.num_generations"', "sampling.num_generations"):
+        load_config(recipe, ["training.num_generations=1"])
+    with raises(ConfigError, '"learning_rate"', "training.learning_rate"):
+        load_config(recipe, ["learning_rate=1"])
+    with raises(ConfigError, '"rank"', "models.lora.rank"):
+        load_config(recipe, ["rank=1"])
 
 
 def test_former_base_names_extends(recipe: Path, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from types import UnionType
 from typing import Annotated, Any
 
 from workbench.config.evaluation import EvaluationConfig, EvaluationSet, parse_evaluation_sets
+from workbench.config.foreign import refuse_foreign
 from workbench.config.renamed import refuse_renamed, refuse_renamed_key, upgrade_config
 from workbench.config.sections import build_section
 from workbench.data.contexts import has_text_evidence, is_privileged, require_promptable
@@ -666,7 +667,7 @@ class RunConfig:
         for key, names in (("models.train", trained), ("training.learning_rates", rates)):
             for role in names:
                 if role not in ROLES:
-                    raise ConfigError(unknown(f"{key}: role", show(role), ROLES))
+                    raise ConfigError(unknown(f"{key}: role", role, ROLES))
         for role, rate in rates.items():
             if trained and role not in trained:
                 raise ConfigError(
@@ -855,7 +856,9 @@ def build_config(values: dict, *, name: str = "", where: str = "") -> RunConfig:
         if not isinstance(values.get("method"), dict) or "name" not in values["method"]:
             raise ConfigError("method.name is missing. Set method: {name: dopd}, or method.name=dopd.")
         method_module(str(values["method"]["name"]))
-        refuse_renamed(values, describe_config(str(values["method"]["name"])))
+        current_keys = describe_config(str(values["method"]["name"]))
+        refuse_renamed(values, current_keys)
+        refuse_foreign(values, current_keys)
         return build_section(RunConfig, values)
     except ConfigError as error:
         raise ConfigError(f"{prefix}{error}") from None
