@@ -10,6 +10,7 @@ import pytest
 from failures import raises
 from PIL import Image
 
+from workbench.data.conversations import VIDEO
 from workbench.data.examples import load_examples
 from workbench.data.importing import import_dataset
 from workbench.errors import ConfigError, DataError
@@ -195,9 +196,14 @@ def test_import_box_past_edge_is_clipped_and_counted(folder):
         ),
         (
             {"prompt": [{"role": "user", "content": [{"type": "video"}]}]},
-            "a video; write frames of it as images and list them in images",
+            VIDEO,
         ),
-        ({"prompt": "<video>Q?"}, "<video>, <audio>, <bbox> or <ref-object> marks in the text"),
+        ({"prompt": "<video>Q?"}, VIDEO),
+        ({"prompt": "<video>Q?", "videos": ["a.mp4"]}, VIDEO),
+        (
+            {"prompt": "<bbox>Q?"},
+            "<audio>, <bbox> or <ref-object> marks in the text; remove them, and write boxes in a column",
+        ),
         ({"prompt": "Q?", "answer": ["a", "b"]}, "answer is neither text nor a number"),
         ({"prompt": "Q?", "bbox": [1, 2, 3, 4]}, "boxes without an image"),
         ({"prompt": "Q?", "image": "a.png", "bbox": [5, 5, 5, 9]}, "a box is empty (is the box format right?)"),

@@ -19,6 +19,7 @@ _WRAPPERS = ("messages", "conversations", "conversation")
 _PART_KINDS = {"text": "text", "image": "image", "image_url": "image", "input_text": "text", "input_image": "image"}
 _IMAGE_KEYS = ("image", "path", "url", "image_url", "bytes")
 _IMAGE_MARK = re.compile(r"[ \t]*<image>\n?")
+VIDEO = "a video; write frames of it as images and list them in images"
 _OTHER_MARK = re.compile(r"<(?:video|audio|bbox|ref-object)>")
 _OPENING = re.compile(r"\s*\ufeff?\s*(?:\"\s*)?[\[{(]")
 _NAMES_ROLES = re.compile(r"\\?['\"](?:role|from)\\?['\"]\s*:")
@@ -200,7 +201,7 @@ def _turn(entry: Any, notes: Counter[str]) -> _Turn:
     for part in parts:
         kind = _part_kind(part)
         if _is_video(part):
-            raise Refused("a video; write frames of it as images and list them in images", show(part))
+            raise Refused(VIDEO, show(part))
         if kind == "image":
             num_marks += 1
             images += [part[key] for key in _IMAGE_KEYS if part.get(key) is not None][:1]
@@ -209,8 +210,9 @@ def _turn(entry: Any, notes: Counter[str]) -> _Turn:
         else:
             raise Refused("content is neither text nor an image", show(part))
     text = "\n".join(texts)
-    if _OTHER_MARK.search(text):
-        raise Refused("<video>, <audio>, <bbox> or <ref-object> marks in the text", show(text))
+    if mark := _OTHER_MARK.search(text):
+        what = "<audio>, <bbox> or <ref-object> marks in the text; remove them, and write boxes in a column"
+        raise Refused(VIDEO if mark[0] == "<video>" else what, show(text))
     text, num_removed = _IMAGE_MARK.subn("", text)
     _note_text(text, notes)
     _note_keys(entry, _TURN_KEYS, "a turn", notes)

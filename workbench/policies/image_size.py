@@ -73,7 +73,7 @@ def set_image_options(processor: Any, options: dict[str, Any], name: str) -> Non
         before = {key: image_processor.to_dict().get(key) for key in options}
         raise ConfigError(
             f"{name}: {type(image_processor).__name__} refuses the image_processor options {options} ({error}). "
-            f"Its values before were {before}."
+            f"Its values before were {before}. Correct the options, or remove them."
         ) from error
 
 

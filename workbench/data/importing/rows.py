@@ -10,6 +10,7 @@ from string import ascii_uppercase
 from typing import Any
 
 from workbench.data.conversations import (
+    VIDEO,
     Refused,
     decode_text,
     plain_text,
@@ -75,11 +76,11 @@ def convert_row(
     notes: Counter[str] = Counter()
     columns = {ours: _first_filled(importer, values, ours) for ours in importer.names}
     given = {ours: None if name is None else values[name] for ours, name in columns.items()}
-    talk = split_conversation(given["question"], notes)
-    pictures = as_list(given["images"]) or list(talk.images)
     for column in VIDEO_COLUMNS:
         if values.get(column) not in _MISSING:
-            raise Refused("a video; write frames of it as images and list them in images", show(values[column]))
+            raise Refused(VIDEO, show(values[column]))
+    talk = split_conversation(given["question"], notes)
+    pictures = as_list(given["images"]) or list(talk.images)
     if is_blank(talk.question):
         raise Refused("question is empty")
     if talk.num_image_marks > len(pictures):
