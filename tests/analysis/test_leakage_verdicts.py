@@ -75,6 +75,8 @@ def test_evidence_that_hurts_or_may_not_help_is_worded_so(tmp_path: Path) -> Non
         (STUDENT[:12] + TEACHER, CONFIG, 1, "Only step 0 is evaluated"),
         (TEACHER, CONFIG, 1, "Add plain to evaluation.contexts"),
         ([], CONFIG + "data: {eval: null}\n", 1, "data.eval=SOURCE"),
+        ([], CONFIG + "data: {eval: null}\n", 0, "data.eval=SOURCE"),
+        ([], CONFIG + "data: {eval: some.jsonl}\n", 0, "The first one runs before step 1"),
         (rows(0, "student", "plain", "1", None) + rows(9, "student", "plain", "1", None), CONFIG, 2, "max_examples"),
     ],
 )

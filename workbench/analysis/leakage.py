@@ -39,6 +39,7 @@ MIN_STEPS = 4  # recorded steps of an interval over steps
 SURE = 0.8  # confidence from which a wrong answer is a confident error
 GOOD, BAD, OPEN, NEUTRAL, UNKNOWN = "good", "bad", "open", "neutral", "unknown"
 
+EVIDENCE = "Does the evidence help?"
 NO_PLAIN = "The student was not evaluated without evidence. Add plain to evaluation.contexts."
 NO_EVIDENCE = "No policy was evaluated with evidence. Add {context} to evaluation.contexts."
 USED_WRONG = "This run used {context}, evidence of other examples. This number is about the true evidence."
@@ -123,16 +124,16 @@ def verdicts(run_dir: str | Path, traces: Traces | None = None) -> tuple[Verdict
     else:
         gain, over = _gain(findings), _overconfidence(findings)
     opened = traces if traces is not None else traces_of(run_dir)
-    return _evidence(source, privilege, teacher_lacks), gain, over, _loss(opened)
+    evidence = _evidence(source, privilege, teacher_lacks) if records else _unknown("evidence", EVIDENCE, missing)
+    return evidence, gain, over, _loss(opened)
 
 
 def _evidence(source: Source | None, privilege: str | None, teacher_lacks: bool) -> Verdict:
-    title = "Does the evidence help?"
     true = privilege if privilege and not shows_wrong(privilege) and privilege != "plain" else None
     notes = [NO_TEACHER] if teacher_lacks else []
     if source is None or source.difference is None:
         why = NO_EVIDENCE.format(context=true or "crop") if source is None else TOO_FEW
-        return _unknown("evidence", title, why, notes)
+        return _unknown("evidence", EVIDENCE, why, notes)
     if privilege and shows_wrong(privilege):
         notes.append(USED_WRONG.format(context=privilege))
     if true and source.context != true:
@@ -159,7 +160,7 @@ def _evidence(source: Source | None, privilege: str | None, teacher_lacks: bool)
         f"Not shown: {who} differs by {change} from the image alone.",
     )
     over = f"{source.name}, {source.with_evidence.count:,} {questions(source.group)}"
-    return Verdict("evidence", title, *_texts(source.difference), state, sentence, over, shares, tuple(notes))
+    return Verdict("evidence", EVIDENCE, *_texts(source.difference), state, sentence, over, shares, tuple(notes))
 
 
 def _gain(findings: Findings) -> Verdict:
