@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import importlib.util
+import sys
 from itertools import chain
 from pathlib import Path
 
@@ -253,6 +254,6 @@ def test_eight_bit_teacher_scores_are_close() -> None:
 
 
 def test_eight_bits_without_package_raise(models: dict, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)  # as if it were not installed
     with raises(ConfigError, "package bitsandbytes"):
         teacher(models, teacher_options={"dtype": "int8"})
