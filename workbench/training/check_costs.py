@@ -30,9 +30,10 @@ def describe_memory(config: RunConfig, device: torch.device, served_heads: int) 
     except WorkbenchError as error:
         return f"not counted: {error}", False
     total = device_bytes(device)
+    has = gigabytes(total)
     text = (
-        f"at least {gigabytes(least)} GB of the {gigabytes(total)} GB of {device}, in one process: weights, gradients "
-        "and the optimizer's moments; `workbench plan` adds activations and caches"
+        f"at least {gigabytes(least)} GB of the {has} GB of {device}, in one process: weights, gradients and the "
+        f"optimizer's moments; `workbench plan CONFIG --memory {has}GB` adds activations and caches"
     )
     return text, least <= total
 
