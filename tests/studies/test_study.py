@@ -45,7 +45,7 @@ def study_file(models: dict, folder: Path, **values: object) -> Path:
         "extends": str(folder / "base.yaml"),
         "seeds": [0, 1],
         "variants": VARIANTS,
-        "evaluate": [{"data": "scenes:eval?count=16", "contexts": ["plain", "crop"]}, {"data": "scenes:hard?count=8"}],
+        "evaluate": [{"data": "scenes:eval?count=8", "contexts": ["plain", "crop"]}, {"data": "scenes:hard?count=4"}],
         **values,
     }
     file = folder / "study.yaml"
@@ -117,7 +117,7 @@ def test_study_questions_without_evidence_are_counted(models: dict, tmp_path: Pa
     data = tmp_path / "rows.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     entry = {"data": str(data), "contexts": ["plain", "caption"]}
-    scenes = {"data": "scenes:hard?count=8", "contexts": ["plain"], "reference_contexts": ["crop"]}
+    scenes = {"data": "scenes:hard?count=4", "contexts": ["plain"], "reference_contexts": ["crop"]}
     study = load_study(
         study_file(models, tmp_path, seeds=[0], variants={"opd": {"method.name": "opd"}}, evaluate=[entry, scenes])
     )
@@ -135,7 +135,7 @@ def test_study_questions_without_evidence_are_counted(models: dict, tmp_path: Pa
 
 def test_study_rows_answer_the_same_questions(finished: Study) -> None:
     rows = answers(finished)
-    assert len(rows) == (2 * 16 + 8) * (2 + 4)  # two models as they are, two variants of two seeds
+    assert len(rows) == (2 * 8 + 4) * (2 + 4)  # two models as they are, two variants of two seeds
     requested: dict[tuple, set] = {}
     for row in rows:
         requested.setdefault((row["variant"], row["seed"]), set()).add((row["data"], row["context"], row["example_id"]))
@@ -400,7 +400,7 @@ def test_study_is_run_by_one_process(study_copy: Study) -> None:
 
 def test_study_added_questions_are_evaluated_later(study_copy: Study) -> None:
     values = yaml.safe_load(study_copy.source.read_text())
-    values["evaluate"].append({"data": "scenes:combos?count=8"})
+    values["evaluate"].append({"data": "scenes:combos?count=2"})
     study_copy.source.write_text(yaml.safe_dump(values, sort_keys=False))
     study = load_study(study_copy.source)
     assert len(collect_fails(study)) == 4
