@@ -16,7 +16,8 @@ AXE = Path(axe_playwright_python.__file__).with_name("axe.min.js")
 SERIOUS = """.then(({ violations }) => violations
     .filter(({ impact }) => impact === 'serious' || impact === 'critical')
     .map(({ id, nodes }) => [id, nodes.map(({ html }) => html.slice(0, 160))]))"""
-FAULTS = f"() => axe.run(document, {{ rules: {{ 'color-contrast': {{ enabled: false }} }} }}){SERIOUS}"
+BRIEF = "resultTypes: ['violations'], selectors: false, preload: false"  # of what passes, no paths are made
+FAULTS = f"() => axe.run(document, {{ rules: {{ 'color-contrast': {{ enabled: false }} }}, {BRIEF} }}){SERIOUS}"
 # contrast of one text of each kind: color, size and weight, and what is painted behind it. axe takes seconds for all
 PALE = """() => {
     const kinds = new Set(), paints = new Map();
@@ -34,8 +35,8 @@ PALE = """() => {
         const kind = [color, fill, fontSize, fontWeight, paintOf(one)].join();
         return !kinds.has(kind) && kinds.add(kind);
     });
-    return axe.run({ include }, { runOnly: ['color-contrast'] })SERIOUS;
-}""".replace("SERIOUS", SERIOUS)
+    return axe.run({ include }, { runOnly: ['color-contrast'], BRIEF })SERIOUS;
+}""".replace("SERIOUS", SERIOUS).replace("BRIEF", BRIEF)
 WINDOWS = ((1920, 1000), (390, 800), (1280, 1000))  # a wide screen, a phone, a laptop
 
 
