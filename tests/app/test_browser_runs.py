@@ -1,6 +1,8 @@
 """Runs in a real browser: launched, watched, browsed, stopped and resumed, while the server is killed and restarted."""
 
+import os
 import re
+import signal
 from collections.abc import Callable
 
 from app_process import Server, wait_for
@@ -70,7 +72,10 @@ def test_launched_run_shows_its_tokens_and_next_survives_server(server: Server, 
     server.kill()
     before = server.state("long").step
     wait_for(lambda: server.state("long").step > before)
+    pid = server.state("long").pid
+    os.kill(pid, signal.SIGSTOP)  # leaves the core to the server's start
     server.start()
+    os.kill(pid, signal.SIGCONT)
     page.locator("#app-refresh").click()  # the page that was open goes on
     badge(page, "running")
     expect(page.locator("#training-stop")).to_be_enabled()
