@@ -25,7 +25,7 @@ def track_visible_progress(app: gr.Blocks) -> None:
     """Keep the page from tracking the progress of events that show none.
 
     After each change of an event's progress, Gradio's script updates every component that any event has tracked so
-    far, and searches the whole page for each: half the time of a tab's drawing.
+    far, and searches the whole page for each: a third of the work of a tab's drawing.
     """
     for event in app.fns.values():
         if event.show_progress == "hidden":
