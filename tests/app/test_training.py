@@ -214,6 +214,18 @@ def test_update_ticked_runs_share_charts(context: AppContext) -> None:
     )
 
 
+def test_update_seeds_as_mean_draw_accuracy_of_all(context: AppContext) -> None:
+    for seed, (name, last) in enumerate((("one", 0.8), ("two", 0.4))):
+        folder = a_run(context, name)
+        (folder / "config.yaml").write_text(f"seed: {seed}\nmethod: {{name: dopd}}\n")
+        with (folder / "metrics.jsonl").open("a") as file:
+            for step, value in ((0, 0.2), (9, last)):
+                file.write(json.dumps({"kind": "eval", "step": step, "accuracy/student/plain/visible": value}) + "\n")
+    drawn = charts(look(context, redraw_all=True, address={"with": "two", "seeds": "range"}))
+    [curve] = [trace for trace in drawn["eval-accuracy"]["data"] if trace["meta"].get("curve")]
+    assert list(curve["y"]) == pytest.approx([0.2, 0.6])
+
+
 def test_update_lives_while_any_ticked_run_does(context: AppContext) -> None:
     a_run(context)
     other = a_run(context, "two", status="running", pid=os.getpid())

@@ -102,7 +102,7 @@ def charts_json(
     notes   to show above the charts, before those of the charts
     """
     charts, drawn, further = read_curves(runs, choices)
-    several = len(drawn.series) > 1
+    several = len(runs) > 1  # also as one series, the mean over seeds
     by_group: dict[str, list[dict]] = {group: [] for group in GROUPS}
     for chart in charts:
         if chart.name == "eval-accuracy" and not several:
