@@ -87,6 +87,17 @@ def test_charts_downloads_hold_recorded_numbers(visit, runs: Path) -> None:
     assert [row[head.index("tokens")] for row in rows] == [str(row["tokens"]) for row in listed]
 
 
+def test_accuracy_csv_names_each_curve_of_each_panel(visit, runs: Path) -> None:
+    page = visit("run=dopd", "training")
+    text = saved(page, card(page, "accuracy-and-confidence").get_by_role("button", name="CSV")).read_text()
+    rows = {(row["curve"], row["step"]): row["accuracy, confidence"] for row in csv.DictReader(text.splitlines())}
+    for line in RunFolder(runs / "dopd").metrics("eval"):
+        for key in ("accuracy", "confidence"):
+            value = rows[f"student, plain: {key}, visible questions", str(line["step"])]
+            assert float(value) == line[f"{key}/student/plain/visible"]
+    assert len(rows) == len(text.splitlines()) - 1, "no two rows of a curve share a step"
+
+
 def test_charts_click_on_step_opens_its_answers(visit) -> None:
     page = visit("run=dopd&metrics=loss", "training")
     loss = card(page, "loss")

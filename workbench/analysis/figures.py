@@ -252,6 +252,7 @@ def gap_curves(table: Table, *, theme: str = "light") -> go.Figure:
                 showlegend=panel_idx == 0,
                 mode="lines" if len(of_visibility) > 1 else "markers",
                 line={"width": 2, **styles[column]},
+                meta={"label": f"{name}, {visibility} tokens"},
                 customdata=of_visibility["num_positions"],
                 hovertemplate=f"<b>{name}</b> %{{y:.3f}} nats per token<br>%{{customdata:,}} {escaped(visibility)}"
                 " tokens, step %{x}<extra></extra>",
@@ -465,6 +466,7 @@ def accuracy_curves(table: Table, *, theme: str = "light") -> go.Figure:
                         "symbol": ("circle", "square", "diamond", "triangle-up", "x")[number % 5],
                         "opacity": 1 if dash == "solid" else 0.6,
                     },
+                    meta={"label": f"{policy}, {context}: {column}, {visibility} questions"},
                     customdata=curve["count"],
                     hovertemplate=f"<b>{name}</b> {column} %{{y:.1%}}<br>%{{customdata}} {escaped(visibility)} "
                     "questions, step %{x}<extra></extra>",
@@ -528,6 +530,7 @@ def information_share(table: Table, *, theme: str = "light") -> go.Figure:
                 showlegend=dash == "solid",
                 mode="lines",
                 line={"width": 2, "color": VISIBILITIES[theme].get(visibility, MUTED[theme]), "dash": dash},
+                meta={"label": f"{visibility}: {MEASURES[column]}"},
                 customdata=curve["num_positions"],
                 hovertemplate=f"<b>{escaped(visibility)}</b> %{{y:.1%}} {MEASURES[column]}<br>%{{customdata:,}} tokens,"
                 " step %{x}<extra></extra>",

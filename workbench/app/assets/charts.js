@@ -45,7 +45,7 @@ window.workbenchFigures = (() => {
     }
     rows[0] = ["curve", axis, bare(layout.yaxis?.title?.text) || "y", "value"];
     for (const trace of data) {
-      const name = bare(trace.name);
+      const name = trace.meta?.label ?? bare(trace.name); // panels share the names of their legend
       if (trace.type === "sankey")
         trace.link.source.forEach((from, k) => rows.push(
           [name, bare(trace.node.label[from]), bare(trace.node.label[trace.link.target[k]]), trace.link.value[k]]));
