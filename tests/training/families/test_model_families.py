@@ -28,7 +28,6 @@ STATUS = {  # of types that every run of the suite tries
 }
 
 KNOWN_FAILURES = {  # as docs/families.md has them
-    "dots3_note": "its shrunken configuration is inconsistent",
     "kosmos-2.5": "the model has no get_image_features",
 }
 

@@ -70,6 +70,16 @@ CORRECTIONS: dict[str, Correction] = {
             "vision_config.sam_config.downsample_channels": [64, 64],
         }
     ),
+    "dots3_note": Correction(
+        config={
+            "text_config.head_dim": 24,
+            "text_config.per_layer_config": None,
+            "text_config.index_topk": 512,
+            "vision_config.adapter_in_dim": 64,
+            "audio_config.adapter_input_size": 64,
+        },
+        image_processor={"temporal_patch_size": 1},
+    ),
     "emu3": Correction(
         config={
             "vq_config": {**_SMALL_VQ, "channel_multiplier": [1] * 4, "codebook_size": _NUM_CODES, "hidden_size": 32},
@@ -112,6 +122,7 @@ CORRECTIONS: dict[str, Correction] = {
         placeholder="<|image_start_token|><|image_token|><|image_end_token|>",
     ),
     "idefics": Correction(config={"additional_vocab_size": 0}),
+    "inkling2": Correction(image_processor={"size": {"height": 40, "width": 40}}),
     "inkling_mm_model": Correction(image_processor={"size": {"height": 40, "width": 40}}),
     "janus": Correction(config={"vq_config.base_channels": 32}),
     "kosmos-2": Correction(processor_of="Kosmos2Processor"),
