@@ -16,6 +16,7 @@ from workbench.app.context import AppContext
 from workbench.app.scoring import SCORER, check_evidence
 from workbench.app.tabs import data
 from workbench.app.what_if import AWAY, EDIT, SWAP
+from workbench.data.examples import load_examples
 from workbench.errors import ConfigError, DataError, RunError, WorkbenchError
 from workbench.training import scorer
 
@@ -140,6 +141,12 @@ def test_upload_invalid_or_too_large_is_refused(tmp_path: Path, monkeypatch: pyt
         data.open_upload(picture)
     with raises(DataError, "image is missing"):
         data.open_upload(None)
+
+
+def test_score_ended_run_without_checkpoint_names_remedy(runs: Path) -> None:
+    [example] = load_examples("scenes:eval?count=1")
+    with raises(RunError, "run begun has no checkpoint. Choose a run that has one."):
+        SCORER.score(runs / "begun", example, "at top left")
 
 
 def test_own_image_empty_question_raises(picture: str) -> None:

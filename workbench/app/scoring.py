@@ -12,6 +12,7 @@ from workbench.data.contexts import missing_evidence
 from workbench.errors import DataError, RunError
 from workbench.render import TokenView, token_view
 from workbench.runs.folder import RunFolder
+from workbench.runs.jobs import read_job
 from workbench.traces.reader import TracedRollout
 from workbench.types import Example
 
@@ -51,9 +52,8 @@ class ScorerCache:
         with self._lock:
             checkpoint, _ = latest_checkpoint(run_dir)
             if checkpoint is None and not RunFolder(run_dir).status.get("scored"):
-                raise RunError(
-                    f"run {run_dir.name} has no checkpoint yet. Wait for its first one, or choose another run."
-                )
+                remedy = "Wait for its first one, or choose" if read_job(run_dir).is_alive else "Choose"
+                raise RunError(f"run {run_dir.name} has no checkpoint. {remedy} a run that has one.")
             config = load_config(run_dir / "config.yaml")
             refuse_remote_code(config, f"workbench eval {run_dir}")
             if example.origin == OWN_IMAGE:
