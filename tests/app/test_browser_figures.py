@@ -195,19 +195,23 @@ def test_long_run_answers_are_clipped_and_constant_rate_starts_at_zero(visit, lo
     assert len(boxes) < 40 and all(left[1] <= right[0] for left, right in pairwise(boxes))
 
 
-def test_wrong_answer_clicked_opens_its_picture(visit, runs: Path) -> None:
+def test_wrong_answer_clicked_opens_it_and_its_picture(visit, runs: Path) -> None:
     page = visit("run=dopd", "leakage")
     row = page.locator("#leakage-wrong tr[data-key]").nth(1)
     key = json.loads(row.get_attribute("data-key"))
-    answered = [record for record in load_records(runs / "dopd") if (record.step, record.policy) == (4, "student")]
-    given = next(item.text for item in answered if (item.example_id, item.context) == (key["example"], key["context"]))
+    record = [record for record in load_records(runs / "dopd") if record.step == key["step"]][key["rollout"]]
+    assert (record.step, record.policy, record.reward) == (4, "student", 0)
     row.click()
+    expect(page).to_have_url(re.compile(f"tab=answers&step=4&rollout={key['rollout']}&evaluation=1$"))
+    expect(page.locator("#answers-answer .wbu-text")).to_contain_text(record.text)
+    expect(page.locator("#answers-answer")).to_contain_text(f"student, given {record.context}")
+    page.locator("#answers-answer a", has_text="in Data").click()
     page.locator(SHOWS["data"]).first.wait_for()
     expect(page).to_have_url(re.compile("tab=data"))
     expect(page.locator("#data-list tr[aria-selected='true']")).to_have_attribute(
-        "data-key", re.compile(re.escape(key["example"]))
+        "data-key", re.compile(re.escape(record.example_id))
     )
-    expect(page.locator("#data-given textarea, #data-given input").first).to_have_value(given)
+    expect(page.locator("#data-given textarea, #data-given input").first).to_have_value(record.text)
 
 
 def test_illusion_figures_titles_match_axes_and_colors(visit, runs: Path) -> None:

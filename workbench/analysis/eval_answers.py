@@ -3,7 +3,6 @@
 The key of an answer is its step and the index of its line in that step's file of evals/. Evaluations record no tokens.
 """
 
-import collections
 import dataclasses
 import functools
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-from workbench.analysis.evals import answers_of, marks_of, no_evals
+from workbench.analysis.evals import answers_of, indices_of, marks_of, no_evals
 from workbench.analysis.table import Table, table
 from workbench.errors import TraceError
 from workbench.evals.records import EvalRecord
@@ -88,11 +87,7 @@ def _records(run_dir: Path, marks: tuple) -> pa.Table:
         _NAMES.get(field.name, field.name): [getattr(record, field.name) for record in records]
         for field in dataclasses.fields(EvalRecord)
     }
-    counts: collections.Counter[int] = collections.Counter()
-    columns["rollout_idx"] = []
-    for record in records:
-        columns["rollout_idx"].append(counts[record.step])
-        counts[record.step] += 1
+    columns["rollout_idx"] = indices_of(records)
     return pa.table({**columns, **{name: pa.array(columns[name], pa.int64()) for name in ("step", "rollout_idx")}})
 
 

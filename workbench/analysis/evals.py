@@ -1,6 +1,8 @@
 """Cached evaluation records of runs: files are read again only if they have changed."""
 
 import functools
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from workbench.analysis.table import NO_EVALS
@@ -18,6 +20,16 @@ EVALUATES_NOTHING = (
 def answers_of(run_dir: str | Path) -> list[EvalRecord]:
     """All evaluation records of a run, by step; see load_records."""
     return list(_load(*marks_of(run_dir)))
+
+
+def indices_of(records: Sequence[EvalRecord]) -> list[int]:
+    """Index of each record among those of its step, which is `rollout` in its address."""
+    counts: Counter[int] = Counter()
+    indices = []
+    for record in records:
+        indices.append(counts[record.step])
+        counts[record.step] += 1
+    return indices
 
 
 def marks_of(run_dir: str | Path) -> tuple[Path, tuple]:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from workbench.analysis.evals import answers_of, no_evals
+from workbench.analysis.evals import answers_of, indices_of, no_evals
 from workbench.analysis.table import NO_SELF, NO_TRACES, Table, has_gaps, table, traces_of
 from workbench.config.schema import read_yaml
 from workbench.data.contexts import is_privileged
@@ -274,11 +274,14 @@ def ratio_interval(pairs: Sequence[tuple[float, float]]) -> tuple[float, float]:
 def confident_errors(run_dir: str | Path, *, limit: int = 50) -> Table:
     """The student's most confident wrong answers of the last evaluation, with its answers before training.
 
+    `rollout` is the answer's index among those of its step.
     `before`, `confidence_before` and `right_before` are None where the first evaluation lacks the question.
     """
-    columns = ["step", "example", "context", "question", "visibility", "confidence", "text", "expected"]
+    columns = ["step", "rollout", "example", "context", "question", "visibility", "confidence", "text", "expected"]
     columns += ["confidence_before", "before", "right_before"]
-    records = [row for row in answers_of(run_dir) if row.policy == STUDENT and row.reward is not None]
+    answers = answers_of(run_dir)
+    index = dict(zip(map(id, answers), indices_of(answers), strict=True))
+    records = [row for row in answers if row.policy == STUDENT and row.reward is not None]
     first, last = (choose((row.step for row in records), default=0) for choose in (min, max))
     was = {(row.example_id, row.context): row for row in records if row.step == first and first < last}
     wrong = sorted((row for row in records if row.step == last and row.reward == 0), key=lambda row: -row.confidence)
@@ -290,7 +293,9 @@ def confident_errors(run_dir: str | Path, *, limit: int = 50) -> Table:
             "before": before and before.text,
             "right_before": before and before.reward == 1.0,
         }
-        rows.append({**vars(row), "example": row.example_id, "expected": row.answer, **earlier})
+        rows.append(
+            {**vars(row), "rollout": index[id(row)], "example": row.example_id, "expected": row.answer, **earlier}
+        )
     empty = "The last evaluation has no wrong answer." if records else no_evals(run_dir)
     units = dict.fromkeys(("confidence", "confidence_before"), "probability")
     return table(rows, columns, run=Path(run_dir).name, empty=empty, units=units)

@@ -2,7 +2,7 @@
 
 1. Four tiles: a number, its interval, and a sentence that claims no more than the interval.
 2. Two charts: accuracy with confidence, and loss that only the evidence explains.
-3. Confident errors beside the answers before training, and tokens that the evidence drives, which open in Answers.
+3. Confident errors beside the answers before training, and tokens that the evidence drives; both open in Answers.
 4. Details: calibration, over-confidence of all policies, entropy, separation, the table of accuracies.
 """
 
@@ -33,7 +33,7 @@ from workbench.traces.reader import Traces
 from workbench.types import PRIVILEGED
 
 KEY = ("step", "process", "rollout", "position")
-ERROR_KEY = ("example", "context")
+ERROR_KEY = ("step", "rollout")
 WORST_COLUMNS = (
     Column("token", kind="token"),
     Column("visibility", kind="short"),
@@ -106,7 +106,7 @@ def draw_errors(run_dir: Path) -> str:
     errors = confident_errors(run_dir)
     title = "Confident errors"
     if not errors.empty:
-        title += f" at step {errors.rows[0]['step']}: choose one to score it token by token in Data"
+        title += f" at step {errors.rows[0]['step']}: choose one to open it in Answers"
     html = rows_html(errors, ERROR_COLUMNS, label="confident errors", key=ERROR_KEY, title=title, tall=430)
     counts = [
         f"step {row['step']}: {row['errors']} of {row['count']} {row['visibility']} questions "
@@ -264,4 +264,5 @@ def build_tab(context: AppContext, shared: Shared) -> None:
 
     case = {"step": "step", "rollout": "rollout", "process": "process", "token": "position"}
     shared.on_choose(worst, case, but="answers", tab="answers")
-    shared.on_choose(errors, {"example": "example", "context": "context"}, tab="data")
+    error = {name: name for name in ERROR_KEY}
+    shared.on_choose(errors, error, but="answers", fixed={"evaluation": "1"}, tab="answers")
