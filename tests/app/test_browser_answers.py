@@ -87,6 +87,10 @@ def test_tokens_link_page_and_filter_survive_reload(visit) -> None:
     expect(page.locator("#answers-where")).to_contain_text("1–6 of 6")
     expect(page.locator("#answers-answer .wb-meta")).to_contain_text("step 2")
     expect(page).to_have_url(re.compile("at_step=2"))
+    with page.expect_download() as saved:
+        page.locator("#answers-export").click()
+    lines = [json.loads(line) for line in saved.value.path().read_text("utf-8").splitlines()]
+    assert saved.value.suggested_filename == "dopd-answers.jsonl" and [line["step"] for line in lines] == [2] * 6
     page.locator("#answers-fold").click()
     expect(page.locator("#answers-list")).to_be_hidden()
     expect(page).to_have_url(re.compile("list=closed"))

@@ -63,6 +63,8 @@ SHOW_LIST = """(address) => {
     body.classList.toggle("answers-closed", isClosed);
     document.querySelector("#answers-fold").textContent = isClosed ? "▸ List" : "◂ List";
 }"""
+# the browser saves the file when its link has been drawn, which stays as the count of what was saved
+DOWNLOAD = """(file) => { if (file) setTimeout(() => document.querySelector("#answers-link")?.click(), 100); }"""
 
 PAGE_SIZE = 20
 _SOURCE_PARAMS = ("probe", "evaluation")
@@ -457,7 +459,8 @@ def build_tab(context: AppContext, shared: Shared) -> None:
     fold.click(None, shared.address, shared.address, js=FOLD)
     for changed in (drawn.then, shared.address.change):
         changed(None, shared.address, js=SHOW_LIST)
-    save.click(show_errors(partial(export, context)), inputs, link, **quiet)
+    exported = save.click(show_errors(partial(export, context)), inputs, link, **quiet)
+    exported.then(None, link, js=DOWNLOAD)
     shared.address.change(lambda: gr.DownloadButton(visible=False), None, link, queue=False, **quiet)
     _connect(context, shared, listed, related, answer_view, back, forward)
 
