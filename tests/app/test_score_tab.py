@@ -5,11 +5,12 @@ import shlex
 from dataclasses import replace
 from pathlib import Path
 
+import gradio as gr
 import pytest
 from failures import raises
 
 from workbench.app.context import AppContext
-from workbench.app.tabs.score import command_of, preview, score
+from workbench.app.tabs.score import command_of, fill, preview, score
 from workbench.cli import main
 from workbench.errors import ConfigError, RunError
 from workbench.traces.reader import open_traces
@@ -72,9 +73,19 @@ def test_score_leaves_a_run_and_opens_its_answers(
         score(context, *form.values())
     row = {"prompt": "what color is it?", "completion": "red"}  # with neither image nor evidence
     Path(form["rollouts"]).write_text(2 * f"{json.dumps(row)}\n")
-    with raises(ConfigError, "2 of 2 rows", "no boxes", "rows.jsonl:1", "--privilege plain"):
+    with raises(ConfigError, "2 of 2 rows", "no boxes", "rows.jsonl:1", 'plain in the field "Privileged context"'):
         score(context, *{**form, "data": "", "name": "other"}.values())
     assert not (context.runs_dir / "other").exists()
+
+
+def test_fill_takes_models_of_the_shown_run_for_empty_fields(context: AppContext) -> None:
+    folder = context.runs_dir / "scored"
+    folder.mkdir()
+    (folder / "config.yaml").write_text("models: {student: a, teacher: {path: b}}\n")
+    (folder / "run.json").write_text('{"status": "finished"}')
+    student, teacher, name = fill(context, "scored", "", "", "scored")
+    assert (student, name) == ("a", "scored-2") and teacher == gr.skip(), "a teacher that is no single text stays empty"
+    assert fill(context, "scored", "mine", "", "free")[0] == gr.skip() == fill(context, None, "", "", "free")[0]
 
 
 def test_score_read_only_raises(context: AppContext, form: dict) -> None:

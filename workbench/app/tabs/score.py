@@ -4,6 +4,7 @@ The scoring is a process, as the check of a new run is, so that the app never lo
 """
 
 import json
+import re
 from functools import partial
 from pathlib import Path
 
@@ -14,8 +15,9 @@ from workbench.app.form import OFFERED, free_name
 from workbench.app.messages import with_message
 from workbench.app.method_choices import method_choices, uses_teacher
 from workbench.app.programs import error_of, run_program
+from workbench.config.schema import read_yaml
 from workbench.errors import ConfigError
-from workbench.runs.commands import copyable
+from workbench.runs.commands import copyable, value_at
 
 SECONDS = 1800.0  # of one scoring; longer ones belong in a terminal
 _ABOUT = (
@@ -28,6 +30,15 @@ _NEEDED = {
     "rollouts": "a .jsonl, .json or .parquet file, or a folder of them",
     "student": "the model that sampled them",
 }
+_FIELDS = {
+    "--data": "Data",
+    "--student": "Student",
+    "--teacher": "Teacher",
+    "--method": "Method",
+    "--privilege": "Privileged context",
+    "--max-skipped": "Rows left out",
+}
+_OPTION = re.compile(rf"({'|'.join(_FIELDS)})\b(?: (FILE|N|plain)\b)?")
 
 
 def build_tab(context: AppContext, shared: Shared) -> None:
@@ -55,7 +66,8 @@ def build_tab(context: AppContext, shared: Shared) -> None:
     gr.on([field.change for field in fields], shows, fields, [message, command], trigger_mode="always_last", **quiet)
     method, teacher, name = fields[4], fields[3], fields[6]
     method.input(lambda chosen: gr.update(visible=uses_teacher(chosen)), method, teacher, queue=False, **quiet)
-    shared.on_show("score", show_errors(partial(_free_name, context)), [name], [name])
+    models = [fields[2], teacher]
+    shared.on_show("score", show_errors(partial(fill, context), 3), [shared.run, *models, name], [*models, name])
     button.click(None, None, outcome, js=f"() => {json.dumps(note(_WAITING))}")
     scoring = button.click(
         with_message(partial(score, context), 4),
@@ -142,7 +154,7 @@ def command_of(
 
 def preview(context: AppContext, *entered: object) -> tuple[str]:
     """The command of the form; empty while the required fields are."""
-    if not any(str(value or "").strip() for value in entered[:4]):
+    if not any(str(value or "").strip() for value in entered[:2]):
         return ("",)
     return (copyable(command_of(context, *entered)),)  # type: ignore[arg-type]
 
@@ -153,10 +165,27 @@ def score(context: AppContext, *entered: object) -> tuple:
     command = command_of(context, *entered)  # type: ignore[arg-type]
     done = run_program(context, command, SECONDS)
     if done.returncode:
-        raise error_of(done)
+        raise _by_field(error_of(done))
     return "", str(entered[6]), {}, "answers"
 
 
-def _free_name(context: AppContext, name: str | None) -> object:
+def fill(context: AppContext, run: str | None, student: str, teacher: str, name: str | None) -> tuple:
+    """Fill empty fields: student and teacher of the shown run, and a name that is free."""
+    config = read_yaml(context.run_dir(run) / "config.yaml") if run else {}
+    recorded = [value_at(config, key) for key in ("models.student", "models.teacher")]
+    models = [
+        value if isinstance(value, str) and not entered else gr.skip()
+        for value, entered in zip(recorded, (student, teacher), strict=True)
+    ]
     free = free_name(context, name or "scored")
-    return gr.skip() if free == name else free
+    return *models, gr.skip() if free == name else free
+
+
+def _by_field(error: ConfigError) -> ConfigError:
+    """The command's error with the form's fields in place of options."""
+
+    def field(option: re.Match) -> str:
+        name, value = option.groups()
+        return f'{f"{value} in " if value in ("N", "plain") else ""}the field "{_FIELDS[name]}"'
+
+    return ConfigError(_OPTION.sub(field, str(error)))
