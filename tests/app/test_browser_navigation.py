@@ -161,3 +161,18 @@ def test_place_opened_again_shows_its_last_view(visit) -> None:
     page.go_back()
     expect(page).to_have_url(re.compile("tab=studies"))
     expect(page.locator(SHOWS["studies"]).first).to_be_visible()
+
+
+def test_choice_changes_its_own_parameter_of_the_address(visit) -> None:
+    page = visit("run=dopd", "studies")
+    address = {"x": "time", "metrics": "loss,entropy", "step": "4"}
+    for choice, result in (
+        (["by", "", [], "domain"], {**address, "by": "domain"}),
+        (["log", "", [], True], {**address, "log": "1"}),
+        (["x", "step", ["step"], "step"], {"metrics": "loss,entropy"}),
+        (["x", "step", ["step"], " time "], address),  # as it was: an open answer stays
+        (["metrics", "", [], []], {"x": "time", "step": "4"}),
+    ):
+        name, usual, forgotten, chosen = choice
+        opened = page.evaluate("values => workbenchApp.choose(...values)", [name, usual, forgotten, address, chosen])
+        assert opened == result, choice

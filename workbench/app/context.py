@@ -193,18 +193,26 @@ def choice(address: Mapping | None, tab: str, name: str, allowed: Sequence[str] 
 
 def sync_to_url(
     shared: "Shared",
-    events: Sequence,
-    defaults: Mapping[str, str],
-    boxes: Sequence[Component],
+    boxes: Mapping[str, Component],
+    *,
+    tab: str = "",
+    events: Mapping[str, Sequence] | None = None,
     forgets: Sequence[str] = (),
 ) -> None:
-    """On any of the events, write the boxes' values into the address and redraw the open tab. Runs in the browser.
+    """Write what the user chooses in a box into the address and redraw the open tab. Runs in the browser.
 
-    defaults  parameter -> default value, which is left out of the address; in the order of the boxes
-    forgets   parameters that are dropped, since they depend on these choices
+    Only that box is written: another may still show what a slow drawing of an earlier address gave it.
+
+    boxes    by parameter of the address
+    tab      tab whose defaults are left out of the address; without it, empty text is
+    events   by parameter: events that choose, where these are not its box's input
+    forgets  parameters that are dropped, since they depend on these choices
     """
-    js = f"(...values) => workbenchApp.choose({json.dumps(defaults)}, {json.dumps(forgets)}, ...values)"
-    gr.on(events, None, [shared.address, *boxes], shared.address, js=js)
+    for name, box in boxes.items():
+        values = json.dumps([name, CHOICES.get(tab, {}).get(name, ""), forgets])
+        js = f"(address, chosen) => workbenchApp.choose(...{values}, address, chosen)"
+        for event in (events or {}).get(name) or [box.input]:  # type: ignore[attr-defined]
+            event(None, [shared.address, box], shared.address, js=js)
 
 
 def read_address(search: str | None) -> dict[str, str]:

@@ -130,14 +130,13 @@ window.workbenchApp = (() => {
       write();
     },
     typed,
-    // the address with a tab's choices, without choices at their defaults and without the parameters `forgotten`
-    choose: (defaults, forgotten, address, ...chosen) => {
-      const next = { ...address };
-      for (const name of forgotten) delete next[name];
-      Object.entries(defaults).forEach(([name, usual], k) => {
-        const text = chosen[k] === true ? "1" : String(chosen[k] || "").trim();
-        if (text && text !== usual) next[name] = text; else delete next[name];
-      });
+    // the address with a choice; a usual one is left out, and a new one drops the parameters `forgotten`
+    choose: (name, usual, forgotten, address, chosen) => {
+      const text = chosen === true ? "1" : String(chosen || "").trim();
+      const value = text === usual ? "" : text;
+      if (value === (address?.[name] ?? "")) return address;
+      const next = { ...address, [name]: value };
+      for (const other of value ? forgotten : [name, ...forgotten]) delete next[other];
       return next;
     },
     // the address that opens a row: parameters that stay, and those that the columns of its key give

@@ -452,9 +452,11 @@ def build_tab(context: AppContext, shared: Shared) -> None:
     quiet = {"show_progress": "hidden", "api_visibility": "private"}
     drawn = shared.on_show("answers", show_errors(partial(draw, context), len(outputs)), inputs, outputs)
     drawn.then(partial(draw_related, context), inputs, related, queue=False, **quiet)
-    sync_to_url(shared, [box.input for box in filters], CHOICES["answers"], filters, ANSWER_PARAMS)
-    events = [search.submit, search.blur, example.submit]
-    sync_to_url(shared, events, {"filter": "", "example": ""}, typed, ANSWER_PARAMS)
+    lists = dict(zip(CHOICES["answers"], filters, strict=True))
+    sync_to_url(shared, lists, tab="answers", forgets=ANSWER_PARAMS)
+    texts = {"filter": search, "example": example}
+    events = {name: [box.submit, box.blur] for name, box in texts.items()}
+    sync_to_url(shared, texts, events=events, forgets=ANSWER_PARAMS)
     source.input(None, [shared.address, source], shared.address, js=SOURCE_JS)
     fold.click(None, shared.address, shared.address, js=FOLD)
     for changed in (drawn.then, shared.address.change):

@@ -26,7 +26,6 @@ from workbench.app.components import (
     rows_html,
 )
 from workbench.app.context import (
-    CHOICES,
     AppContext,
     Shared,
     choice,
@@ -263,7 +262,7 @@ def build_tab(context: AppContext, shared: Shared) -> None:
     outputs = [common, flipped, answers, accuracy, difference, listed, words, aligned, layout, views]
     drawing = show_errors(partial(draw, context), len(outputs))
     shared.on_show("compare", drawing, [shared.run, shared.address], outputs)
-    sync_to_url(shared, [layout.input], CHOICES["compare"], [layout])
+    sync_to_url(shared, {"layout": layout}, tab="compare")
     for rows in (flipped, listed):
         shared.on_choose(rows, {"example": "example"})
 

@@ -25,7 +25,7 @@ from workbench.app.components import (
     rows_component,
     rows_html,
 )
-from workbench.app.context import CHOICES, AppContext, Shared, choice, show_errors, sync_to_url
+from workbench.app.context import AppContext, Shared, choice, show_errors, sync_to_url
 from workbench.app.live_updates import follow_run
 from workbench.app.verdict_tiles import tiles_html
 from workbench.evals.findings import INTERVALS
@@ -254,7 +254,7 @@ def build_tab(context: AppContext, shared: Shared) -> None:
     outputs = [head, accuracy, share, errors, part, worst]
     outputs += [curve_of, reliability, over, entropy, separation, measured]
     shared.on_show("leakage", show_errors(partial(draw, context), len(outputs)), inputs, outputs)
-    sync_to_url(shared, [part.input], CHOICES["leakage"], [part])
+    sync_to_url(shared, {"part": part}, tab="leakage")
     curve_of.input(
         show_errors(lambda run, theme, curve_of: draw_reliability(context.run_dir(run), curve_of, theme)),
         [shared.run, shared.theme, curve_of],

@@ -187,7 +187,7 @@ def build_tab(context: AppContext, shared: Shared) -> None:
         [shared.run, shared.theme, shared.address],
         outputs,
     )
-    sync_to_url(shared, [box.input for box in boxes], CHOICES["movement"], boxes)
+    sync_to_url(shared, dict(zip(CHOICES["movement"], boxes, strict=True)), tab="movement")
 
     probe = {"rollout": "rollout", "process": "process"}
     # the step stays, so that the probe's answer opens at the same step

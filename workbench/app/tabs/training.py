@@ -161,8 +161,8 @@ def build_tab(context: AppContext, shared: Shared) -> None:
 def _connect_bar(context: AppContext, shared: Shared, parts: _Components) -> None:
     """Choices change the address; a click on a step opens its answers; buttons copy the link and save all curves."""
     bar, quiet = parts.bar, {"show_progress": "hidden", "api_visibility": "private"}
-    events = [box.input for box in bar.boxes if box is not bar.smoothing] + [bar.smoothing.release]
-    sync_to_url(shared, events, CHOICES["training"], bar.boxes)
+    boxes = dict(zip(CHOICES["training"], bar.boxes, strict=True))
+    sync_to_url(shared, boxes, tab="training", events={"smooth": [bar.smoothing.release]})
 
     def open_step(event: gr.EventData, run: str, address: dict) -> tuple:
         return answers_of_step(context, run, address, int(event.key["step"])), "answers"
