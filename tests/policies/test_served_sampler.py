@@ -31,6 +31,7 @@ from workbench.policies.serving.service import SamplerService
 from workbench.policies.serving.wire import unpack
 from workbench.runs.folder import RunFolder, checkpoint_path
 from workbench.traces.reader import open_traces
+from workbench.training.check import OK, check_config
 from workbench.training.learner import check_engine
 from workbench.training.metrics import sampled_precision
 from workbench.training.run import resume, train
@@ -228,6 +229,12 @@ def test_sampler_that_reads_other_ids_raises(server: Server, models: dict, tmp_p
     assert len(sampled(swapped, [[1]])[0]) == 1  # the first prompt has neither word
     with raises(PolicyError, server.address, 'prompt "b"', "other token ids"):
         sampled(swapped, [[1], [2]])
+
+
+def test_check_samples_on_the_server(server: Server, models: dict, tmp_path: Path) -> None:
+    config = run_config(models, tmp_path, sampling__server=server.address, method={"name": "opd"})
+    (check,) = [check for check in check_config(config) if check.name.startswith("sampler = student")]
+    assert check.status == OK
 
 
 def test_unsupported_settings_raise(models: dict, tmp_path: Path) -> None:

@@ -40,6 +40,7 @@ from workbench.policies.heads import output_layer
 from workbench.policies.image_size import reduced_size
 from workbench.policies.role_names import ROLES, VISION
 from workbench.policies.roles import describe_trained, roles
+from workbench.policies.serving.sampler import sample_together
 from workbench.policies.serving.served import ServedPolicy
 from workbench.training.check_costs import describe_memory, describe_time
 from workbench.training.check_rows import count_pictures, describe_pictures, split_rows
@@ -91,28 +92,9 @@ def check_config(config: RunConfig) -> list[Check]:
     attach_engine(list(learners.values()), config)
     attach_sampler(list(learners.values()), config, f"check-{os.getpid()}")
     usable, tried, row_checks = _row_checks(config, method, learners, usable, data)
-    sampling, started = config.sampling.options, time.perf_counter()
+    started = time.perf_counter()
     with autocast(config, str(device)):
-        sampled = {
-            name: tuple(
-                sample_rollouts(
-                    learner.student,
-                    tried,
-                    context=method.learner_context,
-                    sampling=sampling,
-                    num_generations=2,
-                    seed=("check", config.seed, *learner.seed),
-                    **config.evaluation.grading,
-                    replier=learner.policies[method.replying_policy],
-                )
-            )
-            for name, learner in learners.items()
-        }
-        if method.peer_request is not None:
-            students = {name: learner.student for name, learner in learners.items()}
-            sampled = request_peer_feedback(
-                sampled, students, method.peer_request, sampling=sampling, seed=("check", config.seed)
-            )
+        sampled = _sampled(config, method, learners, tried)
     sampling_s = (time.perf_counter() - started) / len(learners)
     checks = [_evidence(len(with_teacher), len(usable), lacking), *_placeholders(examples)]
     checks += [*_domains(examples, skipped), *row_checks]
@@ -126,6 +108,35 @@ def check_config(config: RunConfig) -> list[Check]:
         prefix = "" if name == STUDENT else f"{name}: "
         checks += [replace(check, name=f"{prefix}{check.name}") for check in learner_checks]
     return checks
+
+
+def _sampled(
+    config: RunConfig, method: Method, learners: dict[str, Learner], examples: list[Example]
+) -> dict[str, tuple[Rollout, ...]]:
+    """Two answers of each student to each example, by student."""
+    sampling, seed = config.sampling.options, ("check", config.seed)
+    students = {name: learner.student for name, learner in learners.items()}
+    sampled = sample_together(
+        students.values(),
+        lambda: {
+            name: tuple(
+                sample_rollouts(
+                    learner.student,
+                    examples,
+                    context=method.learner_context,
+                    sampling=sampling,
+                    num_generations=2,
+                    seed=(*seed, *learner.seed),
+                    **config.evaluation.grading,
+                    replier=learner.policies[method.replying_policy],
+                )
+            )
+            for name, learner in learners.items()
+        },
+    )
+    if method.peer_request is None:
+        return sampled
+    return request_peer_feedback(sampled, students, method.peer_request, sampling=sampling, seed=seed)
 
 
 def _learner_checks(
@@ -433,7 +444,9 @@ def _views(result: StepResult, learner: Learner, config: RunConfig) -> Iterator[
         yield _same(f"view {name} scored alone = in a padded batch", torch.cat(alone), together, tolerance)
         if view.learns:
             sampled = sampler_logprobs(batch.rollouts, together)
-            yield _same(f"sampler = student on {view.context}", sampled, result.scores[name].logprob, tolerance)
+            served = (TOLERANCE[each.sampler.precision] for each in single_policies([policy]) if each.sampler)
+            rounding = max([tolerance, *served])
+            yield _same(f"sampler = student on {view.context}", sampled, result.scores[name].logprob, rounding)
         elif all(served.info["samples"] for served in single_policies([policy]) if isinstance(served, ServedPolicy)):
             # sample and score with the view's own policy, which detects a shift by a column
             prompt = replace(prompts[0], future=())  # the future belongs to another answer
