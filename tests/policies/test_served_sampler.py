@@ -25,7 +25,7 @@ from workbench.policies.loading import load_policy
 from workbench.policies.serving import door
 from workbench.policies.serving.addresses import Patience
 from workbench.policies.serving.engine import TransformersEngine, unique_weights
-from workbench.policies.serving.sampler import ServedSampler, require_same_start, sample_together
+from workbench.policies.serving.sampler import ServedSampler, sample_together
 from workbench.policies.serving.served import load_served
 from workbench.policies.serving.service import SamplerService
 from workbench.policies.serving.wire import unpack
@@ -212,7 +212,7 @@ def test_sampler_in_place_of_teacher_and_another_model_are_refused(
         load_served(server.address, "teacher", device="cpu", patience=QUICK)
     other = Server(tmp_path, save_llama(tmp_path / "llama"), command="sampler")
     with raises(PolicyError, other.address, "LlamaForCausalLM", "Idefics3ForConditionalGeneration"):
-        require_same_start(student, ServedSampler(other.address, QUICK, run="", image_options={}))
+        ServedSampler(other.address, QUICK, run="", image_options={}).require_fits(student, SamplingOptions(2))
     with raises(PolicyError, "400", "weight"):
         attached(student, other, "run").send_weights(student)
     other.kill()

@@ -3,8 +3,16 @@
 Run where vllm is installed: `pytest tests/policies/test_served_vllm.py`. On a CPU its own builds do (docs/devices.md).
 """
 
+import contextlib
+import http.client
 import importlib.util
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import families
@@ -13,15 +21,16 @@ import torch
 import video_families
 from failures import raises
 from processes import launch
-from servers import Server
+from servers import READY_S, Server, free_port
 from small import picture, run_config
 
-from workbench.errors import PolicyError, RunError
+from workbench.errors import ConfigError, PolicyError, RunError
 from workbench.policies import SamplingOptions
 from workbench.policies.autoregressive import AutoregressivePolicy
 from workbench.policies.loading import load_policy
 from workbench.policies.serving.addresses import Patience
-from workbench.policies.serving.sampler import ServedSampler, require_same_start, sample_together
+from workbench.policies.serving.sampler import ServedSampler, sample_together
+from workbench.policies.serving.vllm_serve import connect_sampler
 from workbench.runs.folder import RunFolder
 from workbench.training.run import resume, train
 from workbench.types import Prompt, Turn
@@ -31,6 +40,8 @@ if importlib.util.find_spec("vllm") is None:
 
 PATIENCE = Patience(timeout=300.0, wait=0.0)
 ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "0|1"}  # GiB; cores of two processes
+AS_SAMPLER = ("--enable-scale-out", "--limit-mm-per-prompt", '{"image": 3}')
+DEVELOPER = {"VLLM_SERVER_DEV_MODE": "1"}
 SHARDED = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 SAVE = {
     "qwen3_vl": video_families.save_qwen3_vl,
@@ -46,6 +57,59 @@ def as_vllm_takes_them(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(families.TEXT, name, value)
     monkeypatch.setitem(families.VISION, "hidden_size", 64)
     monkeypatch.setattr(video_families, "MROPE", [8, 4, 4])
+
+
+class PlainServer:
+    """`vllm serve` of a model behind a port of this machine, which ends with all its processes."""
+
+    def __init__(self, folder: Path, model: Path, *options: str, port: int = 0, **environment: str) -> None:
+        self.port = port or free_port()
+        self.address = f"http://127.0.0.1:{self.port}"
+        folder.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(model), "--port", str(self.port)]
+        with (folder / "log").open("wb") as log:
+            self.process = subprocess.Popen(
+                [*command, "--dtype", "float32", "--enforce-eager", *options],
+                stdout=log,
+                stderr=log,
+                env={**os.environ, **ENVIRONMENT, "VLLM_CPU_OMP_THREADS_BIND": "0", **environment},
+                start_new_session=True,
+            )
+        deadline = time.monotonic() + READY_S
+        while not self._serves():
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                raise AssertionError((folder / "log").read_text(errors="replace")[-3000:])
+            time.sleep(0.2)
+
+    def _serves(self) -> bool:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=READY_S)
+        try:
+            connection.request("GET", "/health")
+            return connection.getresponse().status == 200
+        except ConnectionError:
+            return False
+        finally:
+            connection.close()
+
+    def kill(self) -> None:
+        """End all its processes at once."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+@pytest.fixture
+def serve_plain(tmp_path: Path) -> Iterator[Callable[..., PlainServer]]:
+    """Starts `vllm serve` of a model, as a sampler for runs."""
+    servers = []
+
+    def start(model: Path, *options: str, **environment: str) -> PlainServer:
+        servers.append(PlainServer(tmp_path / f"plain{len(servers)}", model, *options, **environment))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.kill()
 
 
 @pytest.fixture
@@ -106,7 +170,7 @@ def test_samples_have_logprobs_of_the_student_after_each_update(
     student = load_policy(SAVE[family](tmp_path / "student"), "student")
     server = serve(SAVE[family](tmp_path / "start", 1), command="sampler")
     student.sampler = ServedSampler(server.address, PATIENCE, run="run", image_options={})
-    require_same_start(student, student.sampler)
+    student.sampler.require_fits(student, SamplingOptions(8))
     prompts, options = rows()[0][:3], SamplingOptions(8)
     for _ in range(2):
         sampled = sample_together([student], lambda: student.sample(prompts, [[1, 2], [3], [4]], options))
@@ -178,3 +242,63 @@ def test_run_whose_server_was_killed_resumes_to_the_same_losses(serve: Callable[
     assert losses[0] == losses[1]
     with raises(PolicyError, "only scores", "evaluation.teacher"):
         train(run_config(models | {"teacher": again.address}, tmp_path, name="evaluated", evaluation__teacher=True))
+
+
+def test_plain_vllm_samples_with_the_weights_of_each_update(
+    serve_plain: Callable[..., PlainServer], tmp_path: Path
+) -> None:
+    student = load_policy(SAVE["qwen3_vl"](tmp_path / "student"), "student")
+    server = serve_plain(SAVE["qwen3_vl"](tmp_path / "start", 1), *AS_SAMPLER, **DEVELOPER)
+    prompts, options = rows()[0][:3], SamplingOptions(8)
+    connect = partial(connect_sampler, server.address, PATIENCE, image_options={}, folder=tmp_path / "shared")
+    samplers = [connect(run=name) for name in ("run", "other")]
+    student.sampler = samplers[0]
+    student.sampler.require_fits(student, options)
+    with raises(PolicyError, "--mm-processor-kwargs"):
+        connect_sampler(
+            server.address, PATIENCE, run="", image_options={"do_resize": False}, folder=tmp_path
+        ).require_fits(student, options)
+    with raises(ConfigError, "stop strings"):
+        student.sampler.require_fits(student, SamplingOptions(8, stop_strings=("a",)))
+    # run, other run, the first again without an update, then with one
+    for sampler, is_updated in zip((*samplers, samplers[0], samplers[0]), (False, False, False, True), strict=True):
+        student.sampler = sampler
+        if is_updated:
+            with torch.no_grad():
+                for parameter in student.model.parameters():
+                    parameter.add_(0.1 * torch.randn_like(parameter))
+            sampler.weights_changed()
+        sampled = sample_together([student], lambda: student.sample(prompts, [[1, 2], [3], [4]], options))
+        pairs = [(prompt, answer) for prompt, answers in zip(prompts, sampled, strict=True) for answer in answers]
+        with torch.no_grad():
+            expected = logprobs(student, [prompt for prompt, _ in pairs], [answer.ids for _, answer in pairs])
+        tokens = torch.tensor([token for _, answer in pairs for token in answer.ids])
+        drawn = torch.tensor([logprob for _, answer in pairs for logprob in answer.logprobs])
+        assert float((expected.gather(-1, tokens.unsqueeze(-1)).squeeze(-1) - drawn).abs().max()) < 1e-3
+    assert not list((tmp_path / "shared").iterdir())  # weights lie there only while they cross
+    other = load_policy(SAVE["idefics3"](tmp_path / "other"), "student")
+    with raises(PolicyError, server.address, "401 tokens"):
+        samplers[0].require_fits(other, options)
+
+
+def test_run_with_plain_vllm_resumes_after_it_was_killed(
+    serve_plain: Callable[..., PlainServer], tmp_path: Path
+) -> None:
+    models = {name: families.save_idefics3(tmp_path / name, seed) for seed, name in enumerate(("student", "teacher"))}
+    server = serve_plain(models["student"], *AS_SAMPLER, **DEVELOPER)
+    values = {"sampling__max_completion_length": 8, "trace__probes": 0, "evaluation__every": 0}
+    values |= {"sampling__server": server.address, "sampling__server_wait": 0.0, "method": {"name": "opd"}}
+    whole = run_config(models, tmp_path, name="whole", training__learning_rate=0.01, **values)
+    train(whole)
+    config = run_config(models, tmp_path, name="killed", training__learning_rate=0.01, **values)
+    with raises(RunError, "step 3", server.address, "vllm serve", "workbench resume"):
+        train(config, on_step=lambda step, _: server.kill() if step == 2 else None)
+    other = serve_plain(models["student"])
+    with raises(PolicyError, other.address, "VLLM_SERVER_DEV_MODE=1"):
+        resume(config.run_dir, [f"sampling.server={other.address}"])
+    other.kill()
+    server = serve_plain(models["student"], *AS_SAMPLER, **DEVELOPER)
+    resume(config.run_dir, [f"sampling.server={server.address}"])
+    lines = [RunFolder.open(path.run_dir).metrics("train") for path in (whole, config)]
+    assert [line["loss"] for line in lines[0]] == [line["loss"] for line in lines[1]]
+    assert max(line["sampler_logprob_gap"] for line in lines[1]) < 1e-4

@@ -334,7 +334,8 @@ class SamplingConfig:
     server: Annotated[
         str | None,
         Option(
-            "Where `workbench sampler` samples in the student's place, as in http://host:8001. null = in this process"
+            "Where `workbench sampler` or `vllm serve` samples in the student's place, as in http://host:8001. null = "
+            "in this process"
         ),
     ] = None
     server_timeout: Annotated[float, Option("A sampler that does not answer for so long hangs", unit="s", low=0.1)] = (

@@ -29,16 +29,26 @@ def new_folder(target: Path) -> Iterator[Path]:
 
     Raises: FileExistsError if `target` exists by then; OSError if the folder cannot be created.
     """
+    with temporary_folder(target) as folder:
+        yield folder
+        if os.path.lexists(target):
+            raise FileExistsError(target)
+        folder.rename(target)
+
+
+@contextlib.contextmanager
+def temporary_folder(target: Path) -> Iterator[Path]:
+    """Provide a folder beside `target`, named after it, that is deleted at the end unless it was renamed.
+
+    Raises: OSError if it cannot be created.
+    """
     clear_remains(target.parent)
     with contextlib.ExitStack() as stack:
         folder = _locked_folder(target, stack)
         try:
             yield folder
-            if os.path.lexists(target):
-                raise FileExistsError(target)
-            folder.rename(target)
         finally:
-            shutil.rmtree(folder, ignore_errors=True)  # no effect after the rename
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _locked_folder(target: Path, stack: contextlib.ExitStack) -> Path:

@@ -167,9 +167,7 @@ class AutoregressivePolicy(Passes):
         self, engine: Engine, prompts: list[Prompt], seeds: list[list[int]], options: SamplingOptions
     ) -> list[list[Completion]]:
         """Sample with an engine's weights. Raises PolicyError if its prompt tokens differ from the policy's."""
-        requests = [Request(*self.encoder.request(prompt)) for prompt in prompts]
-        padding = range(self.vocabulary, output_layer(self.model).weight.shape[0])  # unused entries of the head
-        sampled = engine.generate(requests, seeds, options, self.stop_ids, [*self.placeholders, *padding])
+        sampled = engine.generate(*self.arguments_of_engine(prompts, seeds, options))
         for prompt, completions in zip(prompts, sampled, strict=True):
             expected_ids = tuple(self.encoder.encode(prompt)["input_ids"][0].tolist())
             for completion in completions:
@@ -177,6 +175,14 @@ class AutoregressivePolicy(Passes):
         return [
             [self._cut(completion.ids, completion.logprobs) for completion in completions] for completions in sampled
         ]
+
+    def arguments_of_engine(
+        self, prompts: list[Prompt], seeds: list[list[int]], options: SamplingOptions
+    ) -> tuple[list[Request], list[list[int]], SamplingOptions, frozenset[int], list[int]]:
+        """Arguments of Engine.generate."""
+        requests = [Request(*self.encoder.request(prompt)) for prompt in prompts]
+        padding = range(self.vocabulary, output_layer(self.model).weight.shape[0])  # unused entries of the head
+        return requests, seeds, options, self.stop_ids, [*self.placeholders, *padding]
 
     def _continue(self, states: States, seeds: list[int], options: SamplingOptions) -> list[Completion]:
         """Sample tokens until all rows have ended, then cut each row at its end token."""

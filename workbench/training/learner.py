@@ -7,6 +7,7 @@ of which is the student in its own policies.
 import contextlib
 import importlib
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,7 +30,7 @@ from workbench.policies.loading import load_policies
 from workbench.policies.proven import agree
 from workbench.policies.roles import set_trained
 from workbench.policies.serving.addresses import Patience
-from workbench.policies.serving.sampler import ServedSampler, require_same_start
+from workbench.policies.serving.vllm_serve import connect_sampler
 from workbench.policies.vllm import VllmEngine, require_vllm
 from workbench.runs.checkpoints import Checkpoint, refuse_other_run
 from workbench.training.gradients import GradientReduction
@@ -289,8 +290,9 @@ def attach_sampler(learners: list[Learner], config: RunConfig, run: str) -> None
             "itself."
         )
     patience = Patience(sampling.server_timeout, sampling.server_wait)
-    sampler = ServedSampler(sampling.server, patience, run=run, image_options=config.models.image_processor)
-    require_same_start(student, sampler)
+    image_options, folder = config.models.image_processor, Path(config.output_dir)
+    sampler = connect_sampler(sampling.server, patience, run=run, image_options=image_options, folder=folder)
+    sampler.require_fits(student, sampling.options)
     student.sampler = sampler
 
 

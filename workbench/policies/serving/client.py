@@ -71,13 +71,20 @@ class ServerClient:
     kind  of server: teacher, sampler
     """
 
+    _content = "application/octet-stream"  # of requests
+
     def __init__(self, addresses: tuple[str, ...], name: str, patience: Patience, kind: str = TEACHER) -> None:
         self.addresses, self.name, self.patience, self.kind = addresses, name, patience, kind
-        self._start = f"Start it with `workbench {kind}`"
+        self._command, self._kind_of_server = self._command_of(kind), f"a {kind} of the workbench"
+        self._start = f"Start it with `{self._command}`"
         self.retries = 0
         self._loading = ""  # address of a server whose model is loading, as logged
         self._turn = int(os.environ.get("RANK", "0"))
         self._fingerprint = ""
+
+    def _command_of(self, kind: str) -> str:
+        """What starts such a server."""
+        return f"workbench {kind}"
 
     def info(self) -> dict[str, Any]:
         """Facts of the servers, which must all have one model, and encode prompts alike.
@@ -104,7 +111,7 @@ class ServerClient:
 
     def _info_of(self, address: str) -> dict[str, Any]:
         try:
-            info = json.loads(self._persist("GET", "/info", (address,), parse=bytes, starts=True)[0])
+            info = json.loads(self.first_answer("/info", address))
         except ValueError:
             info = None
         except RefusedError as error:
@@ -126,6 +133,10 @@ class ServerClient:
                 "of the workbench on both sides."
             )
         return info
+
+    def first_answer(self, path: str, address: str = "") -> bytes:
+        """What a server, "" = the first, answers to a run's first request; it may be starting."""
+        return self._persist("GET", path, (address or self.addresses[0],), parse=bytes, starts=True)[0]
 
     def fetch(self, path: str) -> dict[str, Tensor]:
         """Tensors of /head or /files."""
@@ -214,7 +225,7 @@ class ServerClient:
             )
         if failure.hangs:
             return UnavailableError(
-                f"{self.name}: {address} hangs: {failure}. End its process and start `workbench {self.kind}` with its "
+                f"{self.name}: {address} hangs: {failure}. End its process and start `{self._command}` with its "
                 f"model again. If it only takes longer, raise {TIMEOUT_KEYS[self.kind]}."
             )
         count = f"{tries} request{'s' * (tries != 1)}, {seconds:.0f} s after the first failure"
@@ -231,7 +242,7 @@ class ServerClient:
         parts = urlsplit(address)
         kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
         connection = kind(parts.hostname, parts.port, timeout=CONNECT_S)
-        headers = {"Content-Type": "application/octet-stream"} if body is not None else {}
+        headers = {"Content-Type": self._content} if body is not None else {}
         if token := os.environ.get(TOKEN):
             headers["Authorization"] = f"Bearer {token}"
         try:
@@ -256,19 +267,30 @@ class ServerClient:
             raise _Failed(reason, refused=isinstance(error, ConnectionRefusedError)) from None
         finally:
             connection.close()
-        if status in _BUSY:
-            raise _busy(status, _sentence(answer), pause)
+        sentence = self._sentence(answer)
+        if self._may_pass(status, sentence):
+            raise _busy(status, sentence, pause)
         if status == CONFLICT:
-            raise ConflictError(_sentence(answer) or f"{self.name}: {address}{path} answers with status {status}")
+            raise ConflictError(sentence or f"{self.name}: {address}{path} answers with status {status}")
         if status != 200:
-            sentence = _sentence(answer)
             raise RefusedError(
                 f"{self.name}: {address}{path} answers with status {status}: "
-                + (sentence or f"not by a {self.kind} of the workbench. {self._start}, or correct the address."),
+                + (sentence or f"not by {self._kind_of_server}. {self._start}, or correct the address."),
                 status,
                 by_workbench=bool(sentence),
             )
         return answer
+
+    def _may_pass(self, status: int, sentence: str) -> bool:
+        """Whether the same request may succeed later."""
+        return status in _BUSY
+
+    def _sentence(self, answer: bytes) -> str:
+        """The sentence of a server that refuses; "" = another text."""
+        try:
+            return str(json.loads(answer)["error"])
+        except (ValueError, KeyError, TypeError):
+            return ""
 
     def _tls_error(self, address: str, error: ssl.SSLError) -> Exception:
         """The error of a TLS handshake or connection: only a connection that breaks off may succeed later."""
@@ -290,12 +312,4 @@ def _busy(status: int, sentence: str, pause: str) -> _Failed:
     """The failure of an answer with a status of _BUSY. pause: the header by which a loading server requests one."""
     if sentence and pause.isdecimal():
         return _Failed(sentence, pause=min(max(float(pause), PAUSES_S[0]), LONGEST_PAUSE_S))
-    return _Failed(f"status {status}" + (f": {sentence}" if sentence else ""))
-
-
-def _sentence(answer: bytes) -> str:
-    """The sentence of a server of the workbench; "" = another text."""
-    try:
-        return str(json.loads(answer)["error"])
-    except (ValueError, KeyError, TypeError):
-        return ""
+    return _Failed(f"status {status}" + (f": {sentence.rstrip('.')}" if sentence else ""))

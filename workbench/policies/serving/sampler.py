@@ -49,11 +49,24 @@ class ServedSampler:
         if len(addresses) > 1:
             raise ConfigError(f"{KEY}={address} names {len(addresses)} servers. Expected one.")
         self.name, self.source, self.image_options = "sampler", addresses[0], image_options
-        self.client = ServerClient(addresses, self.name, patience, SAMPLER)
+        self.client = self._connect(addresses, patience)
         self.info = self.client.info()
         self._run, self._updates, self._sent = run, 0, ""
         self._begun: dict[bytes, Future[Answer]] = {}  # generations in progress, by request
         self._is_main = os.environ.get("RANK", "0") == "0"
+
+    def _connect(self, addresses: tuple[str, ...], patience: Patience) -> ServerClient:
+        return ServerClient(addresses, self.name, patience, SAMPLER)
+
+    def require_fits(self, student: "AutoregressivePolicy", options: SamplingOptions) -> None:
+        """Raise PolicyError if the server has another architecture or vocabulary than the student, or lacks options."""
+        mine = class_name(student.model), head_rows(student)
+        theirs = self.info["class"], self.info["vocabulary"]
+        if theirs != mine:
+            raise PolicyError(
+                f"{KEY}={self.source} has {theirs[0]} with {theirs[1]} tokens, and the student is {mine[0]} with "
+                f"{mine[1]}. Start the sampler with the model that the run starts from."
+            )
 
     @property
     def precision(self) -> str:
@@ -126,11 +139,16 @@ class ServedSampler:
         if self._sent == self._version:
             return
         if self._is_main:
-            self._send(_bundles(_weights(student), self._sendable))
+            parts = (self._named(student, part) for part in _weights(student))
+            self._send(_bundles(parts, self._sendable))
         elif student.shards is not None:
             for _ in _weights(student):
                 pass  # gathered for rank 0
         self._sent = self._version
+
+    def _named(self, student: "AutoregressivePolicy", weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Weights by the names that the server has for them."""
+        return weights
 
     def forget_sent(self) -> None:
         """Have the weights sent again, as the server has others."""
@@ -222,13 +240,6 @@ def _bundles(
     yield bundle, True
 
 
-def require_same_start(student: "AutoregressivePolicy", sampler: ServedSampler) -> None:
-    """Raise PolicyError if a sampler has another architecture or vocabulary than the student."""
-    kind = class_name(student.model)
-    theirs = sampler.info["class"], sampler.info["vocabulary"]
-    rows = student.head.linear.weight.shape[0] if student.shortcuts.head else student.vocabulary
-    if theirs != (kind, rows):
-        raise PolicyError(
-            f"{KEY}={sampler.source} has {theirs[0]} with {theirs[1]} tokens, and the student is {kind} with {rows}. "
-            "Start the sampler with the model that the run starts from."
-        )
+def head_rows(student: "AutoregressivePolicy") -> int:
+    """Number of tokens that the student's output layer has, padding included."""
+    return student.head.linear.weight.shape[0] if student.shortcuts.head else student.vocabulary
