@@ -78,6 +78,7 @@ class PlainServer:
         deadline = time.monotonic() + READY_S
         while not self._serves():
             if self.process.poll() is not None or time.monotonic() > deadline:
+                self.kill()
                 raise AssertionError((folder / "log").read_text(errors="replace")[-3000:])
             time.sleep(0.2)
 
