@@ -14,6 +14,7 @@ from workbench.data.contexts import CONTEXTS
 from workbench.distill.method import Method
 from workbench.distill.scoring import Batch
 from workbench.distill.step import StepResult, compute_step, score_batch
+from workbench.evals.records import EvalRecord
 from workbench.types import Box, DenoisingTrace, Evidence, Example, Rollout
 
 VOCABULARY, LENGTH = 11, 7
@@ -135,3 +136,9 @@ def add_begun(folder: Path) -> None:
     begun.mkdir()
     (begun / "config.yaml").write_text("name: begun\nmethod: {name: dopd}\ntraining: {steps: 4}\n")
     (begun / "run.json").write_text('{"status": "stopped", "method": "dopd"}')
+
+
+def answered(*pairs: tuple[float | None, float], **values: object) -> list[EvalRecord]:
+    """Records of an evaluation's answers, one for each pair of reward and confidence."""
+    record = EvalRecord(0, "student", "plain", "e", "", None, "3", "3", 1.0, 0.5, 2, True)
+    return [replace(record, reward=reward, confidence=confidence, **values) for reward, confidence in pairs]

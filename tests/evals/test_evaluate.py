@@ -8,13 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 from failures import raises
-from small import example
+from small import answered, example
 from table_policy import LogitTablePolicy
 
 from workbench.errors import DataError, RunError
 from workbench.evals.evaluate import evaluate_policy, visibility_of
 from workbench.evals.records import (
-    EvalRecord,
     forget_answers_after,
     load_records,
     measure,
@@ -24,12 +23,6 @@ from workbench.evals.records import (
     tabulate,
 )
 from workbench.types import Mark
-
-ONE = EvalRecord(0, "student", "plain", "e", "", None, "3", "3", 1.0, 0.5, 2, True)
-
-
-def answered(*pairs: tuple[float | None, float], **values: object) -> list[EvalRecord]:
-    return [replace(ONE, reward=reward, confidence=confidence, **values) for reward, confidence in pairs]
 
 
 def test_measure_calibration_equals_hand_computed() -> None:

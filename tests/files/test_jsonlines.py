@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from small import run_config
-from test_evaluate import answered
+from small import answered, run_config
 
 from workbench.app.form import check_table
 from workbench.app.tabs.data import parse_boxes
