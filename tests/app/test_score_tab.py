@@ -84,7 +84,7 @@ def test_fill_takes_models_of_the_shown_run_for_empty_fields(context: AppContext
     (folder / "config.yaml").write_text("models: {student: a, teacher: {path: b}}\n")
     (folder / "run.json").write_text('{"status": "finished"}')
     student, teacher, name = fill(context, "scored", "", "", "scored")
-    assert (student, name) == ("a", "scored-2") and teacher == gr.skip(), "a teacher that is no single text stays empty"
+    assert (student, name) == ("a", "scored-2") and teacher == gr.skip(), "a teacher of several keys is left out"
     assert fill(context, "scored", "mine", "", "free")[0] == gr.skip() == fill(context, None, "", "", "free")[0]
 
 

@@ -383,5 +383,5 @@ def _logprob(entry: dict[str, Any], stop: frozenset[int]) -> float:
     """Log-prob of a sampled token; of an end token that of any."""
     if entry["token_id"] not in stop:
         return entry["logprob"]
-    found = {other["token_id"]: other["logprob"] for other in entry["top_logprobs"]}
-    return float(tensor([found[token] for token in stop]).logsumexp(0))
+    logprobs = {other["token_id"]: other["logprob"] for other in entry["top_logprobs"]}
+    return float(tensor([logprobs[token] for token in stop]).logsumexp(0))
