@@ -119,6 +119,7 @@ def start_vllm(
         model = vllm.LLM(
             model=path,
             max_model_len=-1,  # the model's own length, or what fits in memory
+            enforce_eager=not torch.accelerator.is_available(),  # compiling for a CPU takes minutes
             gpu_memory_utilization=memory,
             mm_processor_kwargs=image_processor or None,
             **options,

@@ -56,7 +56,6 @@ class _Vllm:
             str(model),
             dtype=str(self.dtype).removeprefix("torch."),
             tensor_parallel_size=tensor_parallel,
-            enforce_eager=not torch.accelerator.is_available(),  # compiling for a CPU takes minutes
             memory=memory,
             key=KEY,
             other=OTHER,
