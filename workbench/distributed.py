@@ -309,6 +309,11 @@ def choose_device(name: str | None, process_group: ProcessGroup = ALONE) -> torc
     return assigned if process_group.size > 1 else device
 
 
+def is_of_collective(error: Exception) -> bool:
+    """Return whether a collective raised an error, since another rank has ended or hangs."""
+    return isinstance(error, dist.DistError) or "gloo/transport" in str(error)
+
+
 def is_main() -> bool:
     """Return whether this process is rank 0, or the only one."""
     return PartialState().is_main_process

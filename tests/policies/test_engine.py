@@ -1,6 +1,7 @@
 """A rollout engine samples with the student's current weights and prompt, and records the log-probs of its draws."""
 
 import importlib.util
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -9,16 +10,20 @@ import pytest
 import torch
 from failures import raises
 from families import save_llama, save_modernvbert
+from processes import launch
 from small import run_config
+from torch.distributed.tensor import DTensor
 
 import workbench.training.learner
 from workbench.config.schema import RunConfig
+from workbench.distributed import join
 from workbench.errors import ConfigError, PolicyError
 from workbench.policies import Completion, SamplingOptions
 from workbench.policies.autoregressive import load_policy
 from workbench.policies.encoding import collate
+from workbench.policies.fsdp import describe_shards
 from workbench.policies.vllm import Request, Sampled, VllmEngine, weights_of
-from workbench.runs.folder import RunFolder
+from workbench.runs.folder import ReadOnlyFolder, RunFolder
 from workbench.traces.reader import open_traces
 from workbench.training.learner import Learner, attach_engine, build_learner, check_engine
 from workbench.training.loop import Trainer
@@ -104,6 +109,62 @@ def test_engine_run_equals_run_without_and_stale_weights_show(models: dict, tmp_
     assert [row["gap"] for row in traced.to_pylist()] == pytest.approx(
         [item["sampler_logprob_gap"] for item in stale], abs=1e-5
     )
+
+
+def work(student: str, teacher: str, folder: str) -> None:
+    """One of the ranks of a sharded run: three steps and an evaluation whose answers an engine samples."""
+
+    class InParts(OtherModel):
+        whole = 0  # most layers of the student that were whole as a weight came
+
+        def load(self, weights: Iterator[tuple[str, torch.Tensor]]) -> None:
+            super().load(self.counted(weights))
+
+        def counted(self, weights: Iterator[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
+            for pair in weights:
+                layers = trainer.learners[0].student.shards.layers
+                sharded = [isinstance(next(layer.parameters()), DTensor) for layer in layers]
+                self.whole = max(self.whole, sharded.count(False))
+                yield pair
+
+    torch.set_num_threads(1)
+    group = join()
+    config = sharded_config({"student": student, "teacher": teacher}, Path(folder) / "ranks")
+    group.broadcast_from_main(lambda: RunFolder.create(config.run_dir, config.to_yaml(), seed=0, method="dopd"))
+    run = RunFolder(config.run_dir) if group.is_main else ReadOnlyFolder(config.run_dir)
+    trainer = Trainer(config, run, process_group=group)
+    engine = trainer.learners[0].student.engine = InParts(Path(teacher))
+    with trainer.trace_writer:
+        losses = [trainer.train_step(step)["loss"] for step in (1, 2, 3)]
+        evaluated = trainer.evaluation(3)
+    assert "each has a vllm" in describe_shards([trainer.learners[0].student], "float32")
+    found = {"losses": losses, "evaluated": evaluated, "whole": engine.whole, "loads": engine.loads}
+    (Path(folder) / f"out.{group.rank}").write_text(json.dumps(found))
+
+
+def sharded_config(models: dict, folder: Path) -> RunConfig:
+    rule = {"trace__probes": 0, "training__learning_rate": 0.1, "training__optimizer": "sgd", "evaluation__every": 0}
+    return run_config(models, folder, models__cache_image_features=False, **rule)
+
+
+@pytest.mark.subprocess
+def test_engine_of_sharded_run_gets_weights_a_layer_at_a_time(models: dict, tmp_path: Path) -> None:
+    code = "import sys; from test_engine import work; work(*sys.argv[1:])"
+    arguments = str(models["student"]), str(models["teacher"]), str(tmp_path)
+    sharded = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+    ended = launch(tmp_path / "ranks", code, *arguments, environment=sharded)
+    assert not any(item.returncode for item in ended), [item.stderr[-3000:] for item in ended]
+    ranks = [json.loads((tmp_path / f"out.{rank}").read_text()) for rank in range(2)]
+    config = sharded_config(models, tmp_path / "alone")
+    trainer = Trainer(config, RunFolder.create(config.run_dir, config.to_yaml(), seed=0, method="dopd"))
+    trainer.learners[0].student.engine = OtherModel(models["teacher"])
+    with trainer.trace_writer:
+        losses = [trainer.train_step(step)["loss"] for step in (1, 2, 3)]
+        evaluated = trainer.evaluation(3)
+    for rank in ranks:
+        assert rank["losses"] == pytest.approx(losses, abs=2e-6)
+        assert rank["evaluated"] == pytest.approx(evaluated, abs=1e-5)
+        assert rank["whole"] == 1 and rank["loads"] == 4  # before each generation, on each rank
 
 
 def test_engine_with_other_prompt_raises(models: dict, prompts: list) -> None:

@@ -328,7 +328,12 @@ class SamplingConfig:
     ] = 1.0
     top_k: Annotated[int, Option("Number of most likely tokens to sample from. 0 = all", low=0)] = 0
     backend: Annotated[
-        str, Option("Backend that samples the student's answers. vllm needs the package vllm", choices=BACKENDS)
+        str,
+        Option(
+            "Backend that samples the student's answers. vllm needs the package vllm; each process has its own, which "
+            "holds all weights, sharded or not",
+            choices=BACKENDS,
+        ),
     ] = BACKENDS[0]
     backend_memory: Annotated[float, Option("Fraction of the device's memory for vLLM", low=0.01, high=0.95)] = 0.3
     server: Annotated[

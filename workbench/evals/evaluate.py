@@ -167,10 +167,10 @@ class Evaluation:
         self, policy: Policy, examples: list[Example], contexts: Iterable[str], options: dict[str, Any]
     ) -> list[EvalRecord]:
         """Records of one policy; each rank evaluates a part of the examples."""
-        served = [single for single in single_policies([policy]) if single.sampler is not None]
+        elsewhere = [single for single in single_policies([policy]) if not single.samples_itself]
 
         def evaluate(part: list[Example], _: int) -> list[EvalRecord]:
-            with layer_by_layer(*served):  # a server's answers may lack entropies, which passes here then compute
+            with layer_by_layer(*elsewhere):  # an engine's answers lack entropies, which passes here then compute
                 return evaluate_policies([policy], part, contexts, **options)
 
         return sample_together([policy], lambda: self.process_group.map_ranks(examples, evaluate), self.process_group)

@@ -61,6 +61,11 @@ class AutoregressivePolicy(Passes):
         self.sampler: Sampler | None = None  # the same, on a server
 
     @property
+    def samples_itself(self) -> bool:
+        """Whether its own passes sample, and neither an engine nor a server."""
+        return self.engine is None and self.sampler is None
+
+    @property
     def head_width(self) -> int:
         """Width of the head's input: of hidden states, or of the logits themselves."""
         if not self.shortcuts.head:
@@ -145,7 +150,8 @@ class AutoregressivePolicy(Passes):
             return self.sampler.sample(self, prompts, seeds, options)
         if self.engine is not None:
             with torch.autocast(self.device.type, enabled=False):  # the engine sets its own precision
-                self.engine.load(weights_of(self.model))
+                if self.shards is None:  # else `sample_together` has loaded them, by all ranks
+                    self.engine.load(weights_of(self.model))
                 return self.sample_by(self.engine, prompts, seeds, options)
         self.prove()
         repeated = [prompt for prompt, prompt_seeds in zip(prompts, seeds, strict=True) for _ in prompt_seeds]

@@ -9,8 +9,8 @@ once a step and stays unsharded until its end, because losses use the head outsi
     scoring        a layer is unsharded only while it computes. Ranks make passes in rounds: a rank without a pass in a
                    round takes part in its all-gathers (`layer_by_layer`)
     sampling       the whole model is unsharded (`unsharded`), since a pass per token would gather all layers for each
-                   token. This costs the memory of one full model in the precision of the pass, unless a server samples:
-                   it gets the weights a layer at a time (`FsdpModel.parts`)
+                   token. This costs the memory of one full model in the precision of the pass, unless an engine or a
+                   server samples: it gets the weights a layer at a time (`FsdpModel.parts`)
 
 Without sharding every function here does nothing.
 """
@@ -292,14 +292,15 @@ def describe_shards(sampling: Iterable[Policy], precision: str) -> str:
     sampling   the policies that sample
     precision  data type of their passes
     """
-    whole = list(_in_process(sampling))
+    singles = list(single_policies(sampling))
+    whole = [policy for policy in singles if policy.samples_itself]
+    by_engine = any(policy.engine is not None for policy in singles)
+    instead = "each has a vllm, which samples" if by_engine else "a server samples"
     names = " and ".join(dict.fromkeys(policy.name for policy in whole))
     size = sum(whole_bytes(shards.layers, precision) for shards in _shards(whole))
-    sampled = (
-        f"{names} is whole on each while sampling ({size / 1e9:.3g} GB of layers)" if whole else "a server samples"
-    )
+    sampled = f"{names} is whole on each while sampling ({size / 1e9:.3g} GB of layers)" if whole else instead
     return (
-        f"weights are sharded over {_shards(sampling)[0].process_group.size} processes; {sampled}, and every model is "
+        f"weights are sharded over {_shards(singles)[0].process_group.size} processes; {sampled}, and every model is "
         "gathered a layer at a time to score and learn"
     )
 
@@ -308,7 +309,7 @@ def describe_shards(sampling: Iterable[Policy], precision: str) -> str:
 def unsharded(*policies: Policy) -> Iterator[None]:
     """All-gather the policies' weights to sample; inside, each rank makes any number of passes without gradient.
 
-    Weights of a policy with a served sampler stay sharded.
+    Weights of a policy with an engine or a served sampler stay sharded.
     """
     with contextlib.ExitStack() as stack:
         for shards in _shards(_in_process(policies)):
@@ -411,8 +412,8 @@ def class_name(model: nn.Module) -> str:
 
 
 def _in_process(policies: Iterable[Policy]) -> Iterator[AutoregressivePolicy]:
-    """Policies that sample with their own weights, not by a server."""
-    return (policy for policy in single_policies(policies) if policy.sampler is None)
+    """Policies whose own passes sample."""
+    return (policy for policy in single_policies(policies) if policy.samples_itself)
 
 
 def _shards(policies: Iterable[Policy]) -> list[FsdpModel]:

@@ -20,6 +20,7 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers.core_model_loading import revert_weight_conversion
 
+from workbench.distributed import is_of_collective
 from workbench.errors import ConfigError, PolicyError
 from workbench.files.packages import Fault, command_of
 from workbench.policies import SamplingOptions
@@ -127,6 +128,8 @@ def start_vllm(
     except torch.cuda.OutOfMemoryError:
         raise
     except Exception as error:  # its workers raise Exception itself
+        if is_of_collective(error):  # in which a rank waits for another, which has ended
+            raise
         reason = next((line for line in str(error).splitlines() if line.strip()), "")
         raise ConfigError(
             f'{key}: vllm {version} cannot start with "{path}" on this machine ({type(error).__name__}: '

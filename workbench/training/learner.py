@@ -25,7 +25,7 @@ from workbench.policies import Policy
 from workbench.policies.adapters import adapts_tied_weights, base_of
 from workbench.policies.autoregressive import AutoregressivePolicy
 from workbench.policies.dropout import enter_training_without_dropout, set_adapter_dropout
-from workbench.policies.fsdp import full_tensor, local_tensor, shard, single_policies
+from workbench.policies.fsdp import full_tensor, in_lockstep, local_tensor, shard, single_policies
 from workbench.policies.loading import load_policies
 from workbench.policies.proven import agree
 from workbench.policies.roles import set_trained
@@ -296,8 +296,10 @@ def attach_sampler(learners: list[Learner], config: RunConfig, run: str) -> None
     student.sampler = sampler
 
 
-def attach_engine(learners: list[Learner], config: RunConfig) -> None:
+def attach_engine(learners: list[Learner], config: RunConfig, process_group: ProcessGroup = ALONE) -> None:
     """Start the configured rollout engine, one for all students, which loads the weights of the sampling student.
+
+    Each rank has an engine of its own. vLLM calls collectives of all ranks as it starts, and none later.
 
     Raises: ConfigError if the engine cannot start, or does not support these students.
     """
@@ -321,13 +323,14 @@ def attach_engine(learners: list[Learner], config: RunConfig) -> None:
                 f"{first.name}. Choose sampling.backend=transformers, or students of one architecture."
             )
     models = config.models
-    engine = VllmEngine(
-        str(base_of(next(iter(models.learners.values())))),
-        dtype=config.forward_dtype,
-        memory=config.sampling.backend_memory,
-        image_processor=models.image_processor,
-        trust_remote_code=models.trust_remote_code,
-    )
+    with in_lockstep(process_group):
+        engine = VllmEngine(
+            str(base_of(next(iter(models.learners.values())))),
+            dtype=config.forward_dtype,
+            memory=config.sampling.backend_memory,
+            image_processor=models.image_processor,
+            trust_remote_code=models.trust_remote_code,
+        )
     for learner in learners:
         learner.student.engine = engine
 
@@ -380,7 +383,7 @@ def require_shardable(config: RunConfig) -> None:
         "models.offload_teachers": models.offload_teachers,
         "models.dtype": models.dtype in QUANTIZED and models.dtype,
         "models.teacher_dtype": models.teacher_dtype in QUANTIZED and models.teacher_dtype,
-        "sampling.backend": config.sampling.backend == "vllm" and config.sampling.backend,
+        "models.peers": config.sampling.backend == "vllm" and models.peers,  # which would share one engine
         "training.update_mask": config.training.update_mask,
         "training.optimizer": config.training.optimizer == "adamw_8bit" and config.training.optimizer,
     }

@@ -197,7 +197,7 @@ class Trainer:
             "process_group": self.process_group,
         }
         learners = [build_learner(self.config, self.method, name, **options) for name in self.config.models.learners]
-        attach_engine(learners, self.config)
+        attach_engine(learners, self.config, self.process_group)
         attach_sampler(learners, self.config, self.process_group.broadcast_from_main(lambda: uuid.uuid4().hex))
         for learner in learners if checkpoint else ():
             load_optimizer(checkpoint, learner.optimizer, learner.student.model, learner.name, self.process_group)

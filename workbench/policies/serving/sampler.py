@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor, nn
+from transformers.core_model_loading import revert_weight_conversion
 
 from workbench.distributed import ALONE, ProcessGroup
 from workbench.errors import ConfigError, PolicyError, UnavailableError
@@ -175,13 +176,17 @@ class ServedSampler:
 
 
 def sample_together(policies: Iterable[Policy], work: Callable[[], R], process_group: ProcessGroup = ALONE) -> R:
-    """Result of `work`, in which all ranks sample with these policies: inside, weights are unsharded, and a server has
-    the weights of the policies that it samples for. The roots must be unsharded (`unsharded_root`).
+    """Result of `work`, in which all ranks sample with these policies: inside, weights are unsharded, and an engine or
+    a server has the weights of the policies that it samples for. The roots must be unsharded (`unsharded_root`).
 
     Raises: UnavailableError if another run sends its weights to the server again and again.
     """
-    served = {id(policy): policy for policy in single_policies(policies) if policy.sampler is not None}
+    by_id = {id(policy): policy for policy in single_policies(policies)}
+    served = {key: policy for key, policy in by_id.items() if policy.sampler is not None}
     with unsharded(*policies):
+        for policy in by_id.values():
+            if policy.engine is not None and policy.shards is not None:
+                _load_engine(policy, process_group)
         for _ in range(TRIES if served else 0):
             try:
                 with process_group.propagate_errors():
@@ -200,6 +205,19 @@ def sample_together(policies: Iterable[Policy], work: Callable[[], R], process_g
         f"{KEY}: the sampler got other weights during {TRIES} generations, so another run uses it. Start a sampler for "
         "each run."
     )
+
+
+def _load_engine(policy: "AutoregressivePolicy", process_group: ProcessGroup) -> None:
+    """Give the engine of each rank a sharded policy's weights, as copies: vLLM keeps them until a layer is complete."""
+    parts = _weights(policy)
+    named = (pair for part in parts for pair in revert_weight_conversion(policy.model, part).items())
+    with process_group.propagate_errors(), torch.autocast(policy.device.type, enabled=False):
+        try:
+            policy.engine.load((name, value.clone()) for name, value in named)
+        finally:
+            for _ in parts:
+                pass  # after an error too, other ranks gather to the end
+        process_group.all_gather_object("loaded")
 
 
 def _digest(body: bytes) -> bytes:
