@@ -22,7 +22,7 @@ from workbench.errors import ConfigError, PolicyError
 from workbench.training.planning import depths, report
 from workbench.training.planning.command import plan_from_options
 from workbench.training.planning.devices import parse_memory, parse_picture
-from workbench.training.planning.dry_run import ACTIVATIONS, WEIGHTS, DryRun
+from workbench.training.planning.dry_run import ACTIVATIONS, CACHE, WEIGHTS, DryRun
 from workbench.training.planning.known_shapes import KnownShapes
 from workbench.training.planning.models import sizes_of, specs_of
 from workbench.training.planning.plan import Phase, Plan, least_bytes, plan_run
@@ -340,6 +340,23 @@ def test_served_teacher_without_address_or_model_is_refused(values, options, tmp
     config = config_of((SIZES / "qwen3-vl-2b", SIZES / "qwen3-vl-8b"), tmp_path, **values)
     with raises(ConfigError, "--served-teacher"):
         least_bytes(config, **options)
+
+
+def test_vllm_in_the_process_takes_its_share_of_the_device(pairs, tmp_path) -> None:
+    pair = pairs["qwen3"]
+    share = {"sampling__backend": "vllm", "sampling__backend_memory": 0.25}
+    plan = plan_run(config_of(pair, tmp_path, **FEW, **share, **texts(tmp_path), **HALF), processes=1)
+    student = AutoModelForCausalLM.from_pretrained(pair[0]).num_parameters()
+    assert plan.vllm_weights == 2 * student  # in bfloat16
+    sample = plan.phases[1]
+    assert sample.name == "sample" and not sample.memory[CACHE] and not sample.traffic  # its own, in the share
+    least = max(4 * plan.vllm_weights, plan.largest.total * 4 // 3 + 4)
+    assert plan.fits(least) and not plan.fits(least * 98 // 100)
+    assert report.verdict(plan, least).startswith("fits: ")
+    needed = report.verdict(plan, 4 * plan.vllm_weights - 4)
+    assert needed.startswith("does not fit: vLLM needs") and "sampling.backend_memory=0.25" in needed
+    (sentence,) = report.describe_vllm(plan, least)
+    assert f"{report.gigabytes(plan.vllm_weights)} of them" in sentence and "bfloat16" in sentence
 
 
 def test_server_larger_than_a_device_is_split_in_halves() -> None:

@@ -40,7 +40,8 @@ from workbench.policies.role_names import ROLES
 from workbench.policies.serving.addresses import USUAL, Patience, is_served, split_addresses
 from workbench.types import STUDENT
 
-BACKENDS = ("transformers", "vllm")
+VLLM = "vllm"
+BACKENDS = ("transformers", VLLM)
 DTYPES = ("float32", "bfloat16", "float16")
 NO_PEERS = (STUDENT, "teacher", "dataset", "optimizer")  # reserved: they name other parts of a run
 _PEER = re.compile(r"[a-z][a-z0-9]*")

@@ -242,9 +242,9 @@ def autocast(config: RunConfig, device: str | torch.device) -> torch.autocast:
     return torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=enabled)
 
 
-def check_engine(config: RunConfig, method: Method) -> None:
-    """Raise ConfigError, before models are loaded, if the rollout engine is missing or does not support the method, or
-    if the method weighs tokens by sampling.ratio_clip already.
+def check_engine(config: RunConfig, method: Method, *, runs: bool = True) -> None:
+    """Raise ConfigError, before models are loaded, if the rollout engine does not support the method, or is missing and
+    the run begins, or if the method weighs tokens by sampling.ratio_clip already.
     """
     clip_ratio(method, config.sampling.ratio_clip)
     if config.sampling.server is not None:
@@ -256,7 +256,8 @@ def check_engine(config: RunConfig, method: Method) -> None:
             f"sampling.backend=vllm does not support the sampling patch of method {method.name} "
             f"({method.sampling_patch.suffix}). Choose sampling.backend=transformers."
         )
-    require_vllm()
+    if runs:
+        require_vllm()
 
 
 def _check_server(config: RunConfig, method: Method) -> None:

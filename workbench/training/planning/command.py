@@ -32,7 +32,7 @@ class Outcome:
 
     @property
     def fits(self) -> bool:
-        return self.plan.largest.total <= self.memory
+        return self.plan.fits(self.memory)
 
     @property
     def header(self) -> tuple[str, ...]:
@@ -63,6 +63,7 @@ class Outcome:
             f"{speed.bandwidth / 1e12:g} TB/s), without communication.",
             *report.describe_passes(self.plan),
             *report.describe_whole(self.plan),
+            *report.describe_vllm(self.plan, self.memory),
             *report.describe_servers(self.plan, self.memory),
             report.describe_host(self.plan, self.per_node),
         ]

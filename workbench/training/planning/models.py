@@ -284,7 +284,6 @@ def _bytes(weight: Tensor, dtype: str = "") -> int:
 def require_planned(config: RunConfig) -> None:
     """Raise ConfigError for an option whose memory a plan does not know."""
     unknown = {
-        "sampling.backend": config.sampling.backend != "transformers" and config.sampling.backend,
         "models.peers": ", ".join(config.models.peers),
     }
     for key, value in unknown.items():

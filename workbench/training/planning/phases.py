@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 import workbench.distill.losses
-from workbench.config.schema import RunConfig
+from workbench.config.schema import VLLM, RunConfig
 from workbench.distill.losses import compute_losses, score, top_k_tokens
 from workbench.distill.method import Method
 from workbench.distill.scoring import Batch
@@ -159,6 +159,9 @@ class PlannedStep:
     def _sample(self) -> None:
         if self.config.sampling.server is not None:
             self.residency.send(self.run, self.student.spec)
+            return
+        if self.config.sampling.backend == VLLM:  # which computes in its own share of the device
+            self.residency.send(self.run, self.student.spec, copies=True)
             return
         with self.residency.whole(self.run, self.student):
             self._sample_by(self.student)

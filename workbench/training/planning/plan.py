@@ -4,9 +4,10 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from workbench.config.schema import RunConfig
+from workbench.config.schema import VLLM, RunConfig
 from workbench.distill.method import Method
 from workbench.errors import ConfigError
+from workbench.policies.models import DTYPES
 from workbench.training.learner import check_engine, require_shardable
 from workbench.training.planning.depths import Depths, shallow
 from workbench.training.planning.dry_run import DryRun
@@ -79,6 +80,24 @@ class Plan:
         """The phase that needs most memory."""
         return max(self.phases, key=lambda phase: phase.total)
 
+    @property
+    def vllm_weights(self) -> int:
+        """Bytes of the student's weights in a vLLM of each process; 0 without one."""
+        if self.config.sampling.backend != VLLM:
+            return 0
+        parameters = next(sizes.parameters for spec, sizes in self.sizes.items() if spec.learns)
+        return parameters * DTYPES[self.config.forward_dtype].itemsize
+
+    def fits(self, memory: int) -> bool:
+        """Whether devices of so many bytes are enough."""
+        left = left_by_vllm(self.config, memory)
+        return self.largest.total <= left and self.vllm_weights <= memory - left
+
+
+def left_by_vllm(config: RunConfig, memory: int) -> int:
+    """Bytes of a device that vLLM in the process does not take."""
+    return memory - (round(config.sampling.backend_memory * memory) if config.sampling.backend == VLLM else 0)
+
 
 def least_bytes(
     config: RunConfig, *, processes: int = 1, sharded: bool = False, served_teacher: str | None = None
@@ -115,7 +134,7 @@ def plan_run(
             f"Set training.batch_size={processes} or more."
         )
     method = config.load_method()
-    check_engine(config, method)
+    check_engine(config, method, runs=False)
     specs = specs_of(config, method, served_teacher)
     sizes = {spec: sizes_of(spec, config.models) for spec in specs}
     residency = (ShardedResidency if sharded else Residency).of(config, sizes, processes)

@@ -4,10 +4,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from workbench.config.schema import QUANTIZED, RunConfig, build_config, override
+from workbench.config.schema import BACKENDS, QUANTIZED, RunConfig, build_config, override
 from workbench.errors import ConfigError
 from workbench.training.planning.dry_run import WEIGHTS
-from workbench.training.planning.plan import Phase, least_bytes, plan_run
+from workbench.training.planning.plan import Phase, least_bytes, left_by_vllm, plan_run
 
 SHARDED = "--sharded"
 _MOST_DEVICES = 64  # that a server is split over
@@ -87,7 +87,10 @@ def _servers(config: RunConfig, processes: int) -> Iterator[Remedy]:
     if _has_teacher(config) and config.models.teacher and not config.models.teachers and not _is_served(config):
         yield Remedy(SERVED_TEACHER, f"{devices}; hidden states on the wire", served=True)
     if config.sampling.server is None:
-        yield Remedy(SERVED_SAMPLER, f"{devices}; the student's weights on the wire, once a step", served=True)
+        instead = "sampling.backend=transformers " if config.sampling.backend != BACKENDS[0] else ""
+        yield Remedy(
+            f"{instead}{SERVED_SAMPLER}", f"{devices}; the student's weights on the wire, once a step", served=True
+        )
 
 
 def _is_served(config: RunConfig) -> bool:
@@ -165,11 +168,11 @@ def _try(
         "served_teacher": served_teacher,
     }
     least = least_bytes(changed, **kind)
-    if least > memory:
+    if least > left_by_vllm(changed, memory):
         return Trial(texts, least, False, cost, processes)
     plan = plan_run(changed, **kind, **options)
     counts = [parallel_devices(phase, memory) for phase in plan.servers]
-    fits = plan.largest.total <= memory and (not serving or sum(counts) <= serving)
+    fits = plan.fits(memory) and (not serving or sum(counts) <= serving)
     servers = max((phase.total // count for phase, count in zip(plan.servers, counts, strict=True)), default=0)
     return Trial(texts, plan.largest.total, fits, cost, processes, servers)
 

@@ -7,7 +7,7 @@ from workbench.training.planning.dry_run import KINDS, WEIGHTS
 from workbench.training.planning.host import bytes_at_load, bytes_at_save
 from workbench.training.planning.models import SERVED_DTYPE
 from workbench.training.planning.phases import SERVING
-from workbench.training.planning.plan import Phase, Plan
+from workbench.training.planning.plan import Phase, Plan, left_by_vllm
 from workbench.training.planning.remedies import Trial, parallel_devices
 from workbench.types import STUDENT
 
@@ -76,6 +76,8 @@ def describe_whole(plan: Plan) -> list[str]:
     layers = {spec.names[0]: sum(sizes.layers) for spec, sizes in plan.sizes.items() if not spec.server}
     if plan.config.sampling.server is not None:
         text = "No model is ever whole on a device: all are gathered a layer at a time."
+    elif plan.vllm_weights:
+        text = "The student is whole in vLLM alone: all models are gathered a layer at a time."
     else:
         halved = sum(next(sizes for spec, sizes in plan.sizes.items() if spec.learns).linear_layers) // 2
         whole = layers[STUDENT] - (halved if plan.config.training.mixed_precision == "bf16" else 0)
@@ -90,6 +92,19 @@ def describe_whole(plan: Plan) -> list[str]:
             f"{gigabytes(max(teachers.values()))} GB beside its part. Set it to false where that does not fit."
         )
     return [text]
+
+
+def describe_vllm(plan: Plan, memory: int) -> list[str]:
+    """A sentence on the share of each device that vLLM in the process takes."""
+    if not plan.vllm_weights:
+        return []
+    left = left_by_vllm(plan.config, memory)
+    return [
+        f"vLLM takes {gigabytes(memory - left)} GB of each device (sampling.backend_memory="
+        f"{plan.config.sampling.backend_memory:g}), {gigabytes(plan.vllm_weights)} of them the student's weights in "
+        f"{plan.config.forward_dtype}; {gigabytes(left)} GB are left to the phases above. The time of its sampling is "
+        "not planned."
+    ]
 
 
 def describe_servers(plan: Plan, memory: int) -> list[str]:
@@ -116,12 +131,18 @@ def _devices_of(phase: Phase, memory: int) -> str:
 
 def verdict(plan: Plan, memory: int) -> str:
     """One line: whether the plan fits, and if not, what first does not."""
-    if plan.largest.total <= memory:
+    needed, left = plan.vllm_weights, left_by_vllm(plan.config, memory)
+    if needed > memory - left:
+        return (
+            f"does not fit: vLLM needs more than the {gigabytes(needed)} GB of the student's weights, and "
+            f"sampling.backend_memory={plan.config.sampling.backend_memory:g} gives it {gigabytes(memory - left)} GB"
+        )
+    if plan.largest.total <= left:
         name, need = plan.largest.name, gigabytes(plan.largest.total)
-        tight = "; less than a tenth is left, which fragments may take" if plan.largest.total > 0.9 * memory else ""
-        return f"fits: {need} of {gigabytes(memory)} GB, largest phase: {name}{_beside(plan, memory)}{tight}"
-    first = next(phase for phase in plan.phases if phase.total > memory)
-    return f"does not fit: {first.name} needs {gigabytes(first.total)} of {gigabytes(memory)} GB, {_most(first)}"
+        tight = "; less than a tenth is left, which fragments may take" if plan.largest.total > 0.9 * left else ""
+        return f"fits: {need} of {gigabytes(left)} GB, largest phase: {name}{_beside(plan, memory)}{tight}"
+    first = next(phase for phase in plan.phases if phase.total > left)
+    return f"does not fit: {first.name} needs {gigabytes(first.total)} of {gigabytes(left)} GB, {_most(first)}"
 
 
 def remedy(trials: list[Trial]) -> str:
@@ -160,7 +181,7 @@ def describe_trial(trial: Trial) -> str:
 def to_dict(plan: Plan, memory: int, trials: list[Trial], speed: Speed, share: float, per_node: int) -> dict[str, Any]:
     """Plain values of a plan; memory in bytes, time in seconds."""
     return {
-        "fits": plan.largest.total <= memory,
+        "fits": plan.fits(memory),
         "memory": memory,
         "processes": plan.processes,
         "sharded": plan.sharded,

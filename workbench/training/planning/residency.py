@@ -84,8 +84,11 @@ class Residency:
         with _held(run, WEIGHTS, self.sizes[policy.spec].total - self._stays(policy.spec)):
             yield
 
-    def send(self, run: DryRun, spec: ModelSpec) -> None:
-        """Send the student's weights to a server; adapters are merged into copies."""
+    def send(self, run: DryRun, spec: ModelSpec, *, copies: bool = False) -> None:
+        """Send the student's weights to a server, or to vLLM in the process; adapters are merged into copies.
+
+        copies  of sharded weights are sent
+        """
         with _held(run, WEIGHTS, sum(self.sizes[spec].layers) if spec.lora else 0):
             pass
 
@@ -145,10 +148,10 @@ class ShardedResidency(Residency):
         for module, name, weight in replaced:
             setattr(module, name, weight)
 
-    def send(self, run: DryRun, spec: ModelSpec) -> None:
-        """Send the student's weights to a server, a layer at a time; adapters are merged into a copy of it."""
+    def send(self, run: DryRun, spec: ModelSpec, *, copies: bool = False) -> None:
+        """Send the student's weights a layer at a time; adapters are merged into a copy of it."""
         layer = max(self.sizes[spec].layers, default=0)
-        with _held(run, WEIGHTS, (2 + self.overlaps + (spec.lora is not None)) * layer):
+        with _held(run, WEIGHTS, (2 + self.overlaps + (spec.lora is not None) + copies) * layer):
             pass
 
     @contextlib.contextmanager
