@@ -129,6 +129,7 @@ CORRECTIONS: dict[str, Correction] = {
     "kosmos-2.5": Correction(processor_of="Kosmos2_5Processor"),
     "llama4": Correction(config={"vision_config.intermediate_size": 256}),  # of 2 x 2 patches
     "llava_onevision": Correction(processor={"num_image_tokens": 16}),
+    "mistral4": Correction(config={"head_dim": None}),  # half of a head is rotated
     "mistral_large4": Correction(config={"text_config.index_topk": 512}),
     "mllama": Correction(config={"vision_config.vision_output_dim": 128}),  # of two layers
     "minimax_m3_vl": Correction(literals=("]<]image[>[", "]<]video[>[", "]<]start of image[>[", "]<]end of image[>[")),
@@ -180,7 +181,10 @@ CORRECTIONS: dict[str, Correction] = {
             "text_config.ngram_vocab_size_base": 1000,
         }
     ),
-    "step3p7": Correction(config={"text_config.sliding_window": 64}),
+    "step3p7": Correction(  # a token is four patches a side
+        config={"text_config.sliding_window": 64, "vision_config.patch_size": 2, "vision_config.image_size": 16},
+        image_processor={"size": {"height": 16, "width": 16}, "patch_size": 8, "vision_patch_size": 2},
+    ),
     "unlimited_ocr": Correction(config={"vision_config.sam_config.downsample_channels": [64, 64]}),
     "vipllava": Correction(config={"vision_feature_layers": [-1, -2]}),
 }

@@ -14,7 +14,7 @@ _RULES: tuple[tuple[str, int], ...] = (
     (r"\w*(num_key_value_heads|num_kv_heads|linear_num_key_heads)", 2),
     (r"\w*(num_heads|attention_heads|n_heads|resampler_heads|linear_num_value_heads|mamba_num_heads)", HEADS),
     (r"(\w+_)?(head_dim|dim_head|query_pre_attn_scalar)|v_head_dim|qk_nope_head_dim|d_kv", HEAD_DIM),
-    (r"qk_rope_head_dim|rotary_dim", HEAD_DIM // 2),
+    (r"rotary_dim", HEAD_DIM // 2),
     (r"qk_head_dim", HEAD_DIM + HEAD_DIM // 2),
     (r"(q|kv|o)_lora_rank|ssm_state_size|d_rel", 16),
     (r"\w*intermediate_size\w*|\w*ffn_dim|d_ff|mlp_dim|share_expert_dim", 96),
