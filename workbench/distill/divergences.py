@@ -21,7 +21,6 @@ Source of the formulas: Hinton 2015; GKD, arXiv 2306.13649, equation 1; DOPD, ar
 """
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -30,6 +29,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from workbench.errors import ConfigError, require_one_of
+from workbench.policies.view_output import row_slices
 
 KINDS = ("nll", "forward_kl", "reverse_kl", "jensen_shannon", "generalized_jsd", "policy_gradient")
 SUPPORTS = ("full", "top_k", "sampled")
@@ -144,14 +144,6 @@ class _Jsd(torch.autograd.Function):
             else:
                 grads.append((ratio - divergence.unsqueeze(-1)).mul_(mass).mul_(weight * grad.unsqueeze(-1)))
         return grads[0], grads[1], None
-
-
-def row_slices(logits: Float[Tensor, "N V"]) -> Iterator[slice]:
-    """Slices of a few positions, so that temporary arrays of a pass over (N, V) stay in the processor's cache; on
-    another device all positions, where each operation costs a launch.
-    """
-    count = max(1, 2**21 // (4 * logits.shape[-1]) if logits.device.type == "cpu" else len(logits))
-    return (slice(start, start + count) for start in range(0, logits.shape[0], count))
 
 
 @dataclass(frozen=True)

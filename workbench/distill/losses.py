@@ -7,6 +7,7 @@ states and head outlive a chunk, so peak memory depends on the chunk size and no
 The forward pass also computes the gradient of a chunk while its logits exist, so no chunk is computed twice.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -14,9 +15,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from workbench.distill.divergences import row_slices
-from workbench.distill.method import REWARD, TOKENS, Regime
-from workbench.policies.view_output import ViewOutput, chunk_size, cut, entropy_of
+from workbench.distill.method import REWARD, Regime
+from workbench.policies.view_output import ViewOutput, chunk_size, cut, entropy_of, row_slices
 from workbench.types import Routing, TokenScores
 
 
@@ -110,29 +110,38 @@ class _LossContext:
     def chunk(self, regime: Regime, index: Int[Tensor, " M"], gradients: "_Gradients | None") -> None:
         """Write the losses and scores of the learner at some positions of one regime.
 
-        A function of its own, so that all arrays of a chunk are freed before the next.
+        Only products with the head are of the whole chunk, the rest is of a few positions at a time (`row_slices`).
         """
-        if gradients is None or not regime.losses:
-            logits = self.learner.logits(index)
-            weighted = self.position_losses(regime, index, logits)
+        views = {loss.target for loss in regime.losses}.intersection(self.targets)
+        targets = {view: self.targets[view].logits(index) for view in views}
+
+        def part_total(part: slice, logits: Float[Tensor, "m V"]) -> Float[Tensor, ""]:
+            positions, at_part = index[part], {view: target[part] for view, target in targets.items()}
+            weighted = self.position_losses(regime, positions, logits, at_part)
+            self.loss[positions] = weighted.detach()
+            _write_scores(self.scores, positions, logits.detach(), self.token_ids)
+            return (weighted * self.loss_normalizer[positions]).sum()
+
+        if gradients is not None and regime.losses:
+            gradients.add(index, part_total)
         else:
-            logits, leaves = gradients.logits(index)
-            with torch.enable_grad():
-                weighted = self.position_losses(regime, index, logits)
-                gradients.add(index, (weighted * self.loss_normalizer[index]).sum(), leaves)
-        self.loss[index] = weighted.detach()
-        _write_scores(self.scores, index, logits.detach(), self.token_ids)
+            logits = self.learner.logits(index)
+            for part in row_slices(logits):
+                part_total(part, logits[part])
 
     def position_losses(
-        self, regime: Regime, index: Int[Tensor, " M"], logits: Float[Tensor, "M V"]
+        self,
+        regime: Regime,
+        index: Int[Tensor, " M"],
+        logits: Float[Tensor, "M V"],
+        targets: dict[str, Float[Tensor, "M V"]],
     ) -> Float[Tensor, " M"]:
-        """Weighted sum of the regime's losses at the positions `index`, from the learner's logits there."""
+        """Weighted sum of the regime's losses at the positions `index`, from the logits there."""
         weighted = torch.zeros(index.numel(), device=logits.device)
         for loss in regime.losses:
-            with torch.no_grad():  # a target can share the learner's head
-                target = None if loss.target in (TOKENS, REWARD) else self.targets[loss.target].logits(index)
-                if loss.target in self.target_scores:
-                    _write_scores(self.target_scores[loss.target], index, target, self.token_ids)
+            target = targets.get(loss.target)
+            if loss.target in self.target_scores:
+                _write_scores(self.target_scores[loss.target], index, targets[loss.target], self.token_ids)
             advantage = self.routing.advantage[index] if loss.target == REWARD else None
             weighted = weighted + loss.weight * loss.divergence(logits, target, self.token_ids[index], advantage)
         return weighted * self.routing.weight[index]
@@ -173,40 +182,35 @@ class _Gradients:
         self.of_head = [torch.zeros_like(parameter) for parameter in head_parameters]
         self.is_plain = type(self.head.linear) is nn.Linear
 
-    def logits(self, index: Int[Tensor, " M"]) -> tuple[Float[Tensor, "M V"], tuple[Tensor, ...]]:
-        """Learner logits of a chunk, and the leaves: raw logits (M, V) and hidden states (M, D), or these alone."""
-        head, hidden = self.head, self.hidden[self.row[index]]
-        with torch.enable_grad():
-            if self.is_plain:
-                raw = F.linear(hidden, head.linear.weight.detach(), _detached(head.linear.bias)).requires_grad_()
-                return cut(head.finish(raw), self.vocabulary), (raw, hidden)
-            hidden.requires_grad_()
-            return cut(head(hidden), self.vocabulary), (hidden,)
+    def add(self, index: Int[Tensor, " M"], part_total: Callable[[slice, Tensor], Float[Tensor, ""]]) -> None:
+        """Add the gradient of a chunk's total loss.
 
-    def add(self, index: Int[Tensor, " M"], chunk_total: Float[Tensor, ""], leaves: tuple[Tensor, ...]) -> None:
-        """Add the gradient of a chunk's total loss, with the leaves that `logits` returned for it."""
+        part_total  total loss of some positions of the chunk, from the learner's logits there
+        """
+        hidden = self.hidden[self.row[index]]
         if not self.is_plain:
-            grad_hidden, *grad_head = torch.autograd.grad(
-                chunk_total, (leaves[0], *self.head_parameters), allow_unused=True
-            )
+            with torch.enable_grad():
+                hidden.requires_grad_()
+                total = part_total(slice(None), cut(self.head(hidden), self.vocabulary))
+            grad_hidden, *grad_head = torch.autograd.grad(total, (hidden, *self.head_parameters), allow_unused=True)
             self.of_hidden[self.row[index]] = grad_hidden.to(self.of_hidden.dtype)
-            for total, grad in zip(self.of_head, grad_head, strict=True):
+            for of_parameter, grad in zip(self.of_head, grad_head, strict=True):
                 if grad is not None:
-                    total.add_(grad)
+                    of_parameter.add_(grad)
             return
-        raw, hidden = leaves
-        (grad_raw,) = torch.autograd.grad(chunk_total, raw)
         linear = self.head.linear
-        self.of_hidden[self.row[index]] = (grad_raw @ linear.weight.detach()).to(self.of_hidden.dtype)
-        for parameter, total in zip(self.head_parameters, self.of_head, strict=True):
+        raw = F.linear(hidden, linear.weight, linear.bias)
+        for part in row_slices(raw):
+            with torch.enable_grad():
+                of_part = raw[part].detach().requires_grad_()
+                total = part_total(part, cut(self.head.finish(of_part), self.vocabulary))
+            (raw[part],) = torch.autograd.grad(total, of_part)  # the gradient takes the place of the logits
+        self.of_hidden[self.row[index]] = (raw @ linear.weight).to(self.of_hidden.dtype)
+        for parameter, of_parameter in zip(self.head_parameters, self.of_head, strict=True):
             if parameter is linear.weight:
-                total.addmm_(grad_raw.T.to(total.dtype), hidden.to(total.dtype))
+                of_parameter.addmm_(raw.T.to(of_parameter.dtype), hidden.to(of_parameter.dtype))
             else:
-                total.add_(grad_raw.sum(0).to(total.dtype))
-
-
-def _detached(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.detach()
+                of_parameter.add_(raw.sum(0).to(of_parameter.dtype))
 
 
 def _write_scores(
@@ -217,6 +221,7 @@ def _write_scores(
         positions, logprobs = index[chunk], logits[chunk].log_softmax(-1)
         sampled = logprobs.gather(-1, token_ids[positions].unsqueeze(-1))
         scores.logprob[positions] = sampled.squeeze(-1)
-        scores.rank[positions] = (logprobs > sampled).sum(-1)
+        is_above = torch.gt(logprobs, sampled, out=torch.empty_like(logprobs))  # a sum of booleans would copy them
+        scores.rank[positions] = is_above.sum(-1).long()
         scores.max_logprob[positions] = logprobs.amax(-1)
         scores.entropy[positions] = entropy_of(logprobs)

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from workbench.policies import SamplingOptions
-from workbench.policies.view_output import CHUNK_BYTES, entropy_of
+from workbench.policies.view_output import CHUNK_BYTES, entropy_of, row_slices
 
 ROW_BYTES = 40  # per vocabulary entry and row: two arrays of logits and four fp64 arrays
 
@@ -43,11 +43,13 @@ def sample_tokens(
     ids, logprobs, entropies = [], [], []
     rows = max(1, CHUNK_BYTES // (ROW_BYTES * vocabulary))
     for states, numbers in zip(hidden.split(rows), uniform.split(rows), strict=True):
-        logits = logits_of(states)[:, :vocabulary]
-        ids.append(draw(logits.index_fill(-1, never, -math.inf), numbers, options))
-        logprobs.append(logits.gather(-1, ids[-1].unsqueeze(-1)).squeeze(-1) - logits.logsumexp(-1))
-        if options.evaluates:
-            entropies.append(entropy_of(logits.log_softmax(-1)))
+        logits_BV = logits_of(states)[:, :vocabulary]
+        for part in row_slices(logits_BV):
+            logits = logits_BV[part]
+            ids.append(draw(logits.index_fill(-1, never, -math.inf), numbers[part], options))
+            logprobs.append(logits.gather(-1, ids[-1].unsqueeze(-1)).squeeze(-1) - logits.logsumexp(-1))
+            if options.evaluates:
+                entropies.append(entropy_of(logits.log_softmax(-1)))
     return SampledTokens(torch.cat(ids), torch.cat(logprobs), torch.cat(entropies) if entropies else None)
 
 

@@ -4,6 +4,7 @@ Logits of a whole batch are never in memory: `ViewOutput.logits` computes those 
 """
 
 import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -130,6 +131,14 @@ def join_outputs(outputs: list[ViewOutput]) -> ViewOutput:
 def chunk_size(vocabulary: int) -> int:
     """Positions per chunk, such that its fp32 logits take CHUNK_BYTES."""
     return max(16, CHUNK_BYTES // (4 * vocabulary))
+
+
+def row_slices(logits: Float[Tensor, "N V"]) -> Iterator[slice]:
+    """Slices of a few positions, so that temporary arrays of a pass over (N, V) stay in the processor's cache; on
+    another device all positions, where each operation costs a launch.
+    """
+    count = max(1, 2**20 // (4 * logits.shape[-1]) if logits.device.type == "cpu" else len(logits))
+    return (slice(start, start + count) for start in range(0, logits.shape[0], count))
 
 
 def cut(logits: Tensor, vocabulary: int) -> Tensor:
