@@ -7,7 +7,8 @@ import torch
 from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from workbench.policies import SamplingOptions
-from workbench.policies.sampling import draw
+from workbench.policies.sampling import FEWEST_ROWS, FEWEST_TOKENS, draw, in_blocks
+from workbench.policies.view_output import Head
 
 DRAWS = 20_000
 
@@ -51,3 +52,26 @@ def test_top_k_keeps_ties_with_the_last() -> None:
     options = SamplingOptions(1, top_k=2)
     assert of_transformers(logits, options).tolist() == pytest.approx([0.4, 0.2, 0.2, 0.2])
     assert shares(logits, options).tolist() == pytest.approx([0.4, 0.2, 0.2, 0.2], abs=1e-4)
+
+
+@torch.no_grad()
+def test_head_in_blocks_equals_head() -> None:
+    head = Head(torch.nn.Linear(256, 2**14, bias=False), scale=0.5)
+    logits_of = in_blocks(head, FEWEST_ROWS, FEWEST_TOKENS)
+    assert logits_of is not head
+    for rows in (1, FEWEST_ROWS, FEWEST_ROWS + 1):
+        hidden = torch.randn(rows, 256)
+        torch.testing.assert_close(logits_of(hidden), head(hidden))
+    hidden = torch.randn(1, 256)
+    assert torch.equal(logits_of(hidden), head(hidden))
+
+
+def test_head_is_not_copied_in_vain() -> None:
+    head = Head(torch.nn.Linear(256, 2**14, bias=False))
+    small, odd = (Head(torch.nn.Linear(256, size, bias=False)) for size in (2**13, 2**14 + 1))
+    assert in_blocks(head, FEWEST_ROWS - 1, FEWEST_TOKENS) is head
+    assert in_blocks(head, FEWEST_ROWS, FEWEST_TOKENS - 1) is head
+    assert in_blocks(small, FEWEST_ROWS, FEWEST_TOKENS) is small
+    assert in_blocks(odd, FEWEST_ROWS, FEWEST_TOKENS) is odd
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert in_blocks(head, FEWEST_ROWS, FEWEST_TOKENS) is head

@@ -20,7 +20,7 @@ from workbench.policies.heads import output_layer
 from workbench.policies.models import load_model
 from workbench.policies.passes import Passes, Sent, States
 from workbench.policies.proof import Proof, prove
-from workbench.policies.sampling import sample_tokens, uniform
+from workbench.policies.sampling import in_blocks, sample_tokens, uniform
 from workbench.policies.view_output import Head, ViewOutput
 from workbench.policies.vllm import Engine, Request, check_same_prompt, weights_of
 from workbench.types import DenoisingTrace, Prompt
@@ -200,10 +200,10 @@ class AutoregressivePolicy(Passes):
         logprobs_BT, entropies_BT = torch.zeros(2, len(seeds), longest, device=self.device)
         stopped: dict[int, tuple[int, str]] = {}  # by row: length and stop string
         rows, ended = torch.arange(len(seeds), device=self.device), torch.zeros_like(ids_BT[:, 0], dtype=torch.bool)
-        hidden = next(states)
+        hidden, logits_of = next(states), in_blocks(self.head, len(seeds), longest)
         for column in range(longest):
             uniform_B = numbers[rows, column]
-            drawn = sample_tokens(self.head, hidden, self.vocabulary, placeholders, uniform_B, options)
+            drawn = sample_tokens(logits_of, hidden, self.vocabulary, placeholders, uniform_B, options)
             ids_BT[rows, column], logprobs_BT[rows, column] = drawn.ids, drawn.logprobs.float()
             if drawn.entropies is not None:
                 entropies_BT[rows, column] = drawn.entropies.float()

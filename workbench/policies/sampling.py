@@ -6,12 +6,14 @@ from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from workbench.policies import SamplingOptions
-from workbench.policies.view_output import CHUNK_BYTES, entropy_of, row_slices
+from workbench.policies.view_output import CHUNK_BYTES, Head, entropy_of, row_slices
 
 ROW_BYTES = 40  # per vocabulary entry and row: two arrays of logits and four fp64 arrays
+BLOCK = 32  # tokens of a block of the head's weights
+FEWEST_ROWS, FEWEST_TOKENS, FEWEST_WEIGHTS = 16, 16, 2**22  # for which blocks are made
 
 
 class SampledTokens(NamedTuple):
@@ -25,6 +27,31 @@ class SampledTokens(NamedTuple):
 def uniform(seed: int, count: int) -> Float[Tensor, " T"]:
     """Uniform random numbers of one row, one for each of `count` tokens."""
     return torch.rand(count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def in_blocks(head: Head, rows: int, tokens: int) -> Callable[[Float[Tensor, "M D"]], Float[Tensor, "M V"]]:
+    """The head for sampling `tokens` tokens of each of `rows` rows; the head itself where blocks gain nothing.
+
+    On a CPU a product of few rows mostly reads the weights. A copy in blocks of BLOCK tokens, each transposed, lies in
+    memory in the order in which they are read: with 16 rows and 49,152 x 576 weights a product takes 15 instead of 25
+    ms, with the same bits, and the copy 70. Fewer than FEWEST_ROWS rows would get other last bits, so the head itself
+    maps them.
+    """
+    linear = head.linear
+    if rows < FEWEST_ROWS or tokens < FEWEST_TOKENS or type(linear) is not nn.Linear or linear.bias is not None:
+        return head
+    weight = linear.weight
+    is_plain = weight.dtype == torch.float32 and not torch.is_autocast_enabled(weight.device.type)
+    if weight.device.type != "cpu" or not is_plain or weight.numel() < FEWEST_WEIGHTS or len(weight) % BLOCK:
+        return head
+    blocks = weight.view(-1, BLOCK, weight.shape[1]).transpose(1, 2).contiguous()
+
+    def logits_of(hidden: Float[Tensor, "M D"]) -> Float[Tensor, "M V"]:
+        if len(hidden) < FEWEST_ROWS:
+            return head(hidden)
+        return head.finish(torch.matmul(hidden, blocks).transpose(0, 1).reshape(len(hidden), -1))
+
+    return logits_of
 
 
 def sample_tokens(
