@@ -27,6 +27,7 @@ from workbench.files.gguf_paths import refuse_gguf
 from workbench.files.packages import missing_package, require_bitsandbytes
 from workbench.policies.adapters import base_of, has_adapter, load_adapter
 from workbench.policies.compiling import compile_parts
+from workbench.policies.hub import refuse_unreachable
 from workbench.policies.image_size import set_image_options
 from workbench.policies.processors import load_processor
 from workbench.policies.scope import out_of_scope
@@ -79,6 +80,7 @@ def load_model(
     options = {"trust_remote_code": trust_remote_code}
     model_options = _model_options(dtype, device, attn_implementation, name)
     base = base_of(path)
+    refuse_unreachable(name, base)
     source = path if base is path else f"{base} (the model of the adapter {path})"
     try:
         config = AutoConfig.from_pretrained(base, **options)
@@ -115,6 +117,7 @@ def load_skeleton(path: str | Path, name: str, *, trust_remote_code: bool = Fals
     Raises: as load_model for what the configuration alone shows.
     """
     base = base_of(path)
+    refuse_unreachable(name, base)
     try:
         config = AutoConfig.from_pretrained(base, trust_remote_code=trust_remote_code)
         _refuse_out_of_scope(config, path, name)
@@ -175,6 +178,7 @@ def load_model_processor(
     """Load the processor and the configuration of a model, without weights; arguments and errors as in load_model."""
     refuse_gguf(name, path)
     options, base = {"trust_remote_code": trust_remote_code}, base_of(path)
+    refuse_unreachable(name, base)
     try:
         config = AutoConfig.from_pretrained(base, **options)
     except (ImportError, OSError, ValueError, KeyError) as error:

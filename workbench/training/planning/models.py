@@ -17,6 +17,7 @@ from workbench.files.packages import missing_package
 from workbench.policies.adapters import add_adapter, base_of
 from workbench.policies.by_domain import is_by_domain
 from workbench.policies.heads import output_layer
+from workbench.policies.hub import refuse_unreachable
 from workbench.policies.layer_memory import cast_weights
 from workbench.policies.models import DTYPES, INT8, NF4, QUANTIZED, auto_class, is_masked_lm
 from workbench.policies.roles import set_trained
@@ -147,6 +148,7 @@ def read_config(path: str | Path, name: str, *, trust_remote_code: bool = False)
             f'{name}: folder "{base}" has no config.json. A plan needs the config.json of the model alone: copy it '
             "there, or name a folder written by save_pretrained."
         )
+    refuse_unreachable(name, base)
     try:
         config = AutoConfig.from_pretrained(base, trust_remote_code=trust_remote_code)
     except (ImportError, OSError, ValueError, KeyError) as error:
