@@ -8,8 +8,8 @@ processes before they load; time is processor time, since other programs may use
 load    peak of all processes together, in copies of the weights, without and with the pages of mapped files, which the
         system drops when it needs memory: rank 0 reads, all ranks get their parts
 score   peak of each process while it scores, above what it keeps after loading, beside two layers and the root
-        (embeddings, final norm, head), in MiB; gloo holds a copy of a layer while it gathers it. Then the time of
-        scoring layer by layer against the whole model gathered once
+        (embeddings, final norm, head), in MiB, with its part of what the processes share. Then the time of scoring
+        layer by layer against the whole model gathered once
 """
 
 import argparse
@@ -181,7 +181,7 @@ def measure(folder: Path, rows: int, tokens: int, repeats: int) -> None:
     result |= {"kept": everyone.grown, "kept_alone": alone.grown}
     result |= sizes(policy)
     with unsharded_root(policy), torch.no_grad():
-        result["score"] = alone.peak(lambda: score(policy, small, by_layer=True))
+        result["score"] = alone.peak(lambda: score(policy, small, by_layer=True)) + shared_bytes(policy)
         result |= {"by_layer": [], "at_once": []}
         for _ in range(repeats):
             for name in ("by_layer", "at_once"):
@@ -205,6 +205,11 @@ def sizes(policy: AutoregressivePolicy) -> dict[str, int]:
     layers = [sum(weight.nbytes for weight in layer.parameters()) for layer in policy.shards.layers]
     total = sum(weight.nbytes for weight in policy.model.parameters())
     return {"bytes": total, "layer": max(layers), "root": total - sum(layers)}
+
+
+def shared_bytes(policy: AutoregressivePolicy) -> int:
+    """Of memory that the processes share, this one's part, which is not in its resident size here."""
+    return policy.shards.memory.nbytes if policy.shards.memory is not None else 0
 
 
 def batch_of(rows: int, tokens: int) -> Batch:

@@ -2,7 +2,8 @@
 
 One process: torch's profiler records each allocation and release of its allocator. Several: gloo releases buffers in
 threads of its own, which the profiler does not see. There glibc's count of mappings is read after each operation of
-torch; every tensor of 16 KiB or more is made a mapping. oneDNN, whose buffers would count too, is off there.
+torch, with a process's share of the memory that ranks share; every tensor of 16 KiB or more is made a mapping. oneDNN,
+whose buffers would count too, is off there.
 """
 
 import ctypes
@@ -21,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import workbench.training.loop as loop
 from workbench.config.schema import RunConfig, load_config
 from workbench.policies.fsdp import local_tensor
+from workbench.policies.node_memory import NodeMemory
 from workbench.training.run import train
 
 SMALLEST, _MMAP_THRESHOLD, _MMAP_MAX = 16 * 2**10, -3, -4
@@ -75,12 +77,19 @@ class Mapped(TorchDispatchMode):
         self._libc.mallinfo2.restype = _Counts
         assert self._libc.mallopt(_MMAP_THRESHOLD, SMALLEST) and self._libc.mallopt(_MMAP_MAX, 2**20)
         self.peaks: dict[str, int] = {}
-        self._name, self._start = "", 0
+        self._name, self._start, self._memories = "", 0, []
+        build = NodeMemory.__init__
+
+        def remember(memory: NodeMemory, *arguments: Any) -> None:
+            build(memory, *arguments)
+            self._memories.append(memory)
+
+        NodeMemory.__init__ = remember
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         if self._name:
-            grown = self._libc.mallinfo2().hblkhd - self._start
+            grown = self._libc.mallinfo2().hblkhd - self._start + sum(memory.nbytes for memory in self._memories)
             self.peaks[self._name] = max(self.peaks.get(self._name, 0), grown)
         return result
 

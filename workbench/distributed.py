@@ -15,6 +15,7 @@ processes, collectives, shards and their all-gathers (FSDP2). Ours, and why:
     Rounds               FSDP2 needs equally many passes on all ranks; ragged batches have others (policies/fsdp)
     scattering           accelerate's loading broadcasts each weight whole to every rank (policies/scattering)
     layer_memory         gloo all-gathers into a copy, and autocast keeps a copy of every layer (policies/layer_memory)
+    node_memory          gloo sends layers through sockets, also between processes of one machine (policies/node_memory)
     requested_sharding   with accelerate's own settings, it and transformers would wrap the models as well
     --resume             torchrun's restarts would begin at step 0; ours begins at the newest checkpoint
 

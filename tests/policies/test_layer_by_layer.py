@@ -18,6 +18,7 @@ from workbench.distributed import ProcessGroup, join
 from workbench.policies.by_domain import PolicyByDomain
 from workbench.policies.fsdp import layer_by_layer, shard, unsharded, unsharded_root
 from workbench.policies.loading import load_policy
+from workbench.policies.node_memory import NodeMemory, SumOnNode
 from workbench.policies.proven import agree, prove_all
 from workbench.policies.scattering import mapped_files, release_pages
 from workbench.types import Example, Prompt, Rollout
@@ -64,7 +65,25 @@ def work(first: str, second: str, out: str) -> None:
                     with watch.watching(), watch.phase(way + name):
                         outputs += forward_all(policies[0], ["a"], whole=whole)
             results["equal" + name] = torch.equal(*outputs)
+    results["sums"] = sums(group)
     Path(f"{out}.{group.rank}").write_text(json.dumps(results))
+
+
+def sums(group: ProcessGroup) -> list[list[float]]:
+    """This rank's parts of two sums in shared memory, which grows between them and is given back at the end."""
+    memory = NodeMemory.of(group)
+    reduce, parts = SumOnNode(memory), []
+    for size in (2, 3000):
+        values = reduce.allocate([group.size * size], dtype=torch.float32, device=torch.device("cpu"))
+        values.copy_(torch.arange(group.size * size) + 0.5 * group.rank)
+        part = reduce.allocate([size], dtype=torch.float32, device=torch.device("cpu"))
+        reduce(part, values, torch.distributed.group.WORLD, torch.distributed.ReduceOp.SUM)
+        parts.append(part[:2].tolist())
+    group.all_gather_object(memory.nbytes)
+    memory.release_summand()
+    group.all_gather_object("released")
+    assert memory.nbytes * group.size <= 4096  # what the token is in
+    return parts
 
 
 def forward_all(policy: object, domains: list[str], *, whole: bool = False) -> list[torch.Tensor]:
@@ -99,7 +118,7 @@ def test_sharded_models_load_once_and_score_in_parts(processes: int, folders: li
     ranks = [json.loads((tmp_path / f"out.{rank}").read_text()) for rank in range(processes)]
     copies = [LAYERS * size["layer"] + size["root"] for size in ranks[0]["sizes"]]
     assert sum(rank["peaks"]["load"] for rank in ranks) <= 1.3 * sum(copies)  # rank 0 leaves the files mapped
-    for rank in ranks:
+    for rank_idx, rank in enumerate(ranks):
         size = rank["sizes"][0]
         whole, peaks = LAYERS * size["layer"], rank["peaks"]
         # above its parts and the roots: a layer, and its flat buffer or the next layer's
@@ -110,6 +129,9 @@ def test_sharded_models_load_once_and_score_in_parts(processes: int, folders: li
         assert whole / 2 <= peaks["sample in half"] <= whole / 2 + 2 * size["layer"] + SLACK
         assert rank["apart"] == [True]
         assert rank["equal"] and rank["equal in half"]
+        halves = sum(range(processes)) / 2
+        firsts = [rank_idx * size for size in (2, 3000)]
+        assert rank["sums"] == [[processes * (first + idx) + halves for idx in (0, 1)] for first in firsts]
     assert [rank["ragged"] for rank in ranks] == [[True], *[[]] * (processes - 1)]
 
 

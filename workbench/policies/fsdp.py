@@ -5,7 +5,7 @@ once a step and stays unsharded until its end, because losses use the head outsi
 
     with gradient  a layer is unsharded only while it computes, and its gradient is reduce-scattered in the backward
                    pass. All ranks run the same layers equally often: a rank with fewer micro-batches repeats one with
-                   zero loss (`lockstep_forward`)
+                   zero loss (`lockstep_forward`).
     scoring        a layer is unsharded only while it computes. Ranks make passes in rounds: a rank without a pass in a
                    round takes part in its all-gathers (`layer_by_layer`)
     sampling       the whole model is unsharded (`unsharded`), since a pass per token would gather all layers for each
@@ -37,10 +37,11 @@ from workbench.policies.diffusion import DiffusionPolicy
 from workbench.policies.layer_memory import (
     autocast_dtype,
     cast_in_each_pass,
-    gather_alone,
+    communicate_in_memory,
     in_half_precision,
     whole_bytes,
 )
+from workbench.policies.node_memory import NodeMemory
 from workbench.policies.scattering import broadcast_buffers, match_structure, scattered
 from workbench.policies.serving.served import ServedPolicy
 
@@ -53,8 +54,15 @@ class FsdpModel:
     Raises: PolicyError if its decoder has no list of layers, or its weights have several dtypes.
     """
 
-    def __init__(self, model: nn.Module, process_group: ProcessGroup, mesh: DeviceMesh, device: torch.device) -> None:
-        self.model, self.process_group, self._depth = model, process_group, 0
+    def __init__(
+        self,
+        model: nn.Module,
+        process_group: ProcessGroup,
+        mesh: DeviceMesh,
+        device: torch.device,
+        memory: NodeMemory | None = None,
+    ) -> None:
+        self.model, self.process_group, self.memory, self._depth = model, process_group, memory, 0
         self.rounds: Rounds | None = None  # inside of layer_by_layer
         self._passed: list[int] = []  # layers of the current pass
         layers = getattr(model.get_decoder(), "layers", None)
@@ -82,7 +90,7 @@ class FsdpModel:
             part.set_gradient_divide_factor(1.0)  # loss_normalizers already cover all ranks
             part.set_force_sum_reduction_for_comms(True)
         if device.type == "cpu":
-            gather_alone(self.layers)
+            communicate_in_memory(self.layers, model, memory)
         cast_in_each_pass(self.layers, lambda: not self._depth)
         register_fsdp_forward_method(model, "below_head")
         if adapted:  # the first layer also needs a backward pass on ranks without an image
@@ -181,10 +189,14 @@ class FsdpModel:
         """All-gather the root unit, which has the head; reshard it afterwards."""
         self.process_group.all_gather_object("unshard head")
         self.model.unshard()
+        if self.memory is not None:
+            self.memory.release_flat()
         try:
             yield
         finally:
             self.model.reshard()
+            if self.memory is not None:
+                self.memory.release_summand()
 
     @torch.no_grad()
     def leave_untouched(self, parameters: Sequence[nn.Parameter]) -> None:
@@ -193,7 +205,8 @@ class FsdpModel:
         They belong to unused weights (a vision tower without images), which momentum and weight decay must not change.
         """
         zero = torch.zeros((), dtype=torch.bool, device=parameters[0].device)
-        has_gradient = [zero if parameter.grad is None else parameter.grad.to_local().any() for parameter in parameters]
+        gradients = [parameter.grad for parameter in parameters]
+        has_gradient = [zero if gradient is None else _any(gradient.to_local()) for gradient in gradients]
         for parameter, is_touched in zip(
             parameters, self.process_group.any_rank(torch.stack(has_gradient), zero.device), strict=True
         ):
@@ -243,6 +256,12 @@ def in_lockstep(process_group: ProcessGroup) -> Iterator[None]:
     process_group.in_lockstep = False
 
 
+def _any(values: Tensor) -> Tensor:
+    """Whether a number is not zero; on a CPU, the first ones decide nearly always."""
+    first = values.flatten()[:1024].any() if values.device.type == "cpu" else None
+    return first if first else values.any()
+
+
 def _append(numbers: list[int], number: int, *_: object) -> None:
     numbers.append(number)
 
@@ -271,6 +290,7 @@ def shard(policies: Iterable[Policy], process_group: ProcessGroup, device: str) 
             "distributed_type: MULTI_GPU (configs/accelerate/one-node-8.yaml)."
         )
     mesh = init_device_mesh(torch.device(device).type, (process_group.size,))
+    memory = NodeMemory.of(process_group) if mesh.device_type == "cpu" else None
     of_model: dict[int, FsdpModel] = {}  # with LoRA, student@start shares the student's model
     for policy in single_policies(policies):
         if isinstance(policy, ServedPolicy):
@@ -282,7 +302,7 @@ def shard(policies: Iterable[Policy], process_group: ProcessGroup, device: str) 
                     "between ranks. Start with distributed_type: MULTI_GPU (configs/accelerate/one-node-8.yaml)."
                 )
             if id(policy.model) not in of_model:
-                of_model[id(policy.model)] = FsdpModel(policy.model, process_group, mesh, torch.device(device))
+                of_model[id(policy.model)] = FsdpModel(policy.model, process_group, mesh, torch.device(device), memory)
             policy.shards = of_model[id(policy.model)]
 
 

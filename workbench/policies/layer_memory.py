@@ -1,11 +1,14 @@
 """Memory of sharded layers: all-gathers without copies on a CPU, and weights in half precision under autocast."""
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
+
+from workbench.policies.node_memory import GatherOnNode, NodeMemory, SumOnNode
 
 
 class GatherInPlace:
@@ -23,6 +26,21 @@ class GatherInPlace:
             dist.broadcast(part, group=group, group_src=rank)
 
 
+def communicate_in_memory(layers: Sequence[FSDPModule], root: FSDPModule, memory: NodeMemory | None) -> None:
+    """Have the parts of a model on a CPU gathered with few copies: in memory that all ranks share, if they do. There a
+    layer is on its way while the one before computes, so that ranks wait less for each other.
+    """
+    for part in (*layers, root):
+        part.set_custom_all_gather(GatherInPlace() if memory is None else GatherOnNode(memory))
+        if memory is not None:
+            part.set_custom_reduce_scatter(SumOnNode(memory))
+    if memory is None:
+        gather_alone(layers)
+        return
+    for layer, following in pairwise(layers):
+        layer.set_modules_to_forward_prefetch([following])
+
+
 def gather_alone(layers: Sequence[FSDPModule]) -> None:
     """Have each layer gathered before FSDP does in its forward pass, which keeps the previous layer's flat buffer until
     then. On a GPU that lets communication overlap with compute; on a CPU it is one layer more for nothing.
@@ -32,7 +50,6 @@ def gather_alone(layers: Sequence[FSDPModule]) -> None:
         layer.unshard()
 
     for layer in layers:
-        layer.set_custom_all_gather(GatherInPlace())
         layer.register_forward_pre_hook(gather, prepend=True)
 
 

@@ -21,7 +21,7 @@ class Residency:
 
     sizes   of each model in its own depth
     halves  whether passes are made in half precision of float32 weights
-    overlaps  whether a layer's flat buffer stays until the next layer is there, to overlap (not on a CPU)
+    overlaps  whether a layer's flat buffer stays until the next layer is there (not on a CPU: processes share two)
     """
 
     sizes: Mapping[ModelSpec, Sizes]
@@ -104,8 +104,9 @@ class Residency:
 class ShardedResidency(Residency):
     """FSDP2 (policies/fsdp.py): a part of every weight, roots whole in a step, the model that samples whole.
 
-    A gathered unit is first in one flat buffer, then in tensors of its own: both are there for a moment. Linear layers
-    of a model that is whole are in the precision of the passes.
+    A gathered unit is first in one flat buffer, then in tensors of its own: both are there for a moment. On a CPU all
+    processes have the flat buffers in common (policies/node_memory.py). Linear layers of a model that is whole are in
+    the precision of the passes.
     """
 
     def prepare(self, policies: Mapping[str, PlannedPolicy]) -> None:
@@ -126,10 +127,11 @@ class ShardedResidency(Residency):
 
     @contextlib.contextmanager
     def step(self, run: DryRun) -> Iterator[None]:
-        """Hold the root of every model."""
-        roots = [sizes.root for spec, sizes in self.sizes.items() if not spec.server]
-        with _held(run, WEIGHTS, sum(roots)):
-            with _held(run, WEIGHTS, max(roots)):
+        """Hold the root of every model, and a part of the flat buffers that processes share."""
+        sharded = [sizes for spec, sizes in self.sizes.items() if not spec.server]
+        roots, layer = [sizes.root for sizes in sharded], max(max(sizes.layers, default=0) for sizes in sharded)
+        with _held(run, WEIGHTS, sum(roots) + (0 if self.overlaps else 2 * layer // self.processes)):
+            with _held(run, WEIGHTS, max(roots) if self.overlaps else max(roots) // self.processes):
                 pass
             yield
 
@@ -141,7 +143,7 @@ class ShardedResidency(Residency):
         kept = sum(sizes.layers) - (sum(sizes.linear_layers) if replaced else 0)
         self._whole += 1
         with _held(run, WEIGHTS, kept):
-            with _held(run, WEIGHTS, (2 if replaced else 1) * max(sizes.layers, default=0)):
+            with _held(run, WEIGHTS, (bool(replaced) + self.overlaps) * max(sizes.layers, default=0)):
                 pass
             yield
         self._whole -= 1
@@ -151,21 +153,22 @@ class ShardedResidency(Residency):
     def send(self, run: DryRun, spec: ModelSpec, *, copies: bool = False) -> None:
         """Send the student's weights a layer at a time; adapters are merged into a copy of it."""
         layer = max(self.sizes[spec].layers, default=0)
-        with _held(run, WEIGHTS, (2 + self.overlaps + (spec.lora is not None) + copies) * layer):
+        adapted = spec.lora is not None  # then the merged layer before is there as well
+        with _held(run, WEIGHTS, ((3 + adapted if self.overlaps else 1 + 2 * adapted) + copies) * layer):
             pass
 
     @contextlib.contextmanager
     def scoring(self, run: DryRun, spec: ModelSpec) -> Iterator[None]:
-        """Hold a decoder layer, one more for a moment as it comes, and its flat buffer where that overlaps."""
+        """Hold a decoder layer; where that overlaps, its flat buffer too, and one more for a moment as it comes."""
         layer = max(self.sizes[spec].layers, default=0)
         with _held(run, WEIGHTS, (1 + self.overlaps) * layer):
             yield
-            with run.apart("gather"), _held(run, WEIGHTS, layer):
+            with run.apart("gather"), _held(run, WEIGHTS, self.overlaps * layer):
                 pass
 
     @contextlib.contextmanager
     def learning(self, run: DryRun, policy: PlannedPolicy) -> Iterator[None]:
-        """Hold two decoder layers, a layer's gradient on its way, and this device's part of all gradients."""
+        """Hold a decoder layer and what comes next, a layer's gradient on its way, and this device's part of all."""
         sizes = self._learner
         flow = max(sizes.trained_layers, default=0)
         layers = nn.ModuleList(policy.layers)
@@ -174,7 +177,7 @@ class ShardedResidency(Residency):
         for weight in layers.parameters():
             if weight.requires_grad:
                 handles.append(weight.register_post_accumulate_grad_hook(lambda weight: self._reduced(run, weight)))
-        with _held(run, WEIGHTS, 2 * max(sizes.layers, default=0)), _held(run, GRADIENT, flow):
+        with _held(run, WEIGHTS, (1 + self.overlaps) * max(sizes.layers, default=0)), _held(run, GRADIENT, flow):
             yield
         for handle in handles:
             handle.remove()
