@@ -3,8 +3,9 @@
     python -m benchmarks speedup [--turns 3] [--steps 6] [RECIPE key=value ...]
 
 Each process has one thread. A turn is one process, two that are data parallel, and two with sharded weights (FSDP2),
-with the same batch. The first two steps are not counted. Wall time means something on idle cores alone. Processor time
-is that of the process of a turn that takes more of it: what the other one waits is not in it, nor are pauses of both.
+without and with layers that stay whole from sampling on, with the same batch. The first two steps are not counted. Wall
+time means something on idle cores alone. Processor time is that of the process of a turn that takes more of it: what
+the other one waits is not in it, nor are pauses of both.
 """
 
 import argparse
@@ -32,7 +33,12 @@ QUIET = (
     "training.micro_batch_size=16",
 )
 SHARDED = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
-VARIANTS = {"one process": (1, {}), "two, data parallel": (2, {}), "two, sharded": (2, SHARDED)}
+VARIANTS = {
+    "one process": (1, {}),
+    "two, data parallel": (2, {}),
+    "two, sharded": (2, SHARDED),
+    "two, sharded, stays whole": (2, SHARDED | {"FSDP_RESHARD_AFTER_FORWARD": "false"}),
+}
 
 
 def main() -> None:
@@ -84,10 +90,10 @@ def measure(args: argparse.Namespace) -> None:
 
 def show(turns: dict[str, list[tuple[float, float]]]) -> None:
     """Medians, and how many times as fast as one process."""
-    print(f"{'':24}{'wall s':>10}{'speed':>8}{'processor s':>14}{'speed':>8}   (at least {ENOUGH})")
+    print(f"{'':26}{'wall s':>10}{'speed':>8}{'processor s':>14}{'speed':>8}   (at least {ENOUGH})")
     base = turns["one process"]
     for name, values in turns.items():
-        line = f"{name:24}"
+        line = f"{name:26}"
         for column, width in ((0, 10), (1, 14)):
             median, other = (statistics.median(turn[column] for turn in rows) for rows in (values, base))
             line += f"{median:{width}.2f}{other / median:8.2f}"

@@ -62,6 +62,7 @@ create = os.memfd_create
 del os.memfd_create  # as where processes cannot share memory
 done.append(launched([sys.argv[4]]))
 os.memfd_create = create
+os.environ["FSDP_RESHARD_AFTER_FORWARD"] = "false"
 if not any(done):
     sys.exit(killed(sys.argv[5]))
 """
@@ -151,7 +152,8 @@ def alone(models: dict, tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
 @pytest.fixture(scope="module")
 def pair(alone: RunConfig, models: dict, tmp_path_factory: pytest.TempPathFactory) -> tuple:
     """Two processes do a run, another on text alone, the first with sharded weights, and one with sharded LoRA; then,
-    sharded, they resume one of a single process after its first step, and amid the third rank 0 is killed.
+    sharded with layers that stay whole, they resume one of a single process after its first step, and amid the third
+    rank 0 is killed.
     """
     folders = [tmp_path_factory.mktemp(name) for name in ("whole", "text", "parts", "lora", "broken")]
     whole, text, parts, lora, broken = folders

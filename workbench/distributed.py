@@ -70,7 +70,7 @@ class LostProcess(RunError):
 class Sharding:
     """Shard every weight across the ranks (FSDP2).
 
-    reshard  reshard a layer's weights between its forward and its backward pass
+    reshard  reshard a layer's weights between its forward and its backward pass, and a learner's after it has sampled
     """
 
     reshard: bool = True

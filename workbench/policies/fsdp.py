@@ -5,7 +5,8 @@ once a step and stays unsharded until its end, because losses use the head outsi
 
     with gradient  a layer is unsharded only while it computes, and its gradient is reduce-scattered in the backward
                    pass. All ranks run the same layers equally often: a rank with fewer micro-batches repeats one with
-                   zero loss (`lockstep_forward`).
+                   zero loss (`lockstep_forward`). Layers that are not to be resharded stay whole from sampling to the
+                   end of the step (`stays_whole`)
     scoring        a layer is unsharded only while it computes. Ranks make passes in rounds: a rank without a pass in a
                    round takes part in its all-gathers (`layer_by_layer`)
     sampling       the whole model is unsharded (`unsharded`), since a pass per token would gather all layers for each
@@ -65,6 +66,7 @@ class FsdpModel:
         self.model, self.process_group, self.memory, self._depth = model, process_group, memory, 0
         self.rounds: Rounds | None = None  # inside of layer_by_layer
         self._passed: list[int] = []  # layers of the current pass
+        self.stays_whole = False  # until the root is resharded
         layers = getattr(model.get_decoder(), "layers", None)
         adapted = any(_is_adapter(name) for name, _ in model.named_parameters())  # then only the adapter is trained
         match_structure(model, process_group)
@@ -105,7 +107,7 @@ class FsdpModel:
 
         Raises: PolicyError if its layers do not run one after the other, as other ranks without a pass gather them.
         """
-        if self._depth or torch.is_grad_enabled():
+        if self._depth or self.stays_whole or torch.is_grad_enabled():
             return forward()
         assert self.rounds is not None, "a pass of sharded weights outside of unsharded and layer_by_layer"
         return self.rounds.run(self, forward)
@@ -153,15 +155,20 @@ class FsdpModel:
         self.model.set_requires_gradient_sync(True)
         for layer in self.layers:
             layer.set_reshard_after_forward(self.process_group.sharding.reshard)
-            layer.set_reshard_after_backward(True)
+            layer.set_reshard_after_backward(not self.stays_whole)
         self.model.set_reshard_after_forward(False, recurse=False)
         self.model.set_reshard_after_backward(False, recurse=False)
 
+    def _reshard_layers(self) -> None:
+        for layer in self.layers:
+            layer.reshard()
+
     @contextlib.contextmanager
     def unsharded(self) -> Iterator[None]:
-        """All-gather all weights; inside, forward passes need no communication. The root stays unsharded afterwards.
+        """All-gather all weights; inside, forward passes need no communication. The root stays unsharded afterwards;
+        the layers too, if the model learns and the launcher asks for layers that are not resharded.
 
-        Under autocast, linear layers of the decoder are held in its precision alone.
+        Under autocast, linear layers of the decoder are held in its precision alone, so they cannot stay.
         """
         if not self._depth:
             self.process_group.all_gather_object("unshard")  # raises the error of a rank that failed before
@@ -180,13 +187,16 @@ class FsdpModel:
         finally:
             self._depth -= 1
             if not self._depth:
+                learns = any(weight.requires_grad for weight in self.model.parameters())
+                is_float32 = autocast_dtype(next(self.model.parameters()).device) is None
+                self.stays_whole = learns and is_float32 and not self.process_group.sharding.reshard
                 self._work_in_layers()
-                for layer in self.layers:
-                    layer.reshard()
+                if not self.stays_whole:
+                    self._reshard_layers()
 
     @contextlib.contextmanager
     def unsharded_head(self) -> Iterator[None]:
-        """All-gather the root unit, which has the head; reshard it afterwards."""
+        """All-gather the root unit, which has the head; reshard it afterwards, and what stayed whole."""
         self.process_group.all_gather_object("unshard head")
         self.model.unshard()
         if self.memory is not None:
@@ -195,6 +205,10 @@ class FsdpModel:
             yield
         finally:
             self.model.reshard()
+            self._reshard_layers()
+            if self.stays_whole:
+                self.stays_whole = False
+                self._work_in_layers()
             if self.memory is not None:
                 self.memory.release_summand()
 
@@ -342,7 +356,7 @@ def layer_by_layer(*policies: Policy) -> Iterator[None]:
     """All-gather the policies' weights one layer at a time; inside, each rank makes any number of passes without
     gradient. The roots must be unsharded (`unsharded_root`).
     """
-    models = _shards(policies)
+    models = [model for model in _shards(policies) if not model.stays_whole]
     if not models or models[0].rounds is not None:  # not sharded, or inside of another such context
         yield
         return
