@@ -6,6 +6,7 @@ Run where vllm is installed: `pytest tests/policies/test_served_vllm.py`. On a C
 import contextlib
 import http.client
 import importlib.util
+import json
 import os
 import signal
 import subprocess
@@ -16,6 +17,7 @@ from functools import partial
 from pathlib import Path
 
 import families
+import gloo_transfer
 import pytest
 import torch
 import video_families
@@ -28,6 +30,8 @@ from workbench.errors import ConfigError, PolicyError, RunError
 from workbench.policies import SamplingOptions
 from workbench.policies.autoregressive import AutoregressivePolicy
 from workbench.policies.loading import load_policy
+from workbench.policies.serving import sampler as sampler_module
+from workbench.policies.serving import weight_transfer
 from workbench.policies.serving.addresses import Patience
 from workbench.policies.serving.sampler import ServedSampler, sample_together
 from workbench.policies.serving.vllm_serve import connect_sampler
@@ -144,6 +148,20 @@ def rows() -> tuple[list[Prompt], list[tuple[int, ...]]]:
 def logprobs(policy: AutoregressivePolicy, prompts: list[Prompt], answers: list[tuple[int, ...]]) -> torch.Tensor:
     output = policy.forward(prompts, answers)
     return output.logits(torch.arange(len(output.hidden))).log_softmax(-1)
+
+
+def largest_gap(
+    student: AutoregressivePolicy, sampler: ServedSampler, prompts: list[Prompt], options: SamplingOptions
+) -> float:
+    """Largest distance of a token's log-probs under the sampler that drew it and under the student, in nats."""
+    student.sampler = sampler
+    sampled = sample_together([student], lambda: student.sample(prompts, [[1, 2], [3], [4]], options))
+    pairs = [(prompt, answer) for prompt, answers in zip(prompts, sampled, strict=True) for answer in answers]
+    with torch.no_grad():
+        expected = logprobs(student, [prompt for prompt, _ in pairs], [answer.ids for _, answer in pairs])
+    tokens = torch.tensor([token for _, answer in pairs for token in answer.ids])
+    drawn = torch.tensor([logprob for _, answer in pairs for logprob in answer.logprobs])
+    return float((expected.gather(-1, tokens.unsqueeze(-1)).squeeze(-1) - drawn).abs().max())
 
 
 @pytest.mark.parametrize(
@@ -263,23 +281,95 @@ def test_plain_vllm_samples_with_the_weights_of_each_update(
         student.sampler.require_fits(student, SamplingOptions(8, stop_strings=("a",)))
     # run, other run, the first again without an update, then with one
     for sampler, is_updated in zip((*samplers, samplers[0], samplers[0]), (False, False, False, True), strict=True):
-        student.sampler = sampler
         if is_updated:
             with torch.no_grad():
                 for parameter in student.model.parameters():
                     parameter.add_(0.1 * torch.randn_like(parameter))
             sampler.weights_changed()
-        sampled = sample_together([student], lambda: student.sample(prompts, [[1, 2], [3], [4]], options))
-        pairs = [(prompt, answer) for prompt, answers in zip(prompts, sampled, strict=True) for answer in answers]
-        with torch.no_grad():
-            expected = logprobs(student, [prompt for prompt, _ in pairs], [answer.ids for _, answer in pairs])
-        tokens = torch.tensor([token for _, answer in pairs for token in answer.ids])
-        drawn = torch.tensor([logprob for _, answer in pairs for logprob in answer.logprobs])
-        assert float((expected.gather(-1, tokens.unsqueeze(-1)).squeeze(-1) - drawn).abs().max()) < 1e-3
+        assert largest_gap(student, sampler, prompts, options) < 1e-3
     assert not list((tmp_path / "shared").iterdir())  # weights lie there only while they cross
     other = load_policy(SAVE["idefics3"](tmp_path / "other"), "student")
     with raises(PolicyError, server.address, "401 tokens"):
         samplers[0].require_fits(other, options)
+
+
+@pytest.fixture
+def serve_by_transfer(
+    serve_plain: Callable[..., PlainServer], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Callable[[Path], PlainServer]:
+    """Starts `vllm serve` whose weights come by its transfer, over gloo in place of NCCL."""
+    path = gloo_transfer.install(tmp_path / "plugin")
+    monkeypatch.setitem(weight_transfer.JOIN, gloo_transfer.NAME, gloo_transfer.join_gloo)
+    monkeypatch.setattr(weight_transfer, "PACKED_BYTES", 2**17)  # several chunks
+    option = "--weight-transfer-config", json.dumps({"backend": gloo_transfer.NAME})
+    return lambda model: serve_plain(model, *AS_SAMPLER, *option, **DEVELOPER, PYTHONPATH=path)
+
+
+def test_transfer_sends_the_weights_of_each_update(
+    serve_by_transfer: Callable[[Path], PlainServer], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(sampler_module, "PART_BYTES", 2**19)  # several bundles
+    student = load_policy(SAVE["qwen3_vl"](tmp_path / "student"), "student")
+    server = serve_by_transfer(SAVE["qwen3_vl"](tmp_path / "start", 1))
+    prompts, options = rows()[0][:3], SamplingOptions(8)
+    connect = partial(connect_sampler, server.address, PATIENCE, image_options={}, folder=tmp_path / "shared")
+    samplers = [connect(run=name) for name in ("run", "other")]
+    for sampler in samplers:
+        sampler.require_fits(student, options)
+    # run, other run, the first again without an update, then with one
+    for sampler, is_updated in zip((*samplers, samplers[0], samplers[0]), (False, False, False, True), strict=True):
+        if is_updated:
+            with torch.no_grad():
+                for parameter in student.model.parameters():
+                    parameter.add_(0.1 * torch.randn_like(parameter))
+            sampler.weights_changed()
+        assert largest_gap(student, sampler, prompts, options) < 1e-3
+    assert not (tmp_path / "shared").exists()
+    other = load_policy(SAVE["idefics3"](tmp_path / "other"), "student")
+    samplers[0].weights_changed()
+    with raises(PolicyError, server.address, "update_weights"):
+        samplers[0].send_weights(other)
+
+
+def test_sharded_run_with_transfer_resumes_after_the_server_was_killed(
+    serve_by_transfer: Callable[[Path], PlainServer], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    models = {name: families.save_idefics3(tmp_path / name, seed) for seed, name in enumerate(("student", "teacher"))}
+    server = serve_by_transfer(models["student"])
+    values = {"sampling__max_completion_length": 8, "trace__probes": 0, "evaluation__every": 0}
+    values |= {"sampling__server": server.address, "sampling__server_wait": 0.0, "method": {"name": "opd"}}
+    values |= {"training__optimizer": "sgd", "training__learning_rate": 0.1}
+    whole, killed, sharded = (run_config(models, tmp_path, name=name, **values) for name in ("a", "b", "c"))
+    train(whole)
+    (tmp_path / "config.yaml").write_text(sharded.to_yaml())
+    code = "import sys, gloo_transfer; from workbench.policies.serving import weight_transfer; "
+    code += "weight_transfer.JOIN['gloo'] = gloo_transfer.join_gloo; "
+    code += "from workbench.training.run import main; sys.exit(main(sys.argv[1:]))"
+    ended = launch(tmp_path / "ranks", code, str(tmp_path / "config.yaml"), environment=SHARDED)
+    assert not any(item.returncode for item in ended), [item.stderr[-2000:] for item in ended]
+    assert "by vLLM's transfer (gloo)" in ended[0].stderr
+    broadcast = gloo_transfer.Group.broadcast
+    step_done = 0
+
+    def dies_in_transfer(group: gloo_transfer.Group, tensor: torch.Tensor, src: int) -> None:
+        if step_done == 2:
+            server.kill()
+        broadcast(group, tensor, src)
+
+    def count(step: int, _: dict) -> None:
+        nonlocal step_done
+        step_done = step
+
+    with monkeypatch.context() as patch, raises(RunError, "step 3", server.address, "vllm serve", "workbench resume"):
+        patch.setattr(gloo_transfer.Group, "broadcast", dies_in_transfer)
+        train(killed, on_step=count)
+    server = serve_by_transfer(models["student"])
+    resume(killed.run_dir, [f"sampling.server={server.address}"])
+    lines = [RunFolder.open(path.run_dir).metrics("train") for path in (whole, killed, sharded)]
+    losses = [[line["loss"] for line in some] for some in lines]
+    assert losses[0] == losses[1] and losses[2] == pytest.approx(losses[0], abs=1e-5)
+    assert max(line["sampler_logprob_gap"] for some in lines for line in some) < 1e-4
+    assert not list(Path(whole.output_dir).glob("sampler-weights*"))
 
 
 def test_run_with_plain_vllm_resumes_after_it_was_killed(

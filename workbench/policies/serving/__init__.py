@@ -13,6 +13,7 @@
     served.py        the policy of a run whose hidden states a server computes
     sampler.py       what samples for a run's student on a server
     vllm_serve.py    the same on a plain `vllm serve`
+    weight_transfer.py  its weights by vLLM's own transfer
 
 The server returns last hidden states of answer tokens; the run applies the teacher's head itself. So every divergence
 and every routing rule is that of a teacher in the run's own process.

@@ -51,7 +51,7 @@ class RefusedError(PolicyError):
         self.status, self.by_workbench = status, by_workbench
 
 
-class _Failed(Exception):
+class Failed(Exception):
     """A try that may succeed later.
 
     hangs    no answer within the time limit
@@ -185,8 +185,8 @@ class ServerClient:
             address = alive[tries % len(alive)]
             try:
                 return parse(self._once(method, address, path, body)), address
-            except (_Failed, WireError) as error:
-                failure = error if isinstance(error, _Failed) else _Failed(str(error))
+            except (Failed, WireError) as error:
+                failure = error if isinstance(error, Failed) else Failed(str(error))
                 tries += 1
                 now = time.monotonic()
                 first_failure = first_failure or now
@@ -201,7 +201,7 @@ class ServerClient:
                 if tries % len(alive) == 0:
                     time.sleep(failure.pause or PAUSES_S[min(tries // len(alive), len(PAUSES_S)) - 1])
 
-    def _report(self, address: str, failure: _Failed, tries: int, *, starts: bool) -> None:
+    def _report(self, address: str, failure: Failed, tries: int, *, starts: bool) -> None:
         """Log a failure that is tried again; of a model that is loading, the first."""
         wait = min(self.patience.wait, START_S) if starts and failure.refused else self.patience.wait
         if failure.pause:
@@ -216,7 +216,7 @@ class ServerClient:
         else:
             log.warning("%s: %s: %s; request %d follows", self.name, address, failure, tries + 1)
 
-    def _gave_up(self, address: str, failure: _Failed, tries: int, seconds: float, *, starts: bool) -> UnavailableError:
+    def _gave_up(self, address: str, failure: Failed, tries: int, seconds: float, *, starts: bool) -> UnavailableError:
         """The error after the last try, `seconds` after the first one failed."""
         if failure.pause:
             return UnavailableError(
@@ -237,7 +237,7 @@ class ServerClient:
     def _once(self, method: str, address: str, path: str, body: bytes | None) -> bytes:
         """The body of an answer with status 200.
 
-        Raises: _Failed for what may pass; PolicyError for what a server refuses.
+        Raises: Failed for what may pass; PolicyError for what a server refuses.
         """
         parts = urlsplit(address)
         kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
@@ -256,7 +256,7 @@ class ServerClient:
         except TimeoutError:
             hangs = connection.sock is not None
             seconds = self.patience.timeout if hangs else CONNECT_S
-            raise _Failed(f"no answer within {seconds:g} s", hangs=hangs) from None
+            raise Failed(f"no answer within {seconds:g} s", hangs=hangs) from None
         except ssl.SSLError as error:
             raise self._tls_error(address, error) from None
         except (OSError, http.client.HTTPException) as error:
@@ -264,7 +264,7 @@ class ServerClient:
                 message = f"{self.name}: {address} answers, but not by HTTP. {self._start}, or correct the address."
                 raise RefusedError(message, 0, by_workbench=False) from None
             reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-            raise _Failed(reason, refused=isinstance(error, ConnectionRefusedError)) from None
+            raise Failed(reason, refused=isinstance(error, ConnectionRefusedError)) from None
         finally:
             connection.close()
         sentence = self._sentence(answer)
@@ -295,7 +295,7 @@ class ServerClient:
     def _tls_error(self, address: str, error: ssl.SSLError) -> Exception:
         """The error of a TLS handshake or connection: only a connection that breaks off may succeed later."""
         if isinstance(error, (ssl.SSLEOFError, ssl.SSLZeroReturnError)):
-            return _Failed(error.reason or type(error).__name__)
+            return Failed(error.reason or type(error).__name__)
         if isinstance(error, ssl.SSLCertVerificationError):
             return PolicyError(
                 f"{self.name}: the certificate of {address} is refused ({error.verify_message}). Set SSL_CERT_FILE to "
@@ -308,8 +308,8 @@ class ServerClient:
         )
 
 
-def _busy(status: int, sentence: str, pause: str) -> _Failed:
+def _busy(status: int, sentence: str, pause: str) -> Failed:
     """The failure of an answer with a status of _BUSY. pause: the header by which a loading server requests one."""
     if sentence and pause.isdecimal():
-        return _Failed(sentence, pause=min(max(float(pause), PAUSES_S[0]), LONGEST_PAUSE_S))
-    return _Failed(f"status {status}" + (f": {sentence.rstrip('.')}" if sentence else ""))
+        return Failed(sentence, pause=min(max(float(pause), PAUSES_S[0]), LONGEST_PAUSE_S))
+    return Failed(f"status {status}" + (f": {sentence.rstrip('.')}" if sentence else ""))

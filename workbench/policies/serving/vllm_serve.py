@@ -1,8 +1,9 @@
 """A student's copy on a plain `vllm serve`, which samples in its place.
 
-Weights cross in a folder that both machines read: rank 0 writes them as model folders have them, vLLM reads them by
-reload_weights, drops what it computed with the old ones, and gets their version. Its answers name the version of each
-token, so a restart or another run's weights show, and the weights are sent again.
+Weights cross in a folder that both machines read: rank 0 writes them as model folders have them, and vLLM reads them by
+reload_weights. Where both sides can, they cross by vLLM's own transfer instead (weight_transfer.py). vLLM then drops
+what it computed with the old ones, and gets their version. Its answers name the version of each token, so a restart or
+another run's weights show, and the weights are sent again.
 
 Prompts cross as the run's ids with one placeholder per picture, pictures as PNG. vLLM returns the ids that it read.
 
@@ -12,8 +13,9 @@ The requests are those of vLLM 0.32 with VLLM_SERVER_DEV_MODE=1 and --enable-sca
 import base64
 import io
 import json
+import logging
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,8 +30,9 @@ from workbench.files.folders import temporary_folder
 from workbench.policies import Completion, SamplingOptions
 from workbench.policies.models import DTYPES
 from workbench.policies.serving.addresses import TOKEN, Patience, split_addresses
-from workbench.policies.serving.client import UNAUTHORIZED, ConflictError, RefusedError, ServerClient
+from workbench.policies.serving.client import UNAUTHORIZED, ConflictError, Failed, RefusedError, ServerClient
 from workbench.policies.serving.sampler import KEY, ServedSampler, head_rows
+from workbench.policies.serving.weight_transfer import WeightTransfer, can_transfer
 from workbench.policies.serving.wire import SAMPLER, WireError
 from workbench.policies.vllm import Request, Sampled
 from workbench.types import Prompt
@@ -41,6 +44,7 @@ COMMAND = "VLLM_SERVER_DEV_MODE=1 vllm serve MODEL --enable-scale-out"
 GENERATE, RPC = "/inference/v1/generate", "/collective_rpc"
 LOADING = "loading"  # begins the version of weights that have not come yet, or could not be loaded
 REFUSED = 400
+log = logging.getLogger("workbench")
 MOST = 256  # requests at the same time: vLLM's usual --max-num-seqs
 SETTINGS = {  # of vLLM that a run depends on, with the option that sets them
     ("model_config", "logprobs_mode"): ("raw_logprobs", "--logprobs-mode raw_logprobs"),
@@ -116,6 +120,7 @@ class VllmClient(ServerClient):
             "precisions": {},
             "most_logprobs": model["max_logprobs"],
             "image_processor": images,
+            "transfer": (config.get("weight_transfer_config") or {}).get("backend"),
             "has_weights": not version.startswith(LOADING),
         }
 
@@ -139,13 +144,30 @@ class VllmClient(ServerClient):
                 failure = error
             answer.set_exception(failure)
 
-    def load(self, folder: Path, version: str) -> None:
-        """Have vLLM load the weights in a folder, as a version.
+    def post_once(self, path: str, values: dict[str, Any]) -> Any:
+        """As `post`, of a request that must not be tried again. Raises: ConflictError if its connection breaks off."""
+        address = self.addresses[0]
+        try:
+            return _parse(self._once("POST", address, path, json.dumps(values).encode()))
+        except (Failed, WireError) as error:
+            if isinstance(error, Failed) and error.hangs:
+                raise self._gave_up(address, error, 1, 0.0, starts=False) from None
+            raise ConflictError(f"{self.name}: {address}{path}: {error}") from None
 
-        Raises: PolicyError if it cannot; ConflictError if another run's weights came meanwhile.
-        """
+    def replace(self, version: str, load: Callable[[], None]) -> None:
+        """Have vLLM take weights by `load`, as a version. Raises: ConflictError if another run's came meanwhile."""
         loading = f"{LOADING} {version}"
         self.post("/update_weight_version", {"new_version": loading})
+        load()
+        self.post("/reset_prefix_cache?reset_running_requests=true")
+        self.post("/reset_encoder_cache")
+        if self.get("/weight_info")["weight_version"] != loading:
+            raise ConflictError(f"{self.name}: {self.addresses[0]} got the weights of another run")
+        self.post("/update_weight_version", {"new_version": version})
+        self._reported.clear()
+
+    def load(self, folder: Path) -> None:
+        """Have vLLM load the weights in a folder. Raises: PolicyError if it cannot."""
         try:
             self.post(RPC, {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}})
         except RefusedError as error:
@@ -154,12 +176,6 @@ class VllmClient(ServerClient):
                 "this folder at the same path, and serves the model that the run starts from. Set output_dir to a "
                 f"folder that both machines share, or correct the model, and start it again with `{COMMAND}`."
             ) from None
-        self.post("/reset_prefix_cache?reset_running_requests=true")
-        self.post("/reset_encoder_cache")
-        if self.get("/weight_info")["weight_version"] != loading:
-            raise ConflictError(f"{self.name}: {self.addresses[0]} got the weights of another run")
-        self.post("/update_weight_version", {"new_version": version})
-        self._reported.clear()
 
 
 class VllmServeSampler(ServedSampler):
@@ -173,13 +189,14 @@ class VllmServeSampler(ServedSampler):
     def __init__(self, address: str, patience: Patience, *, run: str, image_options: dict, folder: Path) -> None:
         super().__init__(address, patience, run=run, image_options=image_options)
         self._folder = folder.absolute()
+        self._transfer: WeightTransfer | None = None
         self._answers: dict[str, list[Future[dict[str, Any]]]] = {}  # of generations in progress, by request
 
     def _connect(self, addresses: tuple[str, ...], patience: Patience) -> VllmClient:
         return VllmClient(addresses, self.name, patience)
 
     def require_fits(self, student: "AutoregressivePolicy", options: SamplingOptions) -> None:
-        """Raise PolicyError if vLLM serves another vocabulary, or lacks what the options need."""
+        """Choose how weights cross. Raises: PolicyError for another vocabulary, or a server that lacks an option."""
         if options.stop_strings:
             raise ConfigError(
                 f"{KEY}={self.source} is a vLLM, which has no stop strings. Remove sampling.stop_strings."
@@ -196,6 +213,9 @@ class VllmServeSampler(ServedSampler):
                 f"{self.name}: {self.source} returns at most {self.info['most_logprobs']} log-probs of a token. "
                 f"Expected {count}. Start it with `{COMMAND} --max-logprobs {count}`."
             )
+        if can_transfer(self.info["transfer"], student.device):
+            self._transfer = WeightTransfer(self.info["transfer"], self.source, self.client.post_once, student.device)
+            log.info("%s: weights cross to %s by vLLM's transfer (%s)", self.name, self.source, self.info["transfer"])
         rows = head_rows(student)
         if not self.info["has_weights"]:  # its next pass would end it
             return
@@ -220,23 +240,32 @@ class VllmServeSampler(ServedSampler):
         return True
 
     def _sendable(self, name: str, weight: Tensor) -> Tensor:
-        """A copy in host memory: a matrix in vLLM's data type if that is narrower. It keeps some vectors in float32."""
+        """A copy: a matrix in vLLM's data type if that is narrower. It keeps some vectors in float32."""
+        device = "cpu" if self._transfer is None else weight.device
         theirs = DTYPES[self.precision]
         is_wider = weight.ndim > 1 and weight.is_floating_point() and weight.dtype.itemsize > theirs.itemsize
-        return weight.detach().to("cpu", theirs if is_wider else weight.dtype, copy=True).contiguous()
+        return weight.detach().to(device, theirs if is_wider else weight.dtype, copy=True).contiguous()
 
     def _named(self, student: "AutoregressivePolicy", weights: dict[str, Tensor]) -> dict[str, Tensor]:
         return revert_weight_conversion(student.model, weights)
 
     def _send(self, bundles: Iterator[tuple[dict[str, Tensor], bool]]) -> None:
         try:
+            if self._transfer is not None:
+                self._send_by(self._transfer, bundles)
+                return
             with temporary_folder(self._folder / "sampler-weights") as folder:
                 for idx, (weights, _) in enumerate(bundles):
                     save_file(weights, folder / f"model-{idx:05d}.safetensors")
-                self.client.load(folder, self._version)
+                self.client.replace(self._version, lambda: self.client.load(folder))
         finally:
             for _ in bundles:
                 pass  # after an error too, other ranks gather to the end
+
+    def _send_by(self, transfer: WeightTransfer, bundles: Iterator[tuple[dict[str, Tensor], bool]]) -> None:
+        workers = self.client.get("/get_world_size")["world_size"]
+        present = self.client.get("/weight_info")["weight_version"]
+        self.client.replace(self._version, lambda: transfer.send(bundles, workers, present, self._version))
 
     def sample(
         self,
