@@ -34,7 +34,7 @@ class NodeMemory:
         return memory if memory._grow(mmap.PAGESIZE) else None
 
     def flat(self, size: int) -> Tensor:
-        """A buffer of `size` bytes that all ranks have in common. It is kept until the next but one is asked for."""
+        """A buffer of `size` bytes that all ranks have in common. The next call but one writes over it."""
         self._turn = (self._turn + 1) % _FLAT
         return self._buffer(self._turn, size)
 
