@@ -9,7 +9,7 @@ from PIL import Image
 from small import picture
 
 from workbench.data import images
-from workbench.errors import ConfigError
+from workbench.errors import ConfigError, PolicyError
 from workbench.policies.image_size import MAX_PIXELS, image_options, reduced_size, set_image_options
 from workbench.policies.loading import load_policies, load_policy
 from workbench.types import Prompt
@@ -103,3 +103,27 @@ def test_image_options_leave_out_formats(folders: dict[str, Path]) -> None:
     names = image_options(load_policy(folders["qwen2_5_vl"], "student").processor.image_processor)
     assert {"min_pixels", "max_pixels", "size"} <= set(names)
     assert not {"return_tensors", "device", "data_format"} & set(names)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"min_pixels": 12544, "max_pixels": 784},
+        {"min_pixels": 20_000_000},
+        {"size": {"min_pixels": 9, "max_pixels": 4}},
+    ],
+)
+def test_image_processor_lower_limit_above_upper_is_refused(folders: dict[str, Path], options: dict) -> None:
+    """Qwen's processor keeps min_pixels and max_pixels as the edges of its size; its own upper one is 12,845,056."""
+    with raises(ConfigError, "student", "is above", *options):
+        load_policy(folders["qwen2_5_vl"], "student", image_processor=options)
+
+
+def test_image_processor_options_are_proven_apart(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A vision tower takes patches of its own size alone; the proof of the folder's own options tells nothing of it."""
+    monkeypatch.setenv("WORKBENCH_CACHE", str(tmp_path))
+    load_policies((), student=folders["qwen2_5_vl"])
+    with raises(PolicyError, "student", "with an image", "models.image_processor"):
+        load_policies((), student=folders["qwen2_5_vl"], image_processor={"patch_size": 16})

@@ -68,6 +68,7 @@ def set_image_options(processor: Any, options: dict[str, Any], name: str) -> Non
             raise ConfigError(unknown(f"{name}: option of {kind}", key, allowed))
     try:
         processor.image_processor = type(image_processor)(**{**image_processor.to_dict(), **options})
+        _check_limits(processor.image_processor)
         processor.image_processor(images=[Image.new("RGB", _TRIED)])
     except (TypeError, ValueError, KeyError, AttributeError, RuntimeError, ArithmeticError) as error:
         before = {key: image_processor.to_dict().get(key) for key in options}
@@ -75,6 +76,17 @@ def set_image_options(processor: Any, options: dict[str, Any], name: str) -> Non
             f"{name}: {type(image_processor).__name__} refuses the image_processor options {options} ({error}). "
             f"Its values before were {before}. Correct the options, or remove them."
         ) from error
+
+
+def _check_limits(image_processor: Any) -> None:
+    """Raise ValueError if a lower limit of an image processor is above its upper one: then no image obeys both."""
+    values = image_processor.to_dict()
+    for limits in (values, *(nested for nested in values.values() if isinstance(nested, dict))):
+        pairs = [(name, name.replace("min", "max", 1)) for name in limits if "min" in name]
+        for low, high in (*pairs, ("shortest_edge", "longest_edge")):
+            lowest, highest = limits.get(low), limits.get(high)
+            if isinstance(lowest, int | float) and isinstance(highest, int | float) and lowest > highest:
+                raise ValueError(f"{low}, {lowest:,}, is above {high}, {highest:,}")
 
 
 def _parameters(image_processor: Any) -> list[str]:

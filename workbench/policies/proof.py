@@ -243,7 +243,7 @@ def _no_pass(policy: "AutoregressivePolicy", failure: Exception) -> PolicyError:
     return PolicyError(
         f"{policy.name}: the forward pass of {type(policy.model).__name__} fails on {what} "
         f"({reason[:300]}). Expected a model whose forward pass takes its processor's outputs and returns logits. "
-        "Choose another model, or another version of transformers."
+        "Choose another model, or another version of transformers, and check models.image_processor if it is set."
     )
 
 

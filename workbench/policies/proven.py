@@ -156,6 +156,7 @@ def _fingerprint(policy: AutoregressivePolicy, path: str | Path) -> str | None:
         "commit": commit,
         "weights": [str(policy.device.type), str(next(policy.model.parameters()).dtype), policy.adapter],
         "packing": policy.shortcuts.packing,
+        "pictures": str(getattr(policy.processor, "image_processor", None)),  # with changed options
         "attention": getattr(config, "_attn_implementation", None),
         "modules": hashlib.sha256(str(policy.model).encode()).hexdigest(),  # adapters, quantized or compiled layers
     }
