@@ -32,7 +32,7 @@ def lmms_results(model: Path | str, **changes: object) -> dict:
                 "alias": "mme",
                 "mme_cognition_score,none": 310.5,
                 "mme_cognition_score_stderr,none": 12.25,
-                "mme_perception_score,none": 1210.0,
+                "mme_perception_score,none": 1210.25,
                 "mme_perception_score_stderr,none": "N/A",
                 "mme_perception_score_stderr_clt,none": 0.5,
                 "submission,none": None,
@@ -75,6 +75,7 @@ def test_lmms_eval_results_are_kept_with_error_and_counts(run: RunFolder, tmp_pa
     assert accuracy.sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
     assert rows["mme", "mme_cognition_score"].stderr == 12.25
     assert rows["mme", "mme_perception_score"].stderr == 0.5  # of the mean, where the bootstrap has none
+    assert "1210.25" in summarize_run(run.path)
     assert rows["group", "exact_match,flexible-extract"].num_samples is None
     assert len(rows) == 4 and len(notes) == 1 and "results.mme.submission,none" in notes[0]
 

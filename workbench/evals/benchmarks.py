@@ -167,7 +167,7 @@ def benchmark_rows(results: Iterable[BenchmarkResult]) -> list[tuple[str, ...]]:
         model = f"{row.learner} @{row.step}" if row.is_export else f"another model: {row.model}"
         stderr = "-" if row.stderr is None else f"{row.stderr:.4g}"
         tool = row.tool if row.version is None else f"{row.tool} {row.version}"
-        rows.append((row.benchmark, row.metric, f"{row.value:.4g}", stderr, count, tool, model))
+        rows.append((row.benchmark, row.metric, f"{row.value:.6g}", stderr, count, tool, model))
     return rows
 
 
