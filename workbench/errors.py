@@ -85,7 +85,11 @@ def unknown(what: str, value: object, allowed: Iterable[str]) -> str:
     """Message for an unknown name: the value, the allowed names and the nearest one; without any, to remove it."""
     allowed = sorted(allowed)
     value = cut(value)
-    near = difflib.get_close_matches(value, allowed, n=3)
+    section = "".join(value.rpartition(".")[:2])  # equal in all names of a section, so it makes none of them nearer
+    if not any(name.startswith(section) for name in allowed):
+        section = ""
+    leaves = [name.removeprefix(section) for name in allowed if name.startswith(section)]
+    near = [section + name for name in difflib.get_close_matches(value.removeprefix(section), leaves, n=3)]
     # prefer a name with the same letters in another order
     near.sort(key=lambda name: (name[:1], sorted(name)) != (value[:1], sorted(value)))
     hint = f' Did you mean "{near[0]}"?' if near else ""

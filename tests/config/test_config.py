@@ -85,7 +85,12 @@ def test_load_config_other_method_has_its_own_defaults(file: Path) -> None:
         (['sampling.stop_strings=[""]'], "sampling.stop_strings"),
         (["sampling.stop_strings=[END]", "sampling.backend=vllm"], "sampling.stop_strings.*sampling.backend=vllm"),
         (["training.supervise=anser"], 'Did you mean "answer"'),
-        (["training.think_markers=[<t>]"], "training.think_markers must be two texts"),
+        (["training.think_markers=[<t>]"], "training.think_markers must be two different texts"),
+        (["training.think_markers=[<t>, <t>]"], "training.think_markers must be two different texts"),
+        (
+            ["training.wd=3"],
+            "weight_decay.$",
+        ),  # "training.", which all have in common, makes none near
         (["data.privileged_template=no question"], "data.privileged_template"),
         (["training.steps=many"], "training.steps must be a whole number, got 'many'"),
         (["training.steps=true"], "training.steps must be a whole number, got True"),
@@ -96,7 +101,9 @@ def test_load_config_other_method_has_its_own_defaults(file: Path) -> None:
         (["training.schedule=constant", "training.warmup_steps=2"], "Set training.schedule=constant_with_warmup"),
         (["training.optimizer=sgd", "training.betas=[0.9, 0.95]"], "training.betas.*training.optimizer=sgd"),
         (["evaluation.contexts=[plan]"], 'Did you mean "plain"'),
-        (["evaluation.contexts=plain"], "must be a list"),
+        (["evaluation.contexts=plain"], r"must be a list.*\[plain\]"),
+        (["models.train=language"], r"models.train must be a list.*\[language\]"),
+        (["data.eval=[a]"], "must be text or a mapping of keys to values or null, got \\['a'\\]. Meaning"),
         (["evaluation.tolerance=0.1"], 'grader "numeric" only'),
         (["models.teacher=null"], "needs a teacher: set models.teacher"),
         (
@@ -117,6 +124,18 @@ def test_load_config_other_method_has_its_own_defaults(file: Path) -> None:
         ([*STOPPING, "evaluation.metric_for_best_model=accuracy/student/crop/all"], 'context "crop".*plain'),
         ([*STOPPING, "evaluation.metric_for_best_model=accuracy/teacher/plain/all"], 'student "teacher"'),
         ([*STOPPING, "evaluation.metric_for_best_model=accuracy"], "METRIC/STUDENT/CONTEXT/GROUP"),
+        ([*STOPPING, "evaluation.metric_for_best_model=accuracy/student/plain"], 'group "" is unknown. Allowed: all'),
+        (
+            [*STOPPING, "evaluation.metric_for_best_model=accuracy/student/plain/chart", "data.eval={charts: a}"],
+            'group "chart" is unknown.*Did you mean "charts"',
+        ),
+        (
+            [
+                *(*STOPPING, "data.eval={a: a, b: {path: b, contexts: [crop]}}"),
+                "evaluation.metric_for_best_model=accuracy/student/crop/a",
+            ],
+            'context "crop" is unknown. Allowed: plain',
+        ),
         (["data.eval=a", "data.held_out=0.1"], "data.held_out=0.1 and data.eval"),
         (["data.held_out=0.95"], "data.held_out must be from 0 to 0.9"),
         (["data.eval={}"], "data.eval is an empty mapping"),

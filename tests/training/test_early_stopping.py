@@ -47,7 +47,7 @@ def test_early_stopping_calibration_error_improves_downward() -> None:
 
 
 def test_early_stopping_missing_group_raises_with_groups() -> None:
-    state = stopping({"student": "s", "teacher": "t"}, [], "accuracy/student/plain/visble", patience=1)
+    state = stopping({"student": "s", "teacher": "t"}, [], "accuracy/student/plain/privileged", patience=1)
     with raises(ConfigError, "evaluation.metric_for_best_model", "accuracy/student/plain/visible"):
         state.update(0, {"accuracy/student/plain/visible": 1.0, "length/student/plain/all": 2.0})
 

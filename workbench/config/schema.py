@@ -38,7 +38,7 @@ from workbench.policies.by_domain import is_by_domain
 from workbench.policies.image_size import MAX_PIXELS
 from workbench.policies.role_names import ROLES
 from workbench.policies.serving.addresses import USUAL, Patience, is_served, split_addresses
-from workbench.types import STUDENT
+from workbench.types import PRIVILEGED, STUDENT, VISIBLE
 
 VLLM = "vllm"
 BACKENDS = ("transformers", VLLM)
@@ -558,8 +558,10 @@ class RunConfig:
                 f"training.betas={betas} does not apply to training.optimizer=sgd. Remove training.betas."
             )
         markers = self.training.think_markers
-        if len(markers) != 2 or not all(isinstance(text, str) and text for text in markers):
-            raise ConfigError(f"training.think_markers must be two texts, such as [<think>, </think>], got {markers}.")
+        if len(set(map(str, markers))) != 2 or not all(isinstance(text, str) and text for text in markers):
+            raise ConfigError(
+                f"training.think_markers must be two different texts, such as [<think>, </think>], got {markers}."
+            )
         if bool(self.training.steps) == bool(self.training.epochs):
             raise ConfigError(
                 "training.steps must be at least 1, got 0, unless training.epochs is set. Set one of them."
@@ -613,13 +615,15 @@ class RunConfig:
         name, _, rest = self.metric_for_best_model.partition("/")
         policy, _, rest = rest.partition("/")
         context, _, group = rest.partition("/")
-        contexts = [context for chosen in sets for context in chosen.contexts]
+        names = [chosen.name for chosen in sets if chosen.name]
+        of_group = [chosen for chosen in sets if group not in names or chosen.name == group]
         for what, value, allowed in (
             ("metric", name, ("accuracy", "calibration_error")),
             ("student", policy, self.models.learners),
-            ("context", context, contexts),
+            ("group", group, ("all", VISIBLE, PRIVILEGED, *names)),
+            ("context", context, [context for chosen in of_group for context in chosen.contexts]),
         ):
-            if value not in allowed or not group:
+            if value not in allowed:
                 raise ConfigError(
                     unknown(f"evaluation.metric_for_best_model={self.metric_for_best_model}: {what}", value, allowed)
                     + " Expected METRIC/STUDENT/CONTEXT/GROUP, as in accuracy/student/plain/all."

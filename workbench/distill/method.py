@@ -16,7 +16,7 @@ from torch import Tensor
 
 from workbench.data.contexts import depends_on_rollout, parse_context, require_promptable
 from workbench.distill.divergences import Divergence
-from workbench.errors import ConfigError, require_one_of, show, unknown
+from workbench.errors import ConfigError, cut, require_one_of, show, unknown
 from workbench.files.parsing import Malformed, check_text
 from workbench.types import Rollout, RouteBatch, Routing
 
@@ -73,8 +73,12 @@ def check_option(key: str, value: Any, value_type: type | types.UnionType, optio
     if type(value) not in allowed or (isinstance(value, float) and not math.isfinite(value)):
         names = " or ".join(_IN_WORDS.get(value_class, value_class.__name__) for value_class in allowed)
         given = "nothing" if value is None else show(value)
-        quotes = " Quote a text that looks like a number." if str in allowed and value is not None else ""
-        raise ConfigError(f"{key} must be {names}, got {given}.{quotes} Meaning: {option.help}.")
+        remedy = ""
+        if list in allowed and isinstance(value, str | int | float):
+            remedy = f" Write it in brackets: [{cut(value)}]."
+        elif str in allowed and isinstance(value, int | float):
+            remedy = " Quote a text that looks like a number."
+        raise ConfigError(f"{key} must be {names}, got {given}.{remedy} Meaning: {option.help}.")
     if option.choices and value not in option.choices:
         raise ConfigError(unknown(key, str(value), option.choices))
     too_low = option.low is not None and value < option.low
