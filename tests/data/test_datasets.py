@@ -388,6 +388,7 @@ def test_load_examples_root_moves_relative_paths(folder):
 def test_load_examples_other_file_raises(folder):
     for name, content, message in (
         ("gone.jsonl", None, "does not exist"),
+        ("a.jsonl,b.jsonl", None, r"data.train=\[FILE, FILE\]"),
         ("rows.csv", "a,b", 'ends in ".csv"; data files are .jsonl or .parquet'),
         ("empty.jsonl", "\n\n", "has no rows"),
         ("torn.parquet", "PAR1", "cannot be read as Parquet"),

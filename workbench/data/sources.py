@@ -104,6 +104,7 @@ def open_table(source: str | Path, *, split: str | None = None) -> Table:
     if not os.path.isfile(path):
         raise DataError(
             f"{path} does not exist. Give a .jsonl, .json or .parquet file, a saved folder, hf:NAME or scenes:SPLIT."
+            + (" Several sources are a list: data.train=[FILE, FILE]." if "," in str(path) else "")
         )
     rows_of = {".jsonl": _jsonl_rows, ".parquet": _parquet_rows, ".json": _json_rows}.get(path.suffix)
     if rows_of is not None:
