@@ -206,14 +206,14 @@ def test_import_box_past_edge_is_clipped_and_counted(folder):
         ),
         ({"prompt": "Q?", "answer": ["a", "b"]}, "answer is neither text nor a number"),
         ({"prompt": "Q?", "bbox": [1, 2, 3, 4]}, "boxes without an image"),
-        ({"prompt": "Q?", "image": "a.png", "bbox": [5, 5, 5, 9]}, "a box is empty (is the box format right?)"),
+        ({"prompt": "Q?", "image": "a.png", "bbox": [5, 5, 5, 9]}, "a box is empty (check --box-format)"),
         (
             {"prompt": "Q?", "image": "a.png", "bbox": [0.1, 0.1, 0.5, 0.5]},
-            "a box is smaller than a pixel (are the box units right?)",
+            "a box is smaller than a pixel (give --box-units normalized)",
         ),
         (
             {"prompt": "Q?", "image": "a.png", "bbox": [1, 1, 900, 50]},
-            "a box leaves the image (are box format and units right?)",
+            "a box leaves the image (check --box-format and --box-units)",
         ),
         ({"prompt": "Q?", "image": "a.png", "bbox": [[1, 2, 3]]}, "a box is not four numbers"),
         ({"prompt": "Q?", "image": "a.png", "bbox": [1, 2, 3, float("nan")]}, "a box is not four numbers"),
@@ -298,6 +298,22 @@ def test_import_without_good_row_raises_and_leaves_nothing(folder):
     with raises(DataError, "2 x question is empty"):
         import_dataset(write(folder, {"prompt": ""}, {"text": "x"}), folder / "ours")
     assert sorted(path.name for path in folder.iterdir()) == ["theirs"]
+
+
+def test_import_of_no_row_tells_columns_only_where_their_names_are_at_fault(folder):
+    """Rows that are refused for their boxes have the right columns, all of which were read."""
+    normalized = {"prompt": "Q?", "image": "a.png", "bbox": [0.1, 0.1, 0.5, 0.5]}
+    with raises(DataError, "--box-units normalized") as raised:
+        imported(folder, normalized)
+    assert "--column" not in str(raised.value) and "not read" not in str(raised.value)
+    with raises(DataError, "columns are ask, image", "--column"):
+        imported(folder, {"ask": "Q?", "image": "a.png"})
+
+
+def test_import_counts_rows_without_image_where_a_column_is_left(folder):
+    report, _ = imported(folder, {"prompt": "Q?", "picture": "a.png"}, {"prompt": "R?", "picture": "b.png"})
+    ((note, count),) = report.notes.items()
+    assert count == 2 and "--column images=NAME" in note
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from workbench.data.examples import example_from_values
 from workbench.data.importing.corners import BOX_FORMATS, BOX_UNITS
 from workbench.data.importing.pictures import IMAGES_FOLDER
 from workbench.data.importing.report import ImportReport
-from workbench.data.importing.rows import COLUMN_NAMES, Importer, convert_row
+from workbench.data.importing.rows import COLUMN_NAMES, NO_QUESTION, Importer, convert_row
 from workbench.data.layouts import LAYOUTS, Layout, load_layout
 from workbench.data.sources import no_rows, open_table
 from workbench.errors import ConfigError, DataError, require_one_of, show, unknown
@@ -120,11 +120,16 @@ def _convert_all(importer: Importer, columns: dict[str, str], max_examples: int 
     for ours, name in columns.items():
         if theirs and name not in theirs:
             raise ConfigError(f"{ours}={name}: {importer.table.name}: " + unknown("column", name, theirs))
-    report.unused = tuple(name for name in theirs if name not in {*report.used, *importer.layout.also_read})
     if report.written == 0 and not report.skipped:
         raise no_rows(importer.table.name)
     if report.written == 0:
-        reasons = str(report).partition("\n")[2]
-        layouts = ", ".join(LAYOUTS)
-        advice = f"\nMap other column names with --column ours=theirs, or --layout, one of {layouts}." if theirs else ""
+        reasons, advice = str(report).partition("\n")[2], ""
+        if theirs and NO_QUESTION in report.skipped:
+            advice = (
+                f"\nThe columns are {', '.join(theirs)}. Map other names with --column ours=theirs, or --layout, "
+                f"one of {', '.join(LAYOUTS)}."
+            )
         raise DataError(f"none of the rows of {importer.table.name} could be converted.\n{reasons}{advice}")
+    report.unused = tuple(name for name in theirs if name not in {*report.used, *importer.layout.also_read})
+    if "images" not in report.columns and not set(report.unused) <= COLUMN_NAMES.keys():
+        report.notes["row without an image (--column images=NAME names another column of images)"] = report.written

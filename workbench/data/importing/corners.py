@@ -56,11 +56,13 @@ def box_corners(
     x0, y0, x1, y1 = (round(number, 2) for number in (a * scale_x, b * scale_y, c * scale_x, d * scale_y))
     description = f"{show(numbers)} is [{x0:g}, {y0:g}, {x1:g}, {y1:g}] in pixels of {width} x {height}"
     if x1 <= x0 or y1 <= y0:
-        raise Refused("a box is empty (is the box format right?)", description)
+        raise Refused("a box is empty (check --box-format)", description)
     if x1 - x0 < 1 or y1 - y0 < 1:
-        raise Refused("a box is smaller than a pixel (are the box units right?)", description)
+        is_share = form.box_units == "pixels" and max(map(abs, read)) <= 1
+        remedy = "give --box-units normalized" if is_share else "check --box-units"
+        raise Refused(f"a box is smaller than a pixel ({remedy})", description)
     if min(x0, y0) < -_MOST_OVERSHOOT or x1 > width + _MOST_OVERSHOOT or y1 > height + _MOST_OVERSHOOT:
-        raise Refused("a box leaves the image (are box format and units right?)", description)
+        raise Refused("a box leaves the image (check --box-format and --box-units)", description)
     cut = (max(0.0, x0), max(0.0, y0), min(float(width), x1), min(float(height), y1))
     if cut != (x0, y0, x1, y1):
         notes["box cut at the image's edge, by a pixel at most"] += 1

@@ -23,7 +23,8 @@ class ImportReport:
 
     def __str__(self) -> str:
         lines = [f"{self.written:,} rows written to {self.path}, {self.skipped.total():,} skipped."]
-        lines += [f"columns: {', '.join(f'{ours} from {theirs}' for ours, theirs in self.columns.items())}"]
+        if self.columns:
+            lines.append(f"columns: {', '.join(f'{ours} from {theirs}' for ours, theirs in self.columns.items())}")
         if self.unused:
             lines.append(f"not read: {', '.join(self.unused)}")
         lines += [f"note: {count:,} x {note}" for note, count in self.notes.most_common(_MOST_NOTES)]

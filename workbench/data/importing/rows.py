@@ -46,6 +46,7 @@ COLUMN_NAMES = {
     "domain": ("domain",),
     "marks": ("marks",),
 }
+NO_QUESTION = "question is empty"
 _TEXT_LIST = re.compile(r"\s*\[\s*['\"]")  # a list of texts; numbers in brackets may be the answer itself
 _HASHED = re.compile(r"####\s*([^\n#]+)\s*\Z")  # the last line, as in GSM8K
 _MOST_WRAPPER = 30  # more characters around an answer are a worked solution
@@ -82,7 +83,7 @@ def convert_row(
     talk = split_conversation(given["question"], notes)
     pictures = as_list(given["images"]) or list(talk.images)
     if is_blank(talk.question):
-        raise Refused("question is empty")
+        raise Refused(NO_QUESTION)
     if talk.num_image_marks > len(pictures):
         raise Refused("more <image> marks than images", f"{talk.num_image_marks} marks, {len(pictures)} images")
     crops = [_store(importer, crop) for crop in as_list(given["crop"])]
