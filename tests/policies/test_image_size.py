@@ -8,6 +8,7 @@ from failures import raises
 from PIL import Image
 from small import picture
 
+from workbench.config.schema import ModelsConfig
 from workbench.data import images
 from workbench.errors import ConfigError, PolicyError
 from workbench.policies.image_size import MAX_PIXELS, image_options, reduced_size, set_image_options
@@ -63,10 +64,13 @@ def test_encoder_larger_image_counted_once_by_name(
 def test_teacher_own_size_does_not_share_encoder(models: dict[str, Path]) -> None:
     same = load_policies(("teacher", "student@start"), **models, max_pixels=1200)
     assert same["teacher"].encoder is same["student"].encoder is same["student@start"].encoder
-    apart = load_policies(("teacher", "student@start"), **models, max_pixels=1200, teacher_options={"max_pixels": 4800})
+    options = ModelsConfig(teacher_max_pixels=4800).teacher_options
+    apart = load_policies(("teacher", "student@start"), **models, max_pixels=1200, teacher_options=options)
     assert apart["student"].encoder is apart["student@start"].encoder
     sizes = {name: policy.encoder.open(picture(1, (160, 120))).size for name, policy in apart.items()}
     assert sizes == {"student": (40, 30), "student@start": (40, 30), "teacher": (80, 60)}
+    keys = [policy.encoder.limit_key for policy in (apart["student"], apart["teacher"])]
+    assert keys == ["models.max_pixels", "models.teacher_max_pixels"]
 
 
 def test_image_processor_options_saved_with_processor(folders: dict[str, Path], tmp_path: Path) -> None:

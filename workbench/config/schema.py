@@ -227,6 +227,7 @@ class ModelsConfig:
     def teacher_options(self) -> dict[str, Any]:
         """Options of teachers that differ from those of students."""
         options = {name: getattr(self, f"teacher_{name}") for name in _TEACHERS_TOO}
+        options["limit_key"] = None if self.teacher_max_pixels is None else "models.teacher_max_pixels"
         if self.served_teachers:
             options["patience"] = Patience(self.teacher_timeout, self.teacher_wait)
         return {name: value for name, value in options.items() if value is not None}

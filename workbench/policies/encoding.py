@@ -43,6 +43,7 @@ class PromptEncoder:
     """Encodes prompts with a Hugging Face processor (or a tokenizer alone, for models without images).
 
     max_pixels  larger images are reduced before the processor sees them; None = no limit
+    limit_key   configuration key of max_pixels, for messages
     """
 
     def __init__(self, processor: Any, *, max_prompt_length: int | None = None) -> None:
@@ -51,6 +52,7 @@ class PromptEncoder:
         self.max_prompt_length = max_prompt_length
         self.context_length = max_prompt_length  # of prompt and completion together
         self.max_pixels: int | None = MAX_PIXELS
+        self.limit_key = "models.max_pixels"
         self.system_prompt: str | None = None  # of prompts without a system turn
         self.chat_template_kwargs: dict[str, Any] = {}
         self._content = content_form(processor) if getattr(processor, "chat_template", None) is not None else None
@@ -109,7 +111,7 @@ class PromptEncoder:
         if self.max_prompt_length is not None and length > self.max_prompt_length:
             raise PromptTooLongError(
                 f'prompt "{prompt.key}" has {length} tokens (images included). Expected at most '
-                f"{self.max_prompt_length}, beside the completion. Use smaller images (models.max_pixels), a shorter "
+                f"{self.max_prompt_length}, beside the completion. Use smaller images ({self.limit_key}), a shorter "
                 "text, a larger data.max_prompt_length if it is set, or a smaller sampling.max_completion_length."
             )
         if prompt.key:
@@ -140,7 +142,7 @@ class PromptEncoder:
         reduced = reduce(image, self.max_pixels)
         if reduced is not image:
             name = str(source) if isinstance(source, Path) else f"of {image.width} x {image.height} pixels, in memory,"
-            note(f"more than {self.max_pixels:,} pixels (models.max_pixels), reduced for the model", name)
+            note(f"more than {self.max_pixels:,} pixels ({self.limit_key}), reduced for the model", name)
         return reduced
 
     def special_in(self, text: str) -> str | None:

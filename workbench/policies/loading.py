@@ -26,6 +26,7 @@ def load_policy(
     name: str,
     *,
     max_pixels: int | None = MAX_PIXELS,
+    limit_key: str = "models.max_pixels",
     system_prompt: str | None = None,
     chat_template_kwargs: dict[str, Any] | None = None,
     packing: bool = False,
@@ -35,6 +36,7 @@ def load_policy(
     """Load a model folder or hub name as a policy, or connect to a served teacher; options as in models.load_model.
 
     max_pixels     larger images are reduced to it before they are encoded; None = no limit
+    limit_key      configuration key of max_pixels, for messages
     system_prompt  of prompts without a system turn; None = that of the chat template
     chat_template_kwargs  arguments of the chat template, such as {"enable_thinking": False}
     packing        put several sequences into a row where that takes fewer tokens, once proven
@@ -49,7 +51,7 @@ def load_policy(
         policy = kind(model, processor, name)
         policy.source = path
         policy.shortcuts = replace(policy.shortcuts, packing=packing)
-    policy.encoder.max_pixels = max_pixels
+    policy.encoder.max_pixels, policy.encoder.limit_key = max_pixels, limit_key
     policy.encoder.set_template(system_prompt, chat_template_kwargs or {}, name)
     return policy
 
@@ -59,6 +61,7 @@ def load_encoder(
     name: str,
     *,
     max_pixels: int | None = MAX_PIXELS,
+    limit_key: str = "models.max_pixels",
     system_prompt: str | None = None,
     chat_template_kwargs: dict[str, Any] | None = None,
     patience: Patience = USUAL,
@@ -72,7 +75,7 @@ def load_encoder(
         encoder = PromptEncoder(
             processor, max_prompt_length=getattr(config.get_text_config(), "max_position_embeddings", None)
         )
-    encoder.max_pixels = max_pixels
+    encoder.max_pixels, encoder.limit_key = max_pixels, limit_key
     encoder.set_template(system_prompt, chat_template_kwargs or {}, name)
     return encoder
 

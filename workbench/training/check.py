@@ -424,7 +424,9 @@ def _largest_image(policy: AutoregressivePolicy, prompt: Prompt) -> str:
     largest = max(sizes, key=math.prod)
     reduced = reduced_size(*largest, policy.encoder.max_pixels)
     text = f"; the largest image has {largest[0]} x {largest[1]} pixels"
-    return text if reduced == largest else f"{text}, reduced to {reduced[0]} x {reduced[1]} (models.max_pixels)"
+    return (
+        text if reduced == largest else f"{text}, reduced to {reduced[0]} x {reduced[1]} ({policy.encoder.limit_key})"
+    )
 
 
 def _views(result: StepResult, learner: Learner, config: RunConfig) -> Iterator[Check]:
