@@ -9,7 +9,7 @@ from failures import raises
 from PIL import Image
 from small import example, run_config
 
-from workbench.data.held_out import split_held_out
+from workbench.data.held_out import count_repeated, split_held_out
 from workbench.errors import DataError
 from workbench.training.run_data import load_run_data
 
@@ -94,3 +94,24 @@ def test_split_held_out_of_everything_or_nothing_raises(share: float) -> None:
     train, held_out = split_held_out(EXAMPLES[:40], 0.5)
     with raises(DataError, f"data.held_out={share:g}", "2 examples"):
         split_held_out((train if share < 0.5 else held_out)[:2], share)
+
+
+def test_count_repeated_compares_texts_and_images() -> None:
+    red, blue = pictures(2)
+    train = [example(idx, question="Which?", images=(red,), answer="one") for idx in range(3)]
+    same, other_image = replace(train[0], id="x"), replace(train[0], images=(blue,))
+    other_answer, bare = replace(train[0], answer="two"), replace(train[0], images=())
+    evaluated = [same, other_image, other_answer, bare, same]
+    assert count_repeated(evaluated, train) == 2
+    assert count_repeated(evaluated, []) == count_repeated([], train) == 0
+
+
+def test_run_data_names_set_whose_rows_are_trained_on(tmp_path: Path) -> None:
+    lines = [json.dumps({"question": f"What is {n}?", "answer": str(n)}) + "\n" for n in range(9)]
+    train, apart, mixed = (tmp_path / f"{name}.jsonl" for name in ("train", "apart", "mixed"))
+    for file, rows in ((train, lines[:6]), (apart, lines[6:]), (mixed, lines[5:])):
+        file.write_text("".join(rows))
+    sets = {"apart": str(apart), "mixed": str(mixed)}
+    config = run_config({"student": "s", "teacher": "t"}, tmp_path, data__train=str(train), data__eval=sets)
+    (sentence,) = load_run_data(config).describe_repeated()
+    assert sentence.startswith("data.eval.mixed: 1 of 4 examples")

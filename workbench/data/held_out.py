@@ -32,13 +32,29 @@ def split_held_out(examples: Iterable[Example], share: float) -> tuple[list[Exam
     return train, rest
 
 
+def count_repeated(evaluated: Iterable[Example], train: Iterable[Example]) -> int:
+    """Number of evaluated examples that are trained on too: a training row has the same texts and the same images.
+
+    Images are read only where the texts agree.
+    """
+    evaluated, train = list(evaluated), list(train)
+    common = set(map(_texts, evaluated)) & set(map(_texts, train))
+    sides = [[row for row in rows if _texts(row) in common] for rows in (evaluated, train)]
+    first, second = ([(_texts(row), *_contents(row)) for row in rows] for rows in sides)
+    trained = set(second)
+    return sum(row in trained for row in first)
+
+
+def _texts(example: Example) -> str:
+    turns = [turn.text for turn in (*example.history, *example.turns)]
+    return "\0".join([example.question, *turns, example.answer or ""])
+
+
 def _contents(example: Example) -> list[str]:
     """Digests of the example's images, of all turns; without any, its texts."""
-    images = [*example.images, *(image for turn in (*example.history, *example.turns) for image in turn.images)]
-    if images:
-        return [json.dumps(picture_digest(image)) for image in images]
-    turns = [turn.text for turn in (*example.history, *example.turns)]
-    return ["\0".join([example.question, *turns, example.answer or ""])]
+    turns = (*example.history, *example.turns)
+    images = [*example.images, *(image for turn in turns for image in turn.images)]
+    return [json.dumps(picture_digest(image)) for image in images] or [_texts(example)]
 
 
 def _groups(contents: list[list[str]]) -> list[str]:

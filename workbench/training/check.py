@@ -208,6 +208,7 @@ def _row_checks(
         checks.append(Check(f"rows of {'data.held_out' if data.num_held_out else chosen.key}", *finding))
     if held_out := data.describe_held_out(config.data.held_out):
         checks.append(Check("held out", OK, held_out))
+    checks += [Check("evaluated and trained on", NOTE, line) for line in data.describe_repeated()]
     checks += [Check("pictures", *line) for line in describe_pictures(before)]
     return rows.usable, rows.usable[: min(rows.num_encoded, NUM_EXAMPLES)], checks
 

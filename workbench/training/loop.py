@@ -172,6 +172,8 @@ class Trainer:
         data = load_run_data(config)
         if held_out := data.describe_held_out(config.data.held_out):
             log.info("%s", held_out)
+        for repeated in data.describe_repeated():
+            log.warning("%s", repeated)
         self.process_group.broadcast_from_main(lambda: require_same_data(self.folder, data.by_key, resume=resume))
         self.process_group.broadcast_from_main(
             lambda: require_same_models(self.folder, models_read_again(config, self.method), resume=resume)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from workbench.config.evaluation import EvaluationSet
 from workbench.config.schema import RunConfig
 from workbench.data.examples import load_examples
-from workbench.data.held_out import split_held_out
+from workbench.data.held_out import count_repeated, split_held_out
 from workbench.data.mixture import load_mixture
 from workbench.errors import at
 from workbench.evals.records import require_answers
@@ -41,6 +41,16 @@ class RunData:
             f"data.held_out={share:g}: {self.num_held_out:,} of {total:,} examples are set aside, "
             f"{len(evaluated):,} of them are evaluated (evaluation.max_examples); {len(self.train):,} are trained on"
         )
+
+    def describe_repeated(self) -> list[str]:
+        """One sentence for each evaluation set of which examples are trained on too."""
+        counts = [(chosen.key, count_repeated(rows, self.train), len(rows)) for chosen, rows in self.evaluation]
+        return [
+            f"{key}: {count:,} of {total:,} examples are trained on too (same texts and images), so their accuracy "
+            "tells nothing about new questions. Name others, or set data.held_out in place of data.eval."
+            for key, count, total in counts
+            if count
+        ]
 
 
 def with_template(examples: list[Example], config: RunConfig) -> list[Example]:
