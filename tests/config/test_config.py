@@ -115,6 +115,8 @@ def test_load_config_other_method_has_its_own_defaults(file: Path) -> None:
         (["data.train=[]"], "data.train"),
         (["data.train={path: a}"], "data.train must be text or a list"),
         (["data.train=[a, {path: b, weight: 0}]"], r"data.train\[1\].weight must be a number above 0"),
+        (["evaluation.metric_for_best_model=accuracy/student/plain/all"], "no effect without early stopping"),
+        (["models.train=[language,language]"], "names language twice"),
         (["evaluation.early_stopping_patience=2"], "early_stopping_patience=2 needs evaluations"),
         (["evaluation.early_stopping_patience=2", "data.eval=a"], "Set evaluation.every"),
         (

@@ -607,6 +607,11 @@ class RunConfig:
         """Raise ConfigError if early stopping lacks evaluations, or its metric cannot be one of theirs."""
         sets, evaluation = self.evaluation_sets, self.evaluation
         if not evaluation.early_stopping_patience:
+            if evaluation.metric_for_best_model:
+                raise ConfigError(
+                    f"evaluation.metric_for_best_model={evaluation.metric_for_best_model} has no effect without early "
+                    "stopping. Set evaluation.early_stopping_patience above 0, or remove the metric."
+                )
             return
         if not sets or not evaluation.every:
             raise ConfigError(
@@ -680,6 +685,8 @@ class RunConfig:
             for role in names:
                 if role not in ROLES:
                     raise ConfigError(unknown(f"{key}: role", role, ROLES))
+        if repeated := [role for role in ROLES if trained.count(role) > 1]:
+            raise ConfigError(f"models.train={trained} names {repeated[0]} twice. Name each role once.")
         for role, rate in rates.items():
             if trained and role not in trained:
                 raise ConfigError(

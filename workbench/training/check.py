@@ -523,6 +523,8 @@ def _thinking(config: RunConfig, result: StepResult, learner: Learner) -> Iterat
     if part == "all" and not count:
         return
     text = f"training.supervise={part}: {count} of {len(rollouts)} answers have thinking ({' '.join(markers)})"
+    if not count:
+        text += ". Set training.think_markers to those of the model, or training.supervise=all"
     if unfinished:
         text += f"; {unfinished} end inside of it, so they have no answer and count as wrong"
     yield Check("supervised part", OK if count and not unfinished else NOTE, text)

@@ -56,7 +56,8 @@ class EarlyStopping:
 
     def __str__(self) -> str:
         """Why and where the run ended."""
+        evaluations = "1 evaluation" if self.since == 1 else f"{self.since} evaluations in a row"
         return (
-            f"stopped early at step {self.step}: {self.since} evaluations in a row did not improve {self.metric} by "
+            f"stopped early at step {self.step}: {evaluations} did not improve {self.metric} by "
             f"more than {self._threshold:g} (evaluation.early_stopping_patience={self.patience})"
         )
