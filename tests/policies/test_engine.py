@@ -138,8 +138,8 @@ def work(student: str, teacher: str, folder: str) -> None:
         losses = [trainer.train_step(step)["loss"] for step in (1, 2, 3)]
         evaluated = trainer.evaluation(3)
     assert "each has a vllm" in describe_shards([trainer.learners[0].student], "float32")
-    found = {"losses": losses, "evaluated": evaluated, "whole": engine.whole, "loads": engine.loads}
-    (Path(folder) / f"out.{group.rank}").write_text(json.dumps(found))
+    result = {"losses": losses, "evaluated": evaluated, "whole": engine.whole, "loads": engine.loads}
+    (Path(folder) / f"out.{group.rank}").write_text(json.dumps(result))
 
 
 def sharded_config(models: dict, folder: Path) -> RunConfig:

@@ -164,6 +164,19 @@ def largest_gap(
     return float((expected.gather(-1, tokens.unsqueeze(-1)).squeeze(-1) - drawn).abs().max())
 
 
+def check_each_update(
+    student: AutoregressivePolicy, samplers: list[ServedSampler], prompts: list[Prompt], options: SamplingOptions
+) -> None:
+    """Assert that two runs, the first again without an update, then with one, sample by the student's weights."""
+    for sampler, is_updated in zip((*samplers, samplers[0], samplers[0]), (False, False, False, True), strict=True):
+        if is_updated:
+            with torch.no_grad():
+                for parameter in student.model.parameters():
+                    parameter.add_(0.1 * torch.randn_like(parameter))
+            sampler.weights_changed()
+        assert largest_gap(student, sampler, prompts, options) < 1e-3
+
+
 @pytest.mark.parametrize(
     "family, options", [("qwen3_vl", ["--tensor-parallel", "2"]), ("idefics3", []), ("smolvlm", [])]
 )
@@ -279,14 +292,7 @@ def test_plain_vllm_samples_with_the_weights_of_each_update(
         ).require_fits(student, options)
     with raises(ConfigError, "stop strings"):
         student.sampler.require_fits(student, SamplingOptions(8, stop_strings=("a",)))
-    # run, other run, the first again without an update, then with one
-    for sampler, is_updated in zip((*samplers, samplers[0], samplers[0]), (False, False, False, True), strict=True):
-        if is_updated:
-            with torch.no_grad():
-                for parameter in student.model.parameters():
-                    parameter.add_(0.1 * torch.randn_like(parameter))
-            sampler.weights_changed()
-        assert largest_gap(student, sampler, prompts, options) < 1e-3
+    check_each_update(student, samplers, prompts, options)
     assert not list((tmp_path / "shared").iterdir())  # weights lie there only while they cross
     other = load_policy(SAVE["idefics3"](tmp_path / "other"), "student")
     with raises(PolicyError, server.address, "401 tokens"):
@@ -316,14 +322,7 @@ def test_transfer_sends_the_weights_of_each_update(
     samplers = [connect(run=name) for name in ("run", "other")]
     for sampler in samplers:
         sampler.require_fits(student, options)
-    # run, other run, the first again without an update, then with one
-    for sampler, is_updated in zip((*samplers, samplers[0], samplers[0]), (False, False, False, True), strict=True):
-        if is_updated:
-            with torch.no_grad():
-                for parameter in student.model.parameters():
-                    parameter.add_(0.1 * torch.randn_like(parameter))
-            sampler.weights_changed()
-        assert largest_gap(student, sampler, prompts, options) < 1e-3
+    check_each_update(student, samplers, prompts, options)
     assert not (tmp_path / "shared").exists()
     other = load_policy(SAVE["idefics3"](tmp_path / "other"), "student")
     samplers[0].weights_changed()
