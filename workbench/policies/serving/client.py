@@ -193,13 +193,16 @@ class ServerClient:
                 if failure.hangs:
                     alive.remove(address)
                 refused_since = (refused_since or now) if starts and failure.refused else 0.0
-                is_absent = bool(refused_since) and now - refused_since >= START_S
-                if not alive or is_absent or now - first_failure >= self.patience.wait:
+                end = first_failure + self.patience.wait
+                if refused_since:
+                    end = min(end, refused_since + START_S)
+                if not alive or now >= end:
                     raise self._gave_up(address, failure, tries, now - first_failure, starts=starts) from None
                 self.retries += 1
                 self._report(address, failure, tries, starts=starts)
                 if tries % len(alive) == 0:
-                    time.sleep(failure.pause or PAUSES_S[min(tries // len(alive), len(PAUSES_S)) - 1])
+                    pause = failure.pause or PAUSES_S[min(tries // len(alive), len(PAUSES_S)) - 1]
+                    time.sleep(min(pause, max(end - time.monotonic(), 0.0)))
 
     def _report(self, address: str, failure: Failed, tries: int, *, starts: bool) -> None:
         """Log a failure that is tried again; of a model that is loading, the first."""
