@@ -245,6 +245,7 @@ def test_lost_process_stops_others_and_run_resumes(
     assert (killed.returncode, survivor.returncode) == (-9, 2), survivor.stderr
     errors = [line for line in survivor.stderr.splitlines() if line.startswith("LostProcess")]
     assert len(errors) == 1 and f"--resume {config.run_dir}" in errors[0]
+    assert "all of them if none was saved" in errors[0]
     assert "Traceback" not in survivor.stderr
     assert RunFolder.open(config.run_dir).status["status"] == "failed"
     assert [checkpoint.step for checkpoint in list_checkpoints(config.run_dir)] == [1, 2]  # of one process; of two

@@ -57,7 +57,7 @@ def train(
     """
     process_group = join()
     process_group.remedy = (
-        "Only the steps since the newest checkpoint are lost. Continue with "
+        "The steps since the newest checkpoint are lost, or all of them if none was saved. Continue with "
         f"{process_group.resume_command(config.run_dir)}."
     )
     folder = RunFolder(config.run_dir) if process_group.is_main else ReadOnlyFolder(config.run_dir)
