@@ -22,7 +22,7 @@ from workbench.policies import Completion, SamplingOptions
 from workbench.policies.autoregressive import load_policy
 from workbench.policies.encoding import collate
 from workbench.policies.fsdp import describe_shards
-from workbench.policies.vllm import Request, Sampled, VllmEngine, weights_of
+from workbench.policies.vllm import Generation, Request, Sampled, VllmEngine, weights_of
 from workbench.runs.folder import ReadOnlyFolder, RunFolder
 from workbench.traces.reader import open_traces
 from workbench.training.learner import Learner, attach_engine, build_learner, check_engine
@@ -50,19 +50,12 @@ class OtherModel:
             for name, value in settings.items():
                 value.copy_(given[name])
 
-    def generate(
-        self,
-        requests: list[Request],
-        seeds: list[list[int]],
-        options: SamplingOptions,
-        stop: frozenset[int],
-        never: list[int],
-    ) -> list[list[Sampled]]:
-        assert stop == self.policy.stop_ids and never == self.policy.placeholders
-        encoded = [self._encode(request) for request in requests]
-        prompts = [Prompt((), "", key=str(index)) for index in range(len(requests))]
+    def generate(self, generation: Generation) -> list[list[Sampled]]:
+        assert generation.stop == self.policy.stop_ids and generation.never == self.policy.placeholders
+        encoded = [self._encode(request) for request in generation.requests]
+        prompts = [Prompt((), "", key=str(index)) for index in range(len(encoded))]
         self.policy.encoder = _Encoder(encoded, self.policy.encoder.pad_id)
-        written = self.policy.sample(prompts, seeds, options)
+        written = self.policy.sample(prompts, generation.seeds, generation.options)
         read = [tuple(entry["input_ids"][0].tolist()) + (7,) * self.shift for entry in encoded]
         return [
             [Sampled(item.ids, item.logprobs, ids) for item in values]
@@ -195,11 +188,11 @@ def test_engine_gets_merged_adapters(dora: bool, models: dict) -> None:
 
 def test_engine_end_tokens_become_the_common_end(models: dict, prompts: list) -> None:
     class EndsOtherwise(OtherModel):
-        def generate(self, requests: list, seeds: list, options: SamplingOptions, stop: frozenset, never: list) -> list:
-            read = [tuple(self._encode(request)["input_ids"][0].tolist()) for request in requests]
+        def generate(self, generation: Generation) -> list:
+            read = [tuple(self._encode(request)["input_ids"][0].tolist()) for request in generation.requests]
             return [
                 [Sampled((5, other), (-1.0, -2.0), ids) for _ in values]
-                for ids, values in zip(read, seeds, strict=True)
+                for ids, values in zip(read, generation.seeds, strict=True)
             ]
 
     student = load_policy(models["student"], "student")
@@ -212,9 +205,9 @@ def test_engine_end_tokens_become_the_common_end(models: dict, prompts: list) ->
 
 def test_engine_has_its_own_precision(models: dict, prompts: list) -> None:
     class Asks(OtherModel):
-        def generate(self, *arguments: object) -> list:
+        def generate(self, generation: Generation) -> list:
             assert not torch.is_autocast_enabled("cpu")
-            return super().generate(*arguments)
+            return super().generate(generation)
 
     student = load_policy(models["student"], "student")
     student.engine = Asks(models["teacher"])
@@ -224,9 +217,9 @@ def test_engine_has_its_own_precision(models: dict, prompts: list) -> None:
 
 def test_engine_never_draws_unused_rows_of_head(models: dict, prompts: list) -> None:
     class Listens(OtherModel):
-        def generate(self, requests: list, seeds: list, options: SamplingOptions, stop: frozenset, never: list) -> list:
-            self.never = never
-            return super().generate(requests, seeds, options, stop, self.policy.placeholders)
+        def generate(self, generation: Generation) -> list:
+            self.never = generation.never
+            return super().generate(replace(generation, never=self.policy.placeholders))
 
     student = load_policy(models["student"], "student")
     rows, student.vocabulary = student.vocabulary, student.vocabulary - 3

@@ -22,7 +22,7 @@ from workbench.policies.passes import Passes, Sent, States
 from workbench.policies.proof import Proof, prove
 from workbench.policies.sampling import in_blocks, sample_tokens, uniform
 from workbench.policies.view_output import Head, ViewOutput
-from workbench.policies.vllm import Engine, Request, check_same_prompt, weights_of
+from workbench.policies.vllm import Engine, Generation, Request, check_same_prompt, weights_of
 from workbench.types import DenoisingTrace, Prompt
 
 _PLACEHOLDERS = tuple(
@@ -173,7 +173,7 @@ class AutoregressivePolicy(Passes):
         self, engine: Engine, prompts: list[Prompt], seeds: list[list[int]], options: SamplingOptions
     ) -> list[list[Completion]]:
         """Sample with an engine's weights. Raises PolicyError if its prompt tokens differ from the policy's."""
-        sampled = engine.generate(*self.arguments_of_engine(prompts, seeds, options))
+        sampled = engine.generate(self.generation(prompts, seeds, options))
         for prompt, completions in zip(prompts, sampled, strict=True):
             expected_ids = tuple(self.encoder.encode(prompt)["input_ids"][0].tolist())
             for completion in completions:
@@ -182,13 +182,11 @@ class AutoregressivePolicy(Passes):
             [self._cut(completion.ids, completion.logprobs) for completion in completions] for completions in sampled
         ]
 
-    def arguments_of_engine(
-        self, prompts: list[Prompt], seeds: list[list[int]], options: SamplingOptions
-    ) -> tuple[list[Request], list[list[int]], SamplingOptions, frozenset[int], list[int]]:
-        """Arguments of Engine.generate."""
+    def generation(self, prompts: list[Prompt], seeds: list[list[int]], options: SamplingOptions) -> Generation:
+        """What an engine samples for `sample` with the same arguments."""
         requests = [Request(*self.encoder.request(prompt)) for prompt in prompts]
         padding = range(self.vocabulary, output_layer(self.model).weight.shape[0])  # unused entries of the head
-        return requests, seeds, options, self.stop_ids, [*self.placeholders, *padding]
+        return Generation(requests, seeds, options, self.stop_ids, [*self.placeholders, *padding])
 
     def _continue(self, states: States, seeds: list[int], options: SamplingOptions) -> list[Completion]:
         """Sample tokens until all rows have ended, then cut each row at its end token."""

@@ -59,6 +59,21 @@ class Sampled:
     prompt_ids: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class Generation:
+    """What an engine samples: a completion for each seed of each request.
+
+    stop   tokens that end a completion
+    never  tokens that are not sampled
+    """
+
+    requests: list[Request]
+    seeds: list[list[int]]
+    options: SamplingOptions
+    stop: frozenset[int]
+    never: list[int]
+
+
 @runtime_checkable
 class Engine(Protocol):
     """Interface of a rollout engine."""
@@ -66,15 +81,8 @@ class Engine(Protocol):
     def load(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         """Load weights, named as in model folders."""
 
-    def generate(
-        self,
-        requests: list[Request],
-        seeds: list[list[int]],
-        options: SamplingOptions,
-        stop: frozenset[int],
-        never: list[int],
-    ) -> list[list[Sampled]]:
-        """Sample one completion per seed of each request. `stop` tokens end it, `never` tokens are not sampled."""
+    def generate(self, generation: Generation) -> list[list[Sampled]]:
+        """Sample the completions of each request."""
 
 
 @torch.no_grad()
@@ -162,16 +170,10 @@ class VllmEngine:
         self.llm.reset_prefix_cache()
         self.llm.llm_engine.reset_encoder_cache()  # image features, in worker and scheduler
 
-    def generate(
-        self,
-        requests: list[Request],
-        seeds: list[list[int]],
-        options: SamplingOptions,
-        stop: frozenset[int],
-        never: list[int],
-    ) -> list[list[Sampled]]:
+    def generate(self, generation: Generation) -> list[list[Sampled]]:
+        options, stop = generation.options, sorted(generation.stop)
         inputs, parameters = [], []
-        for request, request_seeds in zip(requests, seeds, strict=True):
+        for request, request_seeds in zip(generation.requests, generation.seeds, strict=True):
             for seed in request_seeds:
                 inputs.append(vllm_prompt(request, self.image_options))
                 parameters.append(
@@ -181,10 +183,10 @@ class VllmEngine:
                         top_p=options.top_p,
                         top_k=options.top_k or -1,
                         seed=seed,
-                        stop_token_ids=sorted(stop),
-                        logit_bias=dict.fromkeys(never, -100.0) or None,
+                        stop_token_ids=stop,
+                        logit_bias=dict.fromkeys(generation.never, -100.0) or None,
                         logprobs=len(stop),  # of all end tokens, besides the sampled token
-                        logprob_token_ids=sorted(stop),
+                        logprob_token_ids=stop,
                         detokenize=False,
                     )
                 )
@@ -192,8 +194,8 @@ class VllmEngine:
             answers = self.llm.generate(inputs, parameters, use_tqdm=False)
         except ValueError as error:  # for example too many images, or a too long prompt
             raise PolicyError(f"vllm rejects these prompts ({error}). Choose transformers in its place.") from error
-        completions = (_sampled(answer, stop) for answer in answers)
-        return [[next(completions) for _ in request_seeds] for request_seeds in seeds]
+        completions = (_sampled(answer, generation.stop) for answer in answers)
+        return [[next(completions) for _ in request_seeds] for request_seeds in generation.seeds]
 
 
 def vllm_prompt(request: Request, image_options: dict[str, Any], answer: tuple[int, ...] = ()) -> dict[str, Any]:

@@ -34,7 +34,7 @@ from workbench.policies.serving.client import UNAUTHORIZED, ConflictError, Faile
 from workbench.policies.serving.sampler import KEY, ServedSampler, head_rows
 from workbench.policies.serving.weight_transfer import WeightTransfer, can_transfer
 from workbench.policies.serving.wire import SAMPLER, WireError
-from workbench.policies.vllm import Request, Sampled
+from workbench.policies.vllm import Generation, Sampled
 from workbench.types import Prompt
 
 if TYPE_CHECKING:
@@ -287,50 +287,36 @@ class VllmServeSampler(ServedSampler):
         seeds: list[list[int]],
         options: SamplingOptions,
     ) -> None:
-        bodies = self._bodies(*student.arguments_of_engine(prompts, seeds, options))
+        bodies = self._bodies(student.generation(prompts, seeds, options))
         self._answers[self._key(bodies)] = self.client.generate(bodies)
 
     def load(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         """Nothing: `send_weights` sends them, by all ranks."""
 
-    def generate(
-        self,
-        requests: list[Request],
-        seeds: list[list[int]],
-        options: SamplingOptions,
-        stop: frozenset[int],
-        never: list[int],
-    ) -> list[list[Sampled]]:
+    def generate(self, generation: Generation) -> list[list[Sampled]]:
         """As Engine.generate. Raises: ConflictError if other weights sampled a token."""
-        bodies = self._bodies(requests, seeds, options, stop, never)
+        bodies = self._bodies(generation)
         answers = self._answers.pop(self._key(bodies), None) or self.client.generate(bodies)
-        sampled = (self._sampled(answer.result(), stop) for answer in answers)
-        return [[next(sampled) for _ in values] for values in seeds]
+        sampled = (self._sampled(answer.result(), generation.stop) for answer in answers)
+        return [[next(sampled) for _ in values] for values in generation.seeds]
 
     def _key(self, bodies: list[dict[str, Any]]) -> str:
         """What identifies a generation: its version, and each answer's prompt and seed."""
         return f"{self._version} {[(body['token_ids'], body['sampling_params']['seed']) for body in bodies]}"
 
-    def _bodies(
-        self,
-        requests: list[Request],
-        seeds: list[list[int]],
-        options: SamplingOptions,
-        stop: frozenset[int],
-        never: list[int],
-    ) -> list[dict[str, Any]]:
+    def _bodies(self, generation: Generation) -> list[dict[str, Any]]:
         """A request for each answer."""
         urls: dict[int, str] = {}
-        ends = sorted(stop)
+        options, ends = generation.options, sorted(generation.stop)
         # vLLM returns as many log-probs as ids are named, the sampled token's among them: an id more than it ends by
-        other = next(token for token in range(len(ends) + 1) if token not in stop)
+        other = next(token for token in range(len(ends) + 1) if token not in generation.stop)
         sampling = {
             "max_tokens": options.max_completion_length,
             "temperature": options.temperature,
             "top_p": options.top_p,
             "top_k": options.top_k or -1,
             "stop_token_ids": ends,
-            "logit_bias": {str(token): -100.0 for token in never} or None,
+            "logit_bias": {str(token): -100.0 for token in generation.never} or None,
             "logprobs": len(ends) + 1,
             "logprob_token_ids": [*ends, other],
             "detokenize": False,
@@ -342,7 +328,7 @@ class VllmServeSampler(ServedSampler):
                 "sampling_params": {**sampling, "seed": seed},
                 "return_token_ids": True,
             }
-            for request, values in zip(requests, seeds, strict=True)
+            for request, values in zip(generation.requests, generation.seeds, strict=True)
             for seed in values
         ]
 
