@@ -23,7 +23,7 @@ def closed_port(monkeypatch: pytest.MonkeyPatch) -> int:
         port = listener.getsockname()[1]
     monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{port}")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    for name in ("http_proxy", "HTTP_PROXY"):
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
     return port
 
@@ -39,7 +39,15 @@ def test_name_without_hub_is_refused_at_once(closed_port: int, load) -> None:
 
 
 @pytest.mark.usefixtures("closed_port")
-def test_folders_and_cached_models_need_no_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize("variable", ["http_proxy", "all_proxy"])
+def test_name_behind_a_proxy_is_left_to_the_client(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    monkeypatch.setenv(variable, "http://127.0.0.1:9")
+    refuse_unreachable("student", NAME)
+
+
+@pytest.mark.usefixtures("closed_port")
+@pytest.mark.parametrize("file", ["config.json", "adapter_config.json"])
+def test_folders_and_cached_models_need_no_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, file: str) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "here").mkdir()
     refuse_unreachable("student", "here")
@@ -47,7 +55,7 @@ def test_folders_and_cached_models_need_no_hub(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     snapshot = tmp_path / "models--some-owner--cached" / "snapshots" / "abc"
     snapshot.mkdir(parents=True)
-    (snapshot / "config.json").write_text("{}")
+    (snapshot / file).write_text("{}")
     (refs := snapshot.parents[1] / "refs").mkdir()
     (refs / "main").write_text("abc")
     refuse_unreachable("student", "some-owner/cached")

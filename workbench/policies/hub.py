@@ -22,9 +22,10 @@ def refuse_unreachable(name: str, model: str | Path) -> None:
     """
     model, hub = str(model), urlsplit(constants.ENDPOINT)
     is_name = model.count("/") <= 1 and not model.startswith((".", "/", "~"))
-    if not is_name or Path(model).exists() or is_offline_mode() or hub.scheme in urllib.request.getproxies():
+    by_proxy = not {hub.scheme, "all"}.isdisjoint(urllib.request.getproxies())
+    if not is_name or Path(model).exists() or is_offline_mode() or by_proxy:
         return
-    if isinstance(try_to_load_from_cache(model, "config.json"), str):
+    if any(isinstance(try_to_load_from_cache(model, file), str) for file in ("config.json", "adapter_config.json")):
         return
     address = hub.hostname or "", hub.port or (443 if hub.scheme == "https" else 80)
     try:
