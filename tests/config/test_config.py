@@ -286,3 +286,17 @@ def test_override_mapping_keeps_other_keys_of_section():
     assert override(values, ["method={name: opd}"])["method"] == {"name": "opd"}
     assert override(values, ["method={privilege: boxes}"])["method"] == {"name": "dopd", "privilege": "boxes"}
     assert values["training"] == {"steps": 60, "learning_rate": 5e-4}
+
+
+def test_stored_metric_without_early_stopping_is_dropped_until_it_has_an_effect(tmp_path: Path) -> None:
+    file, metric = tmp_path / "config.yaml", "accuracy/student/plain/all"
+    file.write_text(
+        "models: {student: s, teacher: t}\ndata: {train: a, eval: b}\nmethod: {name: opd}\n"
+        f"evaluation: {{every: 1, metric_for_best_model: {metric}}}\n"
+    )
+    with raises(ConfigError, "no effect without early stopping"):
+        load_config(file)
+    (tmp_path / "run.json").write_text("{}")  # the file of a run that an older version trained
+    assert load_config(file).evaluation.metric_for_best_model is None
+    stops = load_config(file, ["evaluation.early_stopping_patience=2"])
+    assert stops.evaluation.metric_for_best_model == metric

@@ -13,7 +13,7 @@ import json
 import math
 import re
 import typing
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import UnionType
@@ -61,6 +61,7 @@ RESUMABLE = (
 )  # every other key defines the run
 _LENGTHS = {"training.steps": "training.epochs", "training.epochs": "training.steps"}  # each replaces the other
 _WARMUP = ("training.schedule", "training.warmup_steps")
+_STOPPING = ("evaluation.early_stopping_patience", "evaluation.metric_for_best_model")
 SCHEDULES = ("constant", "linear", "cosine", "constant_with_warmup")
 
 
@@ -752,8 +753,8 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     is_run = (Path(path).parent / "run.json").is_file()
     if is_run:
         require_current(values, Path(path).parent)
-    if is_run and not any(parse_override(text)[0] in _WARMUP for text in overrides):
-        values = as_it_ran(values)
+    if is_run:
+        values = as_it_ran(values, {parse_override(text)[0] for text in overrides})
     return build_config(override(values, overrides), name=Path(path).stem, where=where)
 
 
@@ -775,12 +776,17 @@ def require_current(values: dict, run_dir: Path) -> None:
         )
 
 
-def as_it_ran(values: dict) -> dict:
-    """Drop training.warmup_steps of a stored run with a constant schedule: older versions ignored it there."""
-    training = values.get("training")
-    if not isinstance(training, dict) or training.get("schedule") != "constant" or not training.get("warmup_steps"):
-        return values
-    return {**values, "training": {**training, "warmup_steps": 0}}
+def as_it_ran(values: dict, overridden: Set[str] = frozenset()) -> dict:
+    """Drop what older versions ignored in a stored run: warmup steps under a constant schedule, and a metric without
+    early stopping; not where an override may give it an effect.
+    """
+    training, evaluation = values.get("training"), values.get("evaluation")
+    if isinstance(training, dict) and training.get("schedule") == "constant" and overridden.isdisjoint(_WARMUP):
+        values = {**values, "training": {**training, "warmup_steps": 0}}
+    stops = not isinstance(evaluation, dict) or evaluation.get("early_stopping_patience")
+    if not stops and overridden.isdisjoint(_STOPPING):
+        values = {**values, "evaluation": {**evaluation, "metric_for_best_model": None}}
+    return values
 
 
 def resumed_config(run_dir: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
