@@ -287,6 +287,7 @@ def test_study_stopped_run_and_dead_worker_resume_equal(study_copy: Study, finis
     assert answers(study_copy) == answers(finished)
 
 
+@pytest.mark.flaky(reruns=1)  # a killed study's process may create its run's folder while the next study loads models
 def test_study_stopped_then_killed_resumes_equal(
     models: dict, tmp_path: Path, finished: Study, capsys: pytest.CaptureFixture
 ) -> None:
